@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# "make help" lists the targets. On the host, each target first completes the
+# build environment (scripts/buildenv) and then runs inside it
+# (scripts/in-env); nothing but root and a network is needed.
+
+.DEFAULT_GOAL := all
+.SUFFIXES:
+
+GOALS := all module userspace check lint test-cargo test-vm demo bench rust-analyzer
+.PHONY: $(GOALS) clean help
+
+help:
+	@echo 'Targets:'
+	@echo '  all            module and userspace (default)'
+	@echo '  module         the kernel module build/module/mars.ko'
+	@echo '  userspace      the programs in build/cargo/release/'
+	@echo '  check          everything that is tested: lint, test-cargo, test-vm'
+	@echo '  lint           format, clippy, layer rules, stack depth, licences, ...'
+	@echo '  test-cargo     tests of the core and the tools, without a kernel'
+	@echo '  test-vm        tests that boot kernels in virtual machines'
+	@echo '  demo           a small cluster in virtual machines, step by step'
+	@echo '  bench          measurements'
+	@echo '  rust-analyzer  rust-project.json for editors'
+	@echo '  clean          removes build/ (not the build environment)'
+	@echo
+	@echo 'Settings:'
+	@echo '  MARS_CACHE=DIR where the build environment is (default ~/.cache/mars)'
+	@echo '  V=1            show the commands of the module build'
+	@echo '  ARGS=...       further arguments for pytest, demo and bench'
+
+clean:
+	rm -rf build rust-project.json
+
+ifneq ($(MARS_IN_ENV),1)
+
+$(GOALS):
+	+@scripts/buildenv && exec scripts/in-env make --no-print-directory $@
+
+else
+
+jobs := $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
+
+# $(call kbuild,folder for the results[,variables])
+kbuild = $(MAKE) --no-print-directory $(jobs) -C $(MARS_KDIR) CC=$(MARS_KCC) \
+	M=$(CURDIR) MO=$(CURDIR)/build/$(1) $(2)
+
+all: module userspace
+
+module:
+	+@mkdir -p build/module
+	+@$(call kbuild,module,modules)
+
+userspace:
+	+@if [ -e userspace/Cargo.toml ]; then \
+		cargo build --release --manifest-path userspace/Cargo.toml; \
+	fi
+
+check:
+	@exec scripts/check
+
+lint:
+	@exec scripts/lint/run
+
+test-cargo:
+	+@if [ -e userspace/Cargo.toml ]; then \
+		cargo test --workspace --no-fail-fast --manifest-path userspace/Cargo.toml; \
+	fi
+
+test-vm: module userspace
+	@exec python3 -m pytest tests $(ARGS)
+
+demo: module userspace
+	@exec scripts/demo $(ARGS)
+
+bench: module userspace
+	@exec scripts/bench $(ARGS)
+
+rust-analyzer: module
+	@exec scripts/rust-project rust-project.json
+
+endif
