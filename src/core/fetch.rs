@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Plan of fetching one transaction log over a bundle of connections.
+//!
+//! A log grows at its source while it is read. Several workers, each with a connection of its own, ask this plan what to
+//! request next: a range that the source is known to have, or (one worker only) the open end, where the source is to
+//! answer as soon as there is more. Replies arrive in any order and may be shorter than asked; what failed is handed out
+//! again. [`FetchPlan::contiguous`] is the position up to which everything has arrived: only that may be replayed.
+//!
+//! Pure: no clock, no socket; the caller holds the lock. Positions are bytes of the log file.
+
+use kernel::alloc::{
+    flags::GFP_KERNEL,
+    AllocError,
+    KVec, //
+};
+
+/// A range of bytes of a log file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// First byte.
+    pub start: u64,
+    /// Number of bytes.
+    pub len: u32,
+}
+
+impl Span {
+    /// First byte behind the range.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(u64::from(self.len))
+    }
+}
+
+/// What a worker is to do next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Task {
+    /// Read this range; the source has it.
+    Read(Span),
+    /// Wait at the source for bytes from this position on.
+    Poll(u64),
+    /// Nothing for this worker at the moment.
+    Idle,
+}
+
+/// Why a reply was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FetchError {
+    /// The reply does not belong to what was asked.
+    Unexpected,
+    /// Out of memory.
+    NoMemory,
+}
+
+impl From<AllocError> for FetchError {
+    fn from(_: AllocError) -> Self {
+        Self::NoMemory
+    }
+}
+
+/// State of fetching one log.
+///
+/// # Invariants
+///
+/// `contiguous <= cursor`; every byte in `contiguous..cursor` is in flight, in `again` or in `done`.
+#[derive(Debug)]
+pub struct FetchPlan {
+    contiguous: u64,
+    cursor: u64,
+    known_end: u64,
+    closed_at: Option<u64>,
+    done: KVec<Span>,
+    again: KVec<Span>,
+    polling: bool,
+}
+
+impl FetchPlan {
+    /// Starts at `start`, up to which the local copy is already complete.
+    pub fn new(start: u64) -> Self {
+        Self {
+            contiguous: start,
+            cursor: start,
+            known_end: start,
+            closed_at: None,
+            done: KVec::new(),
+            again: KVec::new(),
+            polling: false,
+        }
+    }
+
+    /// Everything before this position has arrived.
+    pub fn contiguous(&self) -> u64 {
+        self.contiguous
+    }
+
+    /// Durable end of the log at the source, as far as it is known.
+    pub fn known_end(&self) -> u64 {
+        self.known_end
+    }
+
+    /// Whether the log is closed at the source and has arrived whole.
+    pub fn is_complete(&self) -> bool {
+        self.closed_at == Some(self.contiguous)
+    }
+
+    /// What a worker is to do next; at most `max` bytes at a time.
+    pub fn next(&mut self, max: u32) -> Task {
+        if let Some(span) = self.again.pop() {
+            return Task::Read(span);
+        }
+        let rest = self.known_end.saturating_sub(self.cursor);
+        if rest > 0 {
+            let len = u32::try_from(rest).unwrap_or(u32::MAX).min(max);
+            let span = Span {
+                start: self.cursor,
+                len,
+            };
+            self.cursor = span.end();
+            return Task::Read(span);
+        }
+        if self.polling || self.closed_at.is_some_and(|end| self.cursor >= end) {
+            return Task::Idle;
+        }
+        self.polling = true;
+        Task::Poll(self.cursor)
+    }
+
+    /// Notes what the source said about the end of its log; ends never go back.
+    pub fn source_end(&mut self, end: u64, closed: bool) {
+        self.known_end = self.known_end.max(end);
+        if closed {
+            self.closed_at = Some(self.known_end);
+        }
+    }
+
+    /// The reply to [`Task::Read`] of `asked` brought its first `len` bytes, which are now in the local file.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError::Unexpected`] for more bytes than asked. On [`FetchError::NoMemory`] the range is to be given to
+    /// [`FetchPlan::failed`].
+    pub fn arrived(&mut self, asked: Span, len: u32) -> Result<(), FetchError> {
+        if len > asked.len {
+            return Err(FetchError::Unexpected);
+        }
+        self.done.reserve(1, GFP_KERNEL)?;
+        if len < asked.len {
+            let rest = Span {
+                start: asked.start.saturating_add(u64::from(len)),
+                len: asked.len.saturating_sub(len),
+            };
+            self.again.push(rest, GFP_KERNEL)?;
+        }
+        self.complete(Span {
+            start: asked.start,
+            len,
+        })
+    }
+
+    /// The reply to [`Task::Poll`] at `start` brought `len` bytes (perhaps none).
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError::Unexpected`] if no poll was out at this position.
+    pub fn polled(&mut self, start: u64, len: u32) -> Result<(), FetchError> {
+        if !self.polling || start != self.cursor {
+            return Err(FetchError::Unexpected);
+        }
+        self.done.reserve(1, GFP_KERNEL)?;
+        self.polling = false;
+        let span = Span { start, len };
+        self.cursor = span.end();
+        self.known_end = self.known_end.max(self.cursor);
+        self.complete(span)
+    }
+
+    /// A task did not succeed; it will be handed out again.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError::NoMemory`]: the plan is no longer complete and has to be made anew from [`Self::contiguous`].
+    pub fn failed(&mut self, task: Task) -> Result<(), FetchError> {
+        match task {
+            Task::Read(span) => self.again.push(span, GFP_KERNEL)?,
+            Task::Poll(_) => self.polling = false,
+            Task::Idle => (),
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, span: Span) -> Result<(), FetchError> {
+        if span.len > 0 {
+            self.done.push(span, GFP_KERNEL)?;
+        }
+        // The list is as short as the bundle is wide, so a search through it is cheap.
+        while let Some(i) = self.done.iter().position(|s| s.start == self.contiguous) {
+            let Some(s) = self.done.get(i).copied() else { break };
+            self.contiguous = s.end();
+            let last = self.done.pop();
+            if let (Some(slot), Some(last)) = (self.done.get_mut(i), last) {
+                *slot = last;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_a_known_end_when_two_workers_ask_then_they_get_neighbouring_ranges_and_one_polls() {
+        let mut p = FetchPlan::new(0);
+        assert_eq!(p.next(100), Task::Poll(0));
+        assert_eq!(p.next(100), Task::Idle);
+        p.polled(0, 10).unwrap();
+        p.source_end(250, false);
+        let a = Span { start: 10, len: 100 };
+        let b = Span { start: 110, len: 100 };
+        let c = Span { start: 210, len: 40 };
+        assert_eq!(p.next(100), Task::Read(a));
+        assert_eq!(p.next(100), Task::Read(b));
+        assert_eq!(p.next(100), Task::Read(c));
+        p.arrived(b, 100).unwrap();
+        p.arrived(c, 40).unwrap();
+        assert_eq!(p.contiguous(), 10);
+        p.arrived(a, 100).unwrap();
+        assert_eq!(p.contiguous(), 250);
+        assert_eq!(p.next(100), Task::Poll(250));
+    }
+
+    #[test]
+    fn given_short_and_failed_replies_when_asked_again_then_nothing_is_left_out() {
+        let mut p = FetchPlan::new(0);
+        p.source_end(300, true);
+        let mut got = [0u8; 300];
+        let mut n = 0u32;
+        loop {
+            match p.next(70) {
+                Task::Read(s) => {
+                    n += 1;
+                    if n % 3 == 0 {
+                        p.failed(Task::Read(s)).unwrap();
+                    } else {
+                        let len = s.len.min(1 + n * 7 % 50);
+                        for i in s.start..s.start + u64::from(len) {
+                            got[usize::try_from(i).unwrap()] += 1;
+                        }
+                        p.arrived(s, len).unwrap();
+                    }
+                }
+                Task::Poll(_) => panic!("a closed log is not polled"),
+                Task::Idle => break,
+            }
+        }
+        assert!(p.is_complete());
+        assert!(got.iter().all(|n| *n == 1));
+    }
+
+    #[test]
+    fn given_a_reply_that_was_not_asked_when_it_arrives_then_it_is_refused() {
+        let mut p = FetchPlan::new(5);
+        assert_eq!(p.polled(5, 1), Err(FetchError::Unexpected));
+        assert_eq!(p.arrived(Span { start: 5, len: 1 }, 2), Err(FetchError::Unexpected));
+        assert_eq!(p.next(9), Task::Poll(5));
+        assert_eq!(p.polled(6, 1), Err(FetchError::Unexpected));
+        p.failed(Task::Poll(5)).unwrap();
+        assert_eq!(p.next(9), Task::Poll(5));
+    }
+}
