@@ -7,7 +7,7 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module userspace check lint test-cargo test-vm demo bench rust-analyzer
+GOALS := all module userspace check lint clippy test-cargo test-vm demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
@@ -50,6 +50,12 @@ all: module userspace
 module:
 	+@mkdir -p build/module
 	+@$(call kbuild,module,modules)
+
+# For make lint: each warning is an error, and the results of the build proper
+# stay as they are.
+clippy:
+	+@mkdir -p build/clippy
+	+@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
 
 userspace:
 	+@if [ -e userspace/Cargo.toml ]; then \

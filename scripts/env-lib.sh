@@ -9,9 +9,8 @@ MARS_CACHE=${MARS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mars}
 export MARS_ROOT MARS_CACHE
 
 # The one place where releases are named.
-MARS_SUITE=trixie
-MARS_SERIES=7.3
-MARS_FLAVOUR=cloud-amd64
+# shellcheck disable=SC2034 # some are for those that include this file
+MARS_SUITE=trixie MARS_SERIES=7.3 MARS_FLAVOUR=cloud-amd64
 # Raise it when the way a tree is built changes, not only its packages.
 MARS_TOOLS_REVISION=1
 
