@@ -7,7 +7,7 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module userspace check lint clippy test-cargo test-vm demo bench rust-analyzer
+GOALS := all module userspace check lint fmt clippy test-cargo test-vm demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo '  userspace      the programs in build/cargo/release/'
 	@echo '  check          everything that is tested: lint, test-cargo, test-vm'
 	@echo '  lint           format, clippy, layer rules, stack depth, licences, ...'
+	@echo '  fmt            formats all Rust files'
 	@echo '  test-cargo     tests of the core and the tools, without a kernel'
 	@echo '  test-vm        tests that boot kernels in virtual machines'
 	@echo '  demo           a small cluster in virtual machines, step by step'
@@ -67,6 +68,9 @@ check:
 
 lint:
 	@exec scripts/lint/run
+
+fmt:
+	@exec scripts/lint/rustfmt --write
 
 test-cargo:
 	+@if [ -e userspace/Cargo.toml ]; then \
