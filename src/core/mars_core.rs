@@ -28,3 +28,4 @@ extern crate std;
 pub mod digest;
 pub mod lamport;
 pub mod num;
+pub mod wire;
