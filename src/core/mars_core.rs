@@ -25,7 +25,13 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod buffer;
 pub mod digest;
 pub mod lamport;
+pub mod log;
+pub mod name;
 pub mod num;
+pub mod sync;
+pub mod text;
 pub mod wire;
+pub mod writeback;
