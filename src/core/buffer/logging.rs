@@ -106,11 +106,12 @@ impl<B> WriteBuffer<B> {
 
     /// The log stands at `end` behind all records that are logged so far, although no record came in between: after the
     /// last record of a replayed batch, after a batch without records, or at the start of the next log.
-    pub fn note_position(&mut self, end: LogPos) {
+    pub fn passed(&mut self, end: LogPos) {
+        self.open_batch = None;
         match self.records.get_mut(self.logged) {
             Some(r) => r.end = r.end.max(Some(end)),
             None => {
-                // All of it is finished.
+                // They are finished already.
                 self.held_mark = self.held_mark.max(Some(end));
                 self.retire();
             }

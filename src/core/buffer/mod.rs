@@ -98,6 +98,8 @@ pub struct WriteBuffer<B> {
     /// Where the elevator stands.
     elevator: u64,
     next_io: u64,
+    /// End of the batch that is being replayed.
+    open_batch: Option<LogPos>,
     mark: Option<LogPos>,
     /// What will be the mark as soon as no waived record is open.
     held_mark: Option<LogPos>,
@@ -124,6 +126,7 @@ impl<B> WriteBuffer<B> {
             waived: 0,
             elevator: 0,
             next_io: 1,
+            open_batch: None,
             mark: None,
             held_mark: None,
             totals: Totals::default(),
@@ -149,12 +152,13 @@ impl<B> WriteBuffer<B> {
         self.insert(kind, offset, length, stamp, crc, data)
     }
 
-    /// Admits a record that was read from the log: replay, recovery. After the last record of a batch the caller says
-    /// [`WriteBuffer::note_position`]; without that the mark does not move into or over the batch.
+    /// Admits a record that was read from the log (replay, recovery), from a batch that ends at `end`. The mark reaches
+    /// `end` only after [`WriteBuffer::passed`], or after a record of a later batch, has shown that no record is missing.
     ///
     /// # Errors
     ///
     /// As [`WriteBuffer::admit`], and [`BufferError::NotDurable`] while there are records that the log does not have yet.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a record, once")]
     pub fn admit_durable(
         &mut self,
         kind: Kind,
@@ -163,11 +167,16 @@ impl<B> WriteBuffer<B> {
         stamp: u64,
         crc: u32,
         data: Option<B>,
+        end: LogPos,
     ) -> Result<Seq, BufferError> {
         if self.durable != self.last_seq().0 {
             return Err(BufferError::NotDurable);
         }
+        if let Some(open) = self.open_batch.filter(|open| *open != end) {
+            self.passed(open);
+        }
         let seq = self.insert(kind, offset, length, stamp, crc, data)?;
+        self.open_batch = Some(end);
         self.taken = seq.0;
         self.logged = seq.0;
         self.totals.untaken = 0;

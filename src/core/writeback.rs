@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! When to write back, how much at once, and when to flush the disk and publish the replay position.
+//!
+//! A pure function of what the write-back thread sees; the thread asks before each round. The idea:
+//!
+//! * *Nothing comes in:* write back at once, at a modest depth, so that the buffer is empty soon and reads are not slowed
+//!   down much.
+//! * *Writes come in:* let them gather for [`Policy::gather_ns`]. What is rewritten meanwhile goes to the disk once, and the
+//!   rest in longer sorted stretches. The log has it all, so waiting risks nothing but the time of a recovery.
+//! * *The buffer fills up:* the deeper, the fuller; above [`Policy::pressure`] at full depth, before admissions have to wait.
+//! * *Draining* (detach, handover, log deletion): full depth, and the position is published as soon as all is done.
+//! * *The disk fails:* one I/O at a time, with a pause after each failure.
+//!
+//! Publishing needs a flush of the disk, which costs, so it happens at most every [`Policy::publish_ns`] while records come
+//! in, and otherwise as soon as the buffer has become empty.
+
+/// Times and sizes; the defaults are for any disk from a single spindle to flash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// I/Os in flight while nothing else is going on.
+    pub idle_depth: usize,
+    /// I/Os in flight at most.
+    pub max_depth: usize,
+    /// Under load, records get this old before they are written back.
+    pub gather_ns: u64,
+    /// From this share of the budget on (in percent) age does not matter.
+    pub relaxed: u8,
+    /// From this share of the budget on (in percent) everything is done at full depth.
+    pub pressure: u8,
+    /// Smallest time between two flushes for the sake of the replay position.
+    pub publish_ns: u64,
+    /// Pause after a failed I/O.
+    pub retry_ns: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            idle_depth: 8,
+            max_depth: 64,
+            gather_ns: 500_000_000,
+            relaxed: 25,
+            pressure: 60,
+            publish_ns: 1_000_000_000,
+            retry_ns: 1_000_000_000,
+        }
+    }
+}
+
+/// What the write-back thread sees. Times are monotonic, in nanoseconds.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct View {
+    /// [`WriteBuffer::bytes`](crate::buffer::WriteBuffer::bytes).
+    pub dirty_bytes: usize,
+    /// How much the buffer may hold.
+    pub budget: usize,
+    /// I/Os in flight.
+    pub in_flight: usize,
+    /// Everything is to be written back as fast as possible.
+    pub draining: bool,
+    /// The last I/O failed.
+    pub failing: bool,
+    /// Now.
+    pub now_ns: u64,
+    /// When the last failed I/O ended.
+    pub last_error_ns: u64,
+    /// When the disk was flushed last, or that was tried.
+    pub last_flush_ns: u64,
+    /// The mark has moved since it was published.
+    pub unpublished: bool,
+    /// Nothing comes in at the moment: all that was admitted is durable in the log.
+    pub idle: bool,
+    /// When the oldest record that is not finished came in; `None` if that is not known (it counts as old).
+    pub oldest_dirty_ns: Option<u64>,
+    /// Bytes that come in each second, as far as known: a buffer that will be full soon is under pressure now.
+    pub incoming_per_s: u64,
+}
+
+/// What to do now.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// How many I/Os to start.
+    pub start: usize,
+    /// Take the mark, flush the disk, publish the mark.
+    pub flush: bool,
+    /// If there was nothing to do: look again after so long, unless something happens before.
+    pub sleep_ms: u32,
+}
+
+/// Longest pause: a signal that got lost costs no more than this.
+const MAX_SLEEP_MS: u64 = 1000;
+/// Shortest pause.
+const MIN_SLEEP_MS: u64 = 1;
+
+/// What to do now.
+pub fn decide(view: &View, policy: &Policy) -> Decision {
+    let flush_in = flush_in_ns(view, policy);
+    let (depth, wait_ns) = depth(view, policy);
+    let mut sleep_ns = wait_ns;
+    if let Some(ns) = flush_in {
+        sleep_ns = sleep_ns.min(ns);
+    }
+    Decision {
+        start: depth.saturating_sub(view.in_flight),
+        flush: flush_in == Some(0),
+        sleep_ms: to_ms(sleep_ns),
+    }
+}
+
+/// Whether a record of `length` bytes may be admitted now, or has to wait until write-back has made room. An empty buffer
+/// takes anything, so that a record larger than the budget does not wait for ever.
+pub fn may_admit(held_bytes: usize, length: usize, budget: usize) -> bool {
+    held_bytes == 0 || held_bytes.saturating_add(length) <= budget
+}
+
+fn to_ms(ns: u64) -> u32 {
+    let ms = ns.div_ceil(1_000_000).clamp(MIN_SLEEP_MS, MAX_SLEEP_MS);
+    u32::try_from(ms).unwrap_or(u32::MAX)
+}
+
+/// Time until the next flush, 0 for now; `None` without need.
+fn flush_in_ns(view: &View, policy: &Policy) -> Option<u64> {
+    if !view.unpublished {
+        return None;
+    }
+    let since = view.now_ns.saturating_sub(view.last_flush_ns);
+    if view.failing {
+        // A disk that does not write will hardly flush; still, what it did write may be published now and then.
+        return Some(policy.publish_ns.max(policy.retry_ns).saturating_sub(since));
+    }
+    let all_done = view.dirty_bytes == 0 && view.in_flight == 0;
+    if all_done && (view.draining || view.idle) {
+        // Not more often than ten times in a second, for an application that writes a little and often.
+        let least = if view.draining { 0 } else { policy.publish_ns / 10 };
+        return Some(least.saturating_sub(since));
+    }
+    Some(policy.publish_ns.saturating_sub(since))
+}
+
+/// How many I/Os should be in flight; if none, for how long.
+fn depth(view: &View, policy: &Policy) -> (usize, u64) {
+    const FOREVER: u64 = u64::MAX;
+    if view.dirty_bytes == 0 {
+        return (0, FOREVER);
+    }
+    if view.failing {
+        let since = view.now_ns.saturating_sub(view.last_error_ns);
+        let rest = policy.retry_ns.saturating_sub(since);
+        return (usize::from(rest == 0), rest);
+    }
+    let soon = view.incoming_per_s.saturating_mul(policy.gather_ns / 1_000_000) / 1000;
+    let expected = view
+        .dirty_bytes
+        .saturating_add(usize::try_from(soon).unwrap_or(usize::MAX));
+    let percent = percent(expected, view.budget);
+    if view.draining || percent >= policy.pressure {
+        return (policy.max_depth, FOREVER);
+    }
+    if view.idle {
+        return (policy.idle_depth.min(policy.max_depth), FOREVER);
+    }
+    let age = view
+        .oldest_dirty_ns
+        .map_or(u64::MAX, |t| view.now_ns.saturating_sub(t));
+    if percent < policy.relaxed && age < policy.gather_ns {
+        return (0, policy.gather_ns.saturating_sub(age));
+    }
+    // From the modest depth at `relaxed` to the full one at `pressure`.
+    let range = usize::from(policy.pressure.saturating_sub(policy.relaxed));
+    let above = usize::from(percent.saturating_sub(policy.relaxed));
+    let more = policy
+        .max_depth
+        .saturating_sub(policy.idle_depth)
+        .saturating_mul(above)
+        .checked_div(range)
+        .unwrap_or(0);
+    let depth = policy.idle_depth.saturating_add(more);
+    (depth.min(policy.max_depth), FOREVER)
+}
+
+fn percent(part: usize, whole: usize) -> u8 {
+    let p = part.saturating_mul(100).checked_div(whole).unwrap_or(100);
+    u8::try_from(p).unwrap_or(u8::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+    const MIB: usize = 1 << 20;
+
+    fn busy() -> View {
+        View {
+            dirty_bytes: 10 * MIB,
+            budget: 100 * MIB,
+            now_ns: 100 * S,
+            last_flush_ns: 100 * S,
+            oldest_dirty_ns: Some(100 * S),
+            ..View::default()
+        }
+    }
+
+    fn now(view: View) -> Decision {
+        decide(&view, &Policy::default())
+    }
+
+    #[test]
+    fn given_an_empty_buffer_when_asked_then_nothing_is_to_be_done_for_long() {
+        let d = now(View::default());
+        assert_eq!((d.start, d.flush, d.sleep_ms), (0, false, 1000));
+    }
+
+    #[test]
+    fn given_fresh_records_under_load_when_asked_then_they_gather_until_they_are_old_enough() {
+        let fresh = now(busy());
+        assert_eq!((fresh.start, fresh.sleep_ms), (0, 500));
+        let old = View {
+            oldest_dirty_ns: Some(99 * S),
+            ..busy()
+        };
+        assert_eq!(now(old).start, 8);
+        let unknown = View {
+            oldest_dirty_ns: None,
+            ..busy()
+        };
+        assert_eq!(now(unknown).start, 8);
+    }
+
+    #[test]
+    fn given_nothing_comes_in_when_asked_then_write_back_starts_at_once_but_modestly() {
+        let d = now(View {
+            idle: true,
+            in_flight: 3,
+            ..busy()
+        });
+        assert_eq!(d.start, 5);
+    }
+
+    #[test]
+    fn given_a_fuller_buffer_when_asked_then_the_depth_never_sinks_and_ends_at_full() {
+        let mut last = 0;
+        for mib in 0..=100 {
+            let d = now(View {
+                dirty_bytes: mib * MIB,
+                ..busy()
+            });
+            assert!(d.start >= last, "{mib}");
+            last = d.start;
+        }
+        assert_eq!(last, 64);
+        let soon = View {
+            incoming_per_s: 200 << 20,
+            ..busy()
+        };
+        assert_eq!(now(soon).start, 64);
+    }
+
+    #[test]
+    fn given_draining_when_asked_then_all_goes_out_and_the_end_is_published_at_once() {
+        let draining = View {
+            draining: true,
+            unpublished: true,
+            ..busy()
+        };
+        let d = now(draining);
+        assert_eq!((d.start, d.flush), (64, false));
+        let done = View {
+            dirty_bytes: 0,
+            ..draining
+        };
+        assert!(now(done).flush);
+        let in_flight = View {
+            in_flight: 1,
+            ..done
+        };
+        assert!(!now(in_flight).flush);
+    }
+
+    #[test]
+    fn given_a_moved_mark_when_asked_then_it_is_published_once_in_a_second() {
+        let v = View {
+            unpublished: true,
+            last_flush_ns: 100 * S - 900_000_000,
+            ..busy()
+        };
+        let d = now(v);
+        assert!(!d.flush && d.sleep_ms <= 100);
+        assert!(now(View { last_flush_ns: 99 * S, ..v }).flush);
+        assert!(!now(View { last_flush_ns: 0, unpublished: false, ..v }).flush);
+    }
+
+    #[test]
+    fn given_a_failing_disk_when_asked_then_one_io_is_tried_after_a_pause_even_if_draining() {
+        let v = View {
+            failing: true,
+            draining: true,
+            last_error_ns: 100 * S - S / 4,
+            ..busy()
+        };
+        let d = now(v);
+        assert_eq!((d.start, d.sleep_ms), (0, 750));
+        assert_eq!(now(View { last_error_ns: 99 * S, ..v }).start, 1);
+        assert_eq!(now(View { last_error_ns: 99 * S, in_flight: 1, ..v }).start, 0);
+    }
+
+    #[test]
+    fn given_any_view_when_asked_then_a_dirty_buffer_never_sleeps_without_an_end() {
+        for bits in 0..64u32 {
+            let flag = |n: u32| bits >> n & 1 == 1;
+            let v = View {
+                draining: flag(0),
+                failing: flag(1),
+                idle: flag(2),
+                unpublished: flag(3),
+                oldest_dirty_ns: flag(4).then_some(0),
+                budget: if flag(5) { 0 } else { 100 * MIB },
+                ..busy()
+            };
+            let d = now(v);
+            assert!((1..=1000).contains(&d.sleep_ms));
+            assert!(d.start <= 64);
+        }
+    }
+
+    #[test]
+    fn given_a_record_larger_than_the_budget_when_the_buffer_is_empty_then_it_is_admitted() {
+        assert!(may_admit(0, 200, 100));
+        assert!(!may_admit(1, 100, 100));
+        assert!(may_admit(50, 50, 100));
+    }
+}
