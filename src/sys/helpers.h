@@ -13,8 +13,17 @@
 #include <linux/blkdev.h>
 #include <linux/errno.h>
 #include <linux/gfp.h>
+#include <linux/sizes.h>
 #include <linux/types.h>
 /* --- includes of the other half --- */
+#include <crypto/md5.h>
+#include <crypto/sha2.h>
+#include <linux/crc32.h>
+#include <linux/fs.h>
+#include <linux/net.h>
+#include <linux/reboot.h>
+#include <linux/sched.h>
+#include <linux/wait.h>
 
 /* --- block: memory --- */
 
@@ -25,11 +34,15 @@ void mars_c_noio_restore(unsigned int flags);
 
 /* --- block: bio --- */
 
+/* Longer bios are split before they reach ->submit. */
+#define MARS_C_MAX_BIO_BYTES SZ_1M
+
 #ifdef __BINDGEN__
+static const gfp_t MARS_C_GFP_NOIO = GFP_NOIO;
 static const blk_opf_t MARS_C_REQ_SYNC = REQ_SYNC;
 static const blk_opf_t MARS_C_REQ_FUA = REQ_FUA;
 static const blk_opf_t MARS_C_REQ_PREFLUSH = REQ_PREFLUSH;
-static const blk_opf_t MARS_C_REQ_RAHEAD = REQ_RAHEAD;
+static const u32 MARS_C_MAX_BIO = MARS_C_MAX_BIO_BYTES;
 #endif
 
 int mars_c_block_init(void);
@@ -76,6 +89,101 @@ void mars_c_disk_unlock(struct gendisk *disk);
 int mars_c_disk_holder(struct gendisk *disk, char *buf, size_t len);
 int mars_c_current(char *comm, size_t len);
 
-/* --- the other half --- */
+/* --- threads --- */
+
+void mars_c_thread_enter(void);
+void mars_c_thread_hint(struct task_struct *task);
+bool mars_c_thread_is_current(struct task_struct *task);
+void mars_c_thread_detach(struct task_struct *task);
+void __noreturn mars_c_thread_exit_detached(void);
+
+/* --- events --- */
+
+void mars_c_event_init(struct wait_queue_head *wq);
+void mars_c_event_signal(struct wait_queue_head *wq, unsigned int *set);
+bool mars_c_event_wait(struct wait_queue_head *wq, unsigned int *set, unsigned int ms);
+bool mars_c_event_wait_us(struct wait_queue_head *wq, unsigned int *set, u64 us);
+
+/* --- checksums --- */
+
+#ifdef __BINDGEN__
+static const size_t MARS_C_MD5_CTX_SIZE = sizeof(struct md5_ctx);
+static const size_t MARS_C_SHA256_CTX_SIZE = sizeof(struct sha256_ctx);
+static const size_t MARS_C_HMAC_CTX_SIZE = sizeof(struct hmac_sha256_ctx);
+#endif
+
+/* @ctx: as large as its constant above says, aligned to 16 bytes. */
+void mars_c_md5_init(void *ctx);
+void mars_c_md5_update(void *ctx, const u8 *data, size_t len);
+void mars_c_md5_final(void *ctx, u8 *out);
+void mars_c_sha256_init(void *ctx);
+void mars_c_sha256_update(void *ctx, const u8 *data, size_t len);
+void mars_c_sha256_final(void *ctx, u8 *out);
+void mars_c_hmac_init(void *ctx, const u8 *key, size_t key_len);
+void mars_c_hmac_update(void *ctx, const u8 *data, size_t len);
+void mars_c_hmac_final(void *ctx, u8 *out);
+
+/* --- files --- */
+
+struct file *mars_c_file_open(const char *path, bool write, bool create, bool excl, bool truncate,
+			      umode_t mode);
+void mars_c_file_close(struct file *file);
+ssize_t mars_c_file_read(struct file *file, void *buf, size_t len, u64 pos);
+ssize_t mars_c_file_write(struct file *file, const void *buf, size_t len, u64 pos);
+ssize_t mars_c_file_read_direct(struct file *file, void *buf, size_t len, u64 pos);
+ssize_t mars_c_file_write_direct(struct file *file, const void *buf, size_t len, u64 pos,
+				 bool durable);
+unsigned int mars_c_file_dio_align(struct file *file);
+u64 mars_c_file_size(struct file *file);
+int mars_c_file_truncate(struct file *file, u64 len);
+int mars_c_file_fallocate(struct file *file, bool keep_size, u64 pos, u64 len);
+int mars_c_file_sync(struct file *file, bool data_only);
+int mars_c_file_drop_cache(struct file *file, u64 pos, u64 len);
+
+/* --- names; all paths are absolute --- */
+
+#ifdef __BINDGEN__
+static const u8 MARS_C_DT_REG = DT_REG;
+static const u8 MARS_C_DT_DIR = DT_DIR;
+static const u8 MARS_C_DT_LNK = DT_LNK;
+static const u8 MARS_C_DT_UNKNOWN = DT_UNKNOWN;
+#endif
+
+struct file *mars_c_dir_open(const char *path);
+ssize_t mars_c_dir_read(struct file *dir, u8 *buf, size_t size);
+ssize_t mars_c_read_link(const char *path, u8 *buf, size_t size, s64 *sec, u32 *nsec);
+int mars_c_replace_link(const char *path, const char *value, s64 sec, u32 nsec);
+int mars_c_mkdir_p(const char *path, umode_t mode);
+int mars_c_unlink(const char *path);
+int mars_c_rmdir(const char *path);
+int mars_c_rename(const char *from, const char *to);
+int mars_c_sync_dir(const char *path);
+int mars_c_sync_fs(const char *path);
+int mars_c_is_mount_root(const char *path);
+int mars_c_statfs(const char *path, u64 *total, u64 *avail);
+int mars_c_stat(const char *path, u8 *type, u64 *size, s64 *sec, u32 *nsec);
+
+/* --- sockets --- */
+
+int mars_c_sock_connect(struct socket **res, bool v6, const u8 *addr, u16 port, u32 scope,
+			unsigned int ms);
+int mars_c_sock_listen(struct socket **res, bool v6, u16 port, int backlog);
+int mars_c_sock_accept(struct socket *listener, struct socket **res, unsigned int ms);
+ssize_t mars_c_sock_send(struct socket *sock, const void *head, size_t head_len, const void *data,
+			 size_t data_len, unsigned int ms);
+ssize_t mars_c_sock_recv(struct socket *sock, void *buf, size_t len, bool all, bool peek,
+			 unsigned int ms);
+void mars_c_sock_shutdown(struct socket *sock);
+int mars_c_sock_peer(struct socket *sock, bool *v6, u8 *addr, u16 *port, u32 *scope);
+void mars_c_sock_nodelay(struct socket *sock);
+void mars_c_sock_quickack(struct socket *sock);
+int mars_c_sock_keepalive(struct socket *sock, int idle, int interval, int count);
+int mars_c_sock_user_timeout(struct socket *sock, int ms);
+void mars_c_sock_bufs(struct socket *sock, int send, int receive);
+int mars_c_ifindex(const char *name);
+
+/* --- the machine --- */
+
+int mars_c_nodename(char *buf, size_t size);
 
 #endif
