@@ -31,6 +31,7 @@ pub mod lamport;
 pub mod log;
 pub mod name;
 pub mod num;
+pub mod replay;
 pub mod sync;
 pub mod text;
 pub mod wire;
