@@ -25,4 +25,15 @@ mod generated {
 pub(crate) mod bdev;
 pub(crate) mod bio;
 pub(crate) mod buf;
+pub(crate) mod checksum;
+pub(crate) mod dir;
 pub(crate) mod disk;
+pub(crate) mod event;
+pub(crate) mod file;
+pub(crate) mod host;
+pub(crate) mod log;
+pub(crate) mod notifier;
+pub(crate) mod socket;
+pub(crate) mod sysctl;
+pub(crate) mod thread;
+pub(crate) mod time;
