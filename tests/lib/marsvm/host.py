@@ -1,0 +1,716 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One test machine."""
+
+import base64
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+from . import accel
+from . import kernlog
+from . import util
+from .agent import Agent
+from .disks import Disk
+from .errors import AgentTimeout
+from .errors import CommandFailed
+from .errors import HostDied
+from .errors import HostReset
+from .errors import VmError
+from .qmp import Qmp
+
+# QEMU's processes die with the *thread* that started them (PR_SET_PDEATHSIG), so that is one thread
+# which lives as long as this process.
+_starter = concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="qemu")
+
+CHUNK = 512 << 10
+
+# Cheap in an emulated machine, addresses as in the symbol table, one panic and then silence.
+CMDLINE = (
+    "console=ttyS0 ignore_loglevel printk.devkmsg=on log_buf_len=4M panic=0 oops=panic nokaslr "
+    "tsc=reliable clocksource=tsc no_timer_check mitigations=off audit=0 net.ifnames=0 "
+    "rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=30 random.trust_cpu=on "
+    "sysctl.kernel.hung_task_timeout_secs=60 rdinit=/init"
+)
+
+
+@dataclasses.dataclass
+class Result:
+    """How a command ended. stdout and stderr are str, or bytes where they are not UTF-8."""
+
+    rc: int
+    stdout: str
+    stderr: str
+    timed_out: bool = False
+    stuck: str = ""
+    elapsed: float = 0.0
+
+    @property
+    def out(self):
+        """stdout without surrounding white space."""
+        return self.stdout.strip()
+
+    @property
+    def ok(self):
+        return self.rc == 0 and not self.timed_out
+
+    @staticmethod
+    def of(answer):
+        def text(value):
+            if isinstance(value, dict):
+                return base64.b64decode(value["b64"])
+            return value or ""
+
+        return Result(
+            rc=answer.get("rc"),
+            stdout=text(answer.get("stdout")),
+            stderr=text(answer.get("stderr")),
+            timed_out=answer.get("timed_out", False),
+            stuck=answer.get("stuck", ""),
+            elapsed=answer.get("elapsed", 0.0),
+        )
+
+
+class Job:
+    """A command in the background."""
+
+    def __init__(self, host, cmd, future, limit, check):
+        self._host, self.cmd, self._future = host, cmd, future
+        self._limit, self._check = limit, check
+        self._start = time.monotonic()
+
+    @property
+    def running(self):
+        return not self._future.done()
+
+    def wait(self, timeout=None, check=None):
+        """Its Result. It is *not* ended when `timeout` (scaled) is over; AgentTimeout then."""
+        if timeout is None:
+            limit = max(0.0, self._limit - (time.monotonic() - self._start))
+        else:
+            limit = util.scaled(timeout)
+        result = self._host._finish(self.cmd, self._future, limit)
+        if (self._check if check is None else check) and not result.ok:
+            raise CommandFailed(self._host.name, self.cmd, result)
+        return result
+
+    def output(self):
+        """(stdout, stderr) so far."""
+        if not self._future.done():
+            answer = self._host._ask("peek", target=self._future.ident)
+            if "error" not in answer:
+                result = Result.of(answer)
+                return result.stdout, result.stderr
+        # It has ended meanwhile.
+        result = self.wait(timeout=10, check=False)
+        return result.stdout, result.stderr
+
+    def signal(self, number=signal.SIGTERM):
+        """To its whole process group."""
+        if not self._future.done():
+            self._host._ask("signal", target=self._future.ident, signal=int(number))
+
+    def kill(self):
+        """Ends it and gives its Result."""
+        self.signal(signal.SIGKILL)
+        return self.wait(timeout=30, check=False)
+
+
+class Host:
+    """A machine: off, or running in a QEMU process. Made by Cluster.
+
+    Disks keep their contents while it is off. Time limits are stretched by util.scaled().
+    """
+
+    def __init__(self, cluster, number, name, spec, disk_folder):
+        self.cluster = cluster
+        self.number = number
+        self.name = name
+        self.spec = spec
+        self.ip = f"10.77.0.{number}"
+        self.wires = {}
+        self.shapes = {}
+        self.disks = [
+            Disk(d, disk_folder, name, f"/dev/vd{chr(ord('b') + i)}") for i, d in enumerate(spec.disks)
+        ]
+        self.console = cluster.log_dir / f"{name}.console"
+        self.failures = []
+        self.allowed = []
+        self.boot_seconds = None
+        self._process = None
+        self._agent = None
+        self._qmp = None
+        self._set_up = None
+        self._expect_reset = 0
+        self._expect_death = False
+        self._resets = 0
+        self._marks = 0
+        self._log_seen = 0
+        self._state = threading.RLock()
+        self._booted_at = 0.0
+
+    def __repr__(self):
+        return f"<{self.name}>"
+
+    def __str__(self):
+        return self.name
+
+    # --- power ---------------------------------------------------------------------------------
+
+    @property
+    def is_on(self):
+        """A QEMU process runs; not necessarily a healthy guest."""
+        return self._process is not None and self._process.poll() is None
+
+    def boot(self, wait=True):
+        """Switches it on."""
+        assert not self.is_on, f"{self.name} runs already"
+        self._reap()
+        files = util.guest_files()
+        kernel, image, base, ko = self.spec.kernel or (
+            files["MARS_GUEST_VMLINUZ"],
+            files["MARS_GUEST_IMAGE"],
+            files["MARS_GUEST_INITRD"],
+            None,
+        )
+        initrd = self.cluster.initrd(base, ko)
+        agent_sock, agent_child = socket.socketpair()
+        qmp_sock, qmp_child = socket.socketpair()
+        agent_sock.settimeout(2.0)
+        argv = [
+            "setpriv", "--pdeathsig", "KILL",
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+            "-name", self.name, "-machine", "q35,hpet=off",
+            *accel.arguments(self.cluster.accel),
+            "-smp", str(self.spec.cpus), "-m", f"{self.spec.mem}M",
+            "-kernel", kernel, "-initrd", str(initrd), "-append", f"{CMDLINE} {self.spec.append}".strip(),
+            "-chardev", f"file,id=con,path={self.console},append=on", "-serial", "chardev:con",
+            "-chardev", f"socket,id=qmp,fd={qmp_child.fileno()}", "-mon", "chardev=qmp,mode=control",
+            "-chardev", f"socket,id=agent,fd={agent_child.fileno()}",
+            "-device", "virtio-serial-pci,addr=0x2",
+            "-device", "virtserialport,chardev=agent,name=mars.agent",
+            "-device", "virtio-rng-pci,addr=0x3",
+            "-blockdev", f"driver=file,node-name=root,filename={image},read-only=on,auto-read-only=off",
+            "-device", "virtio-blk-pci,drive=root,serial=root,addr=0xf",
+        ]  # fmt: skip
+        for i, disk in enumerate(self.disks):
+            argv += disk.arguments(i)
+        for wire in self.wires.values():
+            argv += wire.arguments(self)
+
+        self._expect_death = False
+        self._set_up = None
+        self._booted_at = time.monotonic()
+        with open(self.cluster.log_dir / f"{self.name}.qemu", "ab") as log:
+            self._process = _starter.submit(
+                subprocess.Popen,
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(agent_child.fileno(), qmp_child.fileno()),
+            ).result()
+        agent_child.close()
+        qmp_child.close()
+        self._agent = Agent(agent_sock, self._on_hello)
+        self._qmp = Qmp(qmp_sock, self._on_event)
+        threading.Thread(
+            target=self._watch, args=(self._process, self._agent), daemon=True, name=f"watch-{self.name}"
+        ).start()
+        try:
+            self._qmp.start()
+            for wire in self.wires.values():
+                if wire.cut:
+                    wire.apply(self)
+        except VmError as e:
+            self.kill()
+            raise HostDied(f"{self.name}: {e}\n{self._qemu_log()}") from e
+        if wait:
+            self.wait_up()
+
+    def wait_up(self, timeout=60):
+        """Until it answers and its network is set up."""
+        limit = time.monotonic() + util.scaled(timeout)
+        while True:
+            agent = self._agent
+            if agent is None:
+                raise HostDied(f"{self.name} is off")
+            if agent.hello.wait(0.1):
+                break
+            if agent._dead:
+                raise agent._dead
+            if time.monotonic() > limit:
+                raise AgentTimeout(f"{self.name} does not come up\n{self.console_tail()}")
+        with self._state:
+            boot = self._agent.info["boot_id"]
+            if self._set_up != boot:
+                future = self._agent.request("exec", cmd=self._setup_script(), timeout=util.scaled(30))
+                result = self._finish("(set-up)", future, util.scaled(40))
+                if not result.ok or result.stderr:
+                    raise CommandFailed(self.name, "(set-up)", result)
+                self._set_up = boot
+                self.boot_seconds = time.monotonic() - self._booted_at
+                clock = self._agent.info.get("clocksource")
+                if clock not in ("tsc", "kvm-clock"):
+                    self.failures.append(f"{self.name}: clock source is {clock}: every clock read is slow")
+
+    def power_cut(self):
+        """The machine is gone from one instruction to the next; boot() starts it again.
+
+        What the guest wrote and never flushed may survive in the host's page cache. Disks with
+        `record` show what a real loss of power may leave.
+        """
+        self._expect_death = True
+        self.kill()
+
+    def crash(self, how="reset", wait=True):
+        """Restarts without any shutdown: "reset" (the button), "sysrq" (from inside), or "panic"."""
+        if how == "panic":
+            self.allow(r"sysrq: Trigger a crash|Kernel panic - not syncing: sysrq")
+            self._expect_death = True
+            with contextlib.suppress(VmError):
+                self._agent.request("exec", cmd="echo c > /proc/sysrq-trigger").result(util.scaled(30))
+            self.kill()
+            self.boot(wait=wait)
+            return
+        with self.expect_reset(wait=wait):
+            if how == "reset":
+                self.qmp("system_reset")
+            else:
+                with contextlib.suppress(VmError):
+                    self._agent.request("exec", cmd="echo b > /proc/sysrq-trigger").result(util.scaled(30))
+
+    @contextlib.contextmanager
+    def expect_reset(self, timeout=60, wait=True):
+        """Inside, the machine restarts for whatever reason; afterwards it is up again."""
+        before = self._resets
+        self._expect_reset += 1
+        self._booted_at = time.monotonic()
+        try:
+            yield
+            end = time.monotonic() + util.scaled(timeout)
+            while self._resets == before:
+                if time.monotonic() > end:
+                    raise VmError(f"{self.name} was not restarted")
+                if self._agent._dead:
+                    raise self._agent._dead
+                time.sleep(0.02)
+        finally:
+            self._expect_reset -= 1
+        if wait:
+            self.wait_up(timeout)
+
+    def _unmount(self):
+        self.run("sync; umount -a -t ext4,xfs,ext3,ext2 2>/dev/null; sync", timeout=60, check=False)
+
+    def reboot(self, clean=True, wait=True):
+        """As an administrator: file systems unmounted, then the kernel's own restart."""
+        if clean:
+            self._unmount()
+        with self.expect_reset(wait=wait):
+            self._agent.request("reboot", how="restart")
+
+    def shutdown(self, clean=True, timeout=60):
+        """As an administrator; the machine is off afterwards."""
+        if clean:
+            self._unmount()
+        self._expect_death = True
+        self._agent.request("reboot", how="poweroff")
+        try:
+            self._process.wait(util.scaled(timeout))
+        except subprocess.TimeoutExpired:
+            raise VmError(f"{self.name} does not switch off\n{self.console_tail()}") from None
+        finally:
+            self.kill()
+
+    def pause(self):
+        """Freezes the whole machine; resume() lets it go on."""
+        self.qmp("stop")
+
+    def resume(self):
+        self.qmp("cont")
+
+    def kill(self):
+        """Ends QEMU, if it runs, without any remark."""
+        self._expect_death = True
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait(30)
+        self._reap()
+
+    def _reap(self):
+        if self._agent:
+            self._agent.fail_all(HostDied(f"{self.name} was switched off"), forever=True)
+            self._agent.close()
+        if self._qmp:
+            self._qmp.close()
+        self._agent = self._qmp = self._process = None
+
+    # --- what the threads see --------------------------------------------------------------------
+
+    def _on_hello(self, info):
+        if self._set_up and self._set_up == info["boot_id"]:
+            self.failures.append(f"{self.name}: the guest agent died and was started again")
+            self._agent.fail_all(HostReset(f"{self.name}: the guest agent died"))
+
+    def _on_event(self, event, data):
+        if event == "RESET" and data.get("guest", True) is not None:
+            agent = self._agent
+            # A kernel tries several ways to restart; only the first event of a row counts.
+            if agent is None or not agent.hello.is_set():
+                return
+            agent.hello.clear()
+            if not self._expect_reset:
+                self.failures.append(f"{self.name} restarted unexpectedly ({data.get('reason')})")
+            self._resets += 1
+            agent.fail_all(HostReset(f"{self.name} was restarted"))
+
+    def _watch(self, process, agent):
+        """Notices at once that the machine is lost, so that nobody waits for it in vain."""
+        seen = self.console.stat().st_size if self.console.exists() else 0
+        rest = ""
+        while True:
+            reason = None
+            rc = process.poll()
+            if rc is not None:
+                reason = f"QEMU ended with status {rc}"
+            else:
+                with contextlib.suppress(OSError), open(self.console, "rb") as f:
+                    f.seek(seen)
+                    new = f.read()
+                    seen += len(new)
+                    rest = (rest + new.decode(errors="replace"))[-4096:]
+                    if kernlog.FATAL.search(rest):
+                        # The rest of its last words.
+                        time.sleep(1.0)
+                        reason = "its kernel panicked"
+            if reason:
+                break
+            time.sleep(0.2)
+        if self._process is not process:
+            return
+        error = HostDied(f"{self.name}: {reason}\n{self._qemu_log()}{self.console_tail()}")
+        if not self._expect_death:
+            self.failures.append(str(error))
+        agent.fail_all(error, forever=True)
+
+    def _qemu_log(self):
+        with contextlib.suppress(OSError):
+            text = (self.cluster.log_dir / f"{self.name}.qemu").read_text(errors="replace").strip()
+            if text:
+                return f"QEMU says: {text[-2000:]}\n"
+        return ""
+
+    def console_tail(self, lines=70):
+        try:
+            text = self.console.read_bytes()[-64000:].decode(errors="replace")
+        except OSError:
+            text = ""
+        return f"--- console of {self.name}\n" + "\n".join(text.splitlines()[-lines:])
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def _need_agent(self):
+        agent = self._agent
+        if agent is None:
+            raise HostDied(f"{self.name} is off")
+        if agent._dead:
+            raise agent._dead
+        if self._set_up is None or not agent.hello.is_set() or self._set_up != agent.info.get("boot_id"):
+            self.wait_up()
+        return agent
+
+    def _ask(self, op, timeout=30, **args):
+        return self._need_agent().request(op, **args).result(util.scaled(timeout))
+
+    def _finish(self, cmd, future, limit):
+        try:
+            answer = future.result(limit)
+        except AgentTimeout as e:
+            raise AgentTimeout(f"{self.name}: {e}: {cmd}\n{self.console_tail(40)}") from None
+        if "error" in answer:
+            raise VmError(f"{self.name}: agent: {answer['error']}: {cmd}")
+        return Result.of(answer)
+
+    def start(self, cmd, timeout=600, check=True, stdin=None):
+        """Runs `bash -c cmd` in the background; `timeout` (scaled) ends it."""
+        if isinstance(cmd, (list, tuple)):
+            cmd = shlex.join(str(c) for c in cmd)
+        if isinstance(stdin, str):
+            stdin = stdin.encode()
+        limit = util.scaled(timeout)
+        future = self._need_agent().request(
+            "exec",
+            cmd=cmd,
+            timeout=limit,
+            stdin=base64.b64encode(stdin).decode() if stdin is not None else None,
+        )
+        # The agent needs a moment for a command that even SIGKILL does not end.
+        return Job(self, cmd, future, limit + util.scaled(20), check)
+
+    def run(self, cmd, timeout=60, check=True, stdin=None):
+        """Runs `bash -c cmd` (or a list of words) and gives its Result.
+
+        With `check`, a status other than 0, or being over time, raises CommandFailed.
+        """
+        return self.start(cmd, timeout, check, stdin).wait()
+
+    def put(self, data, path, mode=0o644):
+        """Writes bytes, str, or the contents of a pathlib.Path to a file in the guest."""
+        if isinstance(data, pathlib.Path):
+            mode = data.stat().st_mode & 0o7777
+            data = data.read_bytes()
+        if isinstance(data, str):
+            data = data.encode()
+        for at in range(0, max(len(data), 1), CHUNK):
+            piece = base64.b64encode(data[at : at + CHUNK]).decode()
+            answer = self._ask("put", path=str(path), data=piece, append=at > 0, mode=mode)
+            if "error" in answer:
+                raise VmError(f"{self.name}: {answer['error']}")
+
+    def get(self, path, offset=0, length=None):
+        """Bytes of a file in the guest (not of a device: use run("dd …") there)."""
+        out = bytearray()
+        while length is None or len(out) < length:
+            want = CHUNK if length is None else min(CHUNK, length - len(out))
+            answer = self._ask("get", path=str(path), offset=offset + len(out), len=want)
+            if "error" in answer:
+                raise VmError(f"{self.name}: {answer['error']}")
+            piece = base64.b64decode(answer["data"])
+            out += piece
+            if len(piece) < want:
+                break
+        return bytes(out)
+
+    def qmp(self, command, **args):
+        """A command to QEMU's monitor."""
+        if self._qmp is None:
+            raise HostDied(f"{self.name} is off")
+        return self._qmp.execute(command, **args)
+
+    # --- network ---------------------------------------------------------------------------------
+
+    def mac(self, peer):
+        return f"52:54:00:4d:{self.number:02x}:{peer.number:02x}"
+
+    def interface(self, peer):
+        """Name of the interface towards `peer`."""
+        return f"to-{peer.name}"
+
+    def cut_link(self, peer, carrier=False):
+        """Parts this host and `peer`, in both directions."""
+        self.cluster.cut(self, peer, carrier)
+
+    def heal_link(self, peer):
+        self.cluster.heal(self, peer)
+
+    def isolate(self, carrier=False):
+        """Parts this host from all others."""
+        for peer in self.wires:
+            self.cluster.cut(self, peer, carrier)
+
+    def shape_link(self, peer, delay_ms=0, jitter_ms=0, rate=None, loss=0, limit=20000, both=True):
+        """Makes the line to `peer` long, narrow or lossy (tc netem); without arguments, normal.
+
+        `rate` as tc has it ("50mbit"), `loss` in per cent; 100 cuts this direction only if `both`
+        is false. It holds over reboots.
+        """
+        words = []
+        if delay_ms:
+            words.append(f"delay {delay_ms}ms" + (f" {jitter_ms}ms" if jitter_ms else ""))
+        if loss:
+            words.append(f"loss {loss}%")
+        if rate:
+            words.append(f"rate {rate}")
+        text = f"netem limit {limit} " + " ".join(words) if words else ""
+        for here, there in [(self, peer)] + ([(peer, self)] if both else []):
+            here.shapes[there] = text
+            if here.is_on:
+                here.run(here._shape_command(there))
+
+    def _shape_command(self, peer):
+        dev = self.interface(peer)
+        text = self.shapes.get(peer)
+        if text:
+            return f"tc qdisc replace dev {dev} root {text}"
+        return f"tc qdisc del dev {dev} root 2>/dev/null || true"
+
+    def _setup_script(self):
+        lines = [
+            f"echo {self.name} > /proc/sys/kernel/hostname",
+            f"echo {self.name} > /etc/hostname",
+            "mkdir -p /dev/disk/by-serial",
+            'for d in /sys/block/vd*; do s=; read -r s < $d/serial; ln -sf ../../${d##*/} /dev/disk/by-serial/$s; done',
+            "declare -A nic; for i in /sys/class/net/eth*; do [ -e $i ] || continue;"
+            " read -r m < $i/address; nic[$m]=${i##*/}; done",
+            "ip -batch - <<END",
+            "link set lo up",
+            f"addr add {self.ip}/32 dev lo",
+        ]
+        for peer in self.wires:
+            dev = self.interface(peer)
+            lines += [
+                f"link set ${{nic[{self.mac(peer)}]}} name {dev} mtu {self.spec.mtu}",
+                f"link set {dev} up",
+                f"route add {peer.ip}/32 dev {dev} src {self.ip}",
+            ]
+        lines.append("END")
+        lines.append("cat > /etc/hosts <<END\n127.0.0.1 localhost")
+        lines += [f"{h.ip} {h.name}" for h in self.cluster.hosts]
+        lines.append("END")
+        lines += [self._shape_command(p) for p, text in self.shapes.items() if text]
+        for disk in self.disks:
+            lines.append(
+                f"[ /dev/disk/by-serial/{disk.spec.serial} -ef {disk.dev} ] || echo {disk.dev} is another disk >&2"
+            )
+        return "\n".join(lines)
+
+    # --- disks -----------------------------------------------------------------------------------
+
+    def disk(self, serial):
+        """The Disk with this serial number; its `.dev` is the guest's name for it."""
+        return next(d for d in self.disks if d.spec.serial == serial)
+
+    def wipe(self, disk):
+        """As from the factory, at run time. Nothing in the guest may use it."""
+        # Discarding also empties the guest's page cache of it; what the host then writes is seen.
+        self.run(f"blkdiscard -f {disk.dev} || blkdiscard -z -f {disk.dev}", timeout=60)
+        disk.fill()
+
+    def mount_mars(self, options=""):
+        """Mounts the disk "mars" on /mars."""
+        dev = self.disk("mars").dev
+        self.run(f"mkdir -p /mars; mount -t ext4 {'-o ' + options if options else ''} {dev} /mars")
+
+    # --- kernel log ------------------------------------------------------------------------------
+
+    def allow(self, *patterns):
+        """Kernel messages that this test expects; forgotten at its end."""
+        self.allowed += patterns
+
+    def sync_log(self):
+        """Until everything the kernel said so far is in the console's file."""
+        if not self.is_on or self._agent is None or self._agent._dead or not self._agent.hello.is_set():
+            return
+        self._marks += 1
+        mark = f"mars-bench: mark {self.number}.{self._marks}."
+        with contextlib.suppress(VmError):
+            self._agent.request("exec", cmd=f"echo '<6>{mark}' > /dev/kmsg", timeout=10).result(util.scaled(15))
+            end = time.monotonic() + util.scaled(5)
+            while mark not in self.log() and time.monotonic() < end:
+                time.sleep(0.02)
+
+    def log(self):
+        """What came over the console since the last check."""
+        try:
+            with open(self.console, "rb") as f:
+                f.seek(self._log_seen)
+                return f.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+    def dmesg(self):
+        """The kernel's log buffer."""
+        return self.run("dmesg").stdout
+
+    def check(self):
+        """Everything that was wrong since the last check, as a list of texts."""
+        self.sync_log()
+        text = self.log()
+        found = list(self.failures)
+        found += [f"kernel log of {self.name}:\n{p}" for p in kernlog.problems(text, self.allowed)]
+        self.failures.clear()
+        self._log_seen += len(text.encode(errors="replace"))
+        with contextlib.suppress(OSError):
+            self._log_seen = self.console.stat().st_size
+        return found
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def memory_snapshot(self):
+        """Numbers (bytes) that must not grow from one round of a test to the next.
+
+        meminfo: Slab, SUnreclaim, VmallocUsed, Percpu, KernelStack, MemAvailable. vmalloc: bytes of
+        the areas that name mars, with their lines. slabs: active objects of each slab cache.
+        """
+        text = self.run(
+            "sync; echo 3 > /proc/sys/vm/drop_caches; cat /proc/meminfo; echo ==; "
+            "grep -i mars /proc/vmallocinfo; echo ==; cat /proc/slabinfo"
+        ).stdout
+        meminfo, vmalloc, slabinfo = text.split("==\n")
+        numbers = {}
+        for key, value in re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.M):
+            numbers[key] = int(value) * 1024
+        lines = vmalloc.splitlines()
+        slabs = {}
+        for line in slabinfo.splitlines()[2:]:
+            words = line.split()
+            slabs[words[0]] = int(words[1])
+        names = ("Slab", "SUnreclaim", "VmallocUsed", "Percpu", "KernelStack", "MemAvailable")
+        return {
+            **{n: numbers.get(n, 0) for n in names},
+            "vmalloc_mars": sum(int(l.split()[1]) for l in lines),
+            "vmalloc_lines": lines,
+            "slabs": slabs,
+        }
+
+    # --- reuse -----------------------------------------------------------------------------------
+
+    def clean(self):
+        """Brings it back into the state after boot; raises VmError if that can't be done."""
+        for peer in self.wires:
+            self.shapes.pop(peer, None)
+        self.run(_CLEAN, timeout=90)
+        left = self.run("lsmod | awk '$1 == \"mars\" || $1 == \"drbd\"'; dmsetup ls 2>/dev/null | grep -v '^No devices'", check=False)
+        if left.out:
+            raise VmError(f"{self.name}: can't be cleaned, still there: {left.out}")
+        for disk in self.disks:
+            self.wipe(disk)
+
+
+# Ends what tests left: processes, mounts, stacked devices, modules.
+_CLEAN = r"""
+me=$BASHPID
+agent=$PPID
+for p in /proc/[0-9]*; do
+    pid=${p#/proc/}
+    # Kernel threads have no executable.
+    [ -e $p/exe ] || continue
+    [ $pid = 1 ] || [ $pid = $me ] || [ $pid = $agent ] || kill -9 $pid 2>/dev/null
+done
+cd /
+unmount() {
+    for n in 1 2 3; do
+        awk '$1 ~ "^/dev/" && $2 != "/" || $2 ~ "^/(mars|mnt)(/|$)" { print $2 }' /proc/mounts |
+            sort -r | while read -r at; do umount "$at" 2>/dev/null || umount -l "$at"; done
+    done
+}
+swapoff -a
+unmount
+if [ -e /sys/module/drbd ]; then drbdadm down all >/dev/null 2>&1; drbdsetup down all >/dev/null 2>&1; fi
+if [ -e /sys/module/mars ]; then timeout 60 rmmod mars || { echo "rmmod mars: failed" >&2; exit 1; }; fi
+unmount
+losetup -D 2>/dev/null
+dmsetup remove_all -f >/dev/null 2>&1
+for m in drbd null_blk scsi_debug brd; do [ -e /sys/module/$m ] && rmmod $m; done
+for i in /sys/class/net/*; do tc qdisc del dev ${i##*/} root 2>/dev/null; done
+nft flush ruleset 2>/dev/null
+rm -rf /tmp/* /root/* /mnt/* /etc/drbd.d/*.res
+find /mars -mindepth 1 -delete
+sync
+exit 0
+"""
+
+
+def environment():
+    """What is worth knowing about a run, for its header."""
+    return f"accelerator {accel.name()}, time limits x{util.time_scale():g}, disks in {util.disk_folder()}, cpus {os.cpu_count()}"

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What of this checkout's build goes into each machine: the module and the tools."""
+
+import os
+import pathlib
+import subprocess
+
+from . import util
+from .cpio import Writer
+
+KO = "/usr/lib/mars/mars.ko"
+TOOLS = {"marsadm": "/usr/sbin/marsadm", "marslog": "/usr/bin/marslog"}
+
+
+def module_path():
+    return pathlib.Path(os.environ.get("MARS_KO") or util.BUILD / "module" / "mars.ko")
+
+
+def tool_path(name):
+    folder = os.environ.get("MARS_BIN") or util.BUILD / "cargo" / "release"
+    return pathlib.Path(folder) / name
+
+
+def have_module():
+    return module_path().exists()
+
+
+def _modprobe_conf(ko):
+    done = subprocess.run(
+        ["modinfo", "-F", "depends", str(ko)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"},
+    )
+    depends = done.stdout.strip().replace(",", " ")
+    first = f"/usr/sbin/modprobe -q -a {depends} && " if depends else ""
+    # Not in modules.dep, because depmod over the whole tree would cost seconds at each boot.
+    return (
+        f"install mars {first}/usr/sbin/insmod {KO} $CMDLINE_OPTS\n"
+        "remove mars /usr/sbin/rmmod mars\n"
+    )
+
+
+def files(ko=None):
+    """(path, content, mode) of everything that exists already."""
+    ko = pathlib.Path(ko) if ko else module_path()
+    out = []
+    if ko.exists():
+        out.append((KO, ko.read_bytes(), 0o644))
+        out.append(("/etc/modprobe.d/mars.conf", _modprobe_conf(ko).encode(), 0o644))
+    for name, target in TOOLS.items():
+        source = tool_path(name)
+        if source.exists():
+            out.append((target, source.read_bytes(), 0o755))
+    return out
+
+
+def initrd(base, ko=None):
+    """The initramfs `base` with the payload appended, as bytes."""
+    writer = Writer()
+    for path, data, mode in files(ko):
+        writer.add("/payload" + path, data, mode)
+    return pathlib.Path(base).read_bytes() + writer.bytes()
