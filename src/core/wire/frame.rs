@@ -204,6 +204,3 @@ pub fn finish<D: Digest>(
 fn header_crc<D: Digest>(header: &[u8]) -> u32 {
     crc::<D>(&[header.get(..HEADER_CHECKED).unwrap_or_default()])
 }
-
-#[cfg(test)]
-mod tests;

@@ -34,9 +34,6 @@ use super::{
 };
 use crate::digest::Digest;
 
-#[cfg(test)]
-mod tests;
-
 /// Which side we are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {

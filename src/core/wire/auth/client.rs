@@ -51,6 +51,10 @@ use crate::wire::{
 
 /// What the client has to do next.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made once per connection and taken apart at once"
+)]
 pub enum ClientStep {
     /// Send what was appended, then read the next frame.
     Send,
@@ -128,12 +132,11 @@ impl<'a> ClientHandshake<'a> {
             }),
             Some(session) => self.on_welcome::<D>(session, header, body),
         };
-        result.map_err(|refusal| {
+        result.inspect_err(|refusal| {
             out.truncate(start);
             if !refusal.by_peer {
                 let _ = refusal.encode::<D>(out);
             }
-            refusal
         })
     }
 

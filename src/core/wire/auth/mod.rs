@@ -73,9 +73,6 @@ pub use server::{
     ServerStep, //
 };
 
-#[cfg(test)]
-mod tests;
-
 /// A random number of one side.
 pub type Nonce = [u8; NONCE_LEN];
 /// Proof that the key is known.

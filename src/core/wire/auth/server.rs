@@ -134,12 +134,11 @@ impl<'a> ServerHandshake<'a> {
                 format_args!("the handshake is over: connect anew"),
             )),
         };
-        result.map_err(|refusal| {
+        result.inspect_err(|refusal| {
             out.truncate(start);
             if !refusal.by_peer {
                 let _ = refusal.encode::<D>(out);
             }
-            refusal
         })
     }
 

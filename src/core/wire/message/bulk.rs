@@ -48,7 +48,7 @@ const TAG_DATA: u16 = 15;
 
 numbers! {
     /// How a log was read.
-    LogStatus: u8, missing = Unavailable {
+    LogStatus: u8, other = Unavailable {
         /// Here is data.
         Data = 0,
         /// Nothing new came within the wait.
@@ -62,7 +62,7 @@ numbers! {
     }
 
     /// How the device was read.
-    SyncStatus: u8, missing = Unavailable {
+    SyncStatus: u8, other = Unavailable {
         /// Here it is.
         Data = 0,
         /// Not the primary, or its disk is not ready.

@@ -153,7 +153,7 @@ messages! { GetTree Tree<'a> Notify Join<'a> PutLink<'a> Done Ping Pong Reach Re
 
 numbers! {
     /// Contact to a member.
-    Contact: u8 {
+    Contact: u8, other = Unknown {
         /// Not a member.
         Unknown = 0,
         /// No contact since the module was loaded.

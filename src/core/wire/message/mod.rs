@@ -28,9 +28,6 @@ pub mod bulk;
 pub mod handshake;
 pub mod meta;
 
-#[cfg(test)]
-mod tests;
-
 /// Describes structs: tag, name and type of each field, and an optional rule for the whole.
 macro_rules! structs {
     ($(
@@ -105,11 +102,11 @@ macro_rules! messages {
 }
 use messages;
 
-/// Describes an enumeration that is sent as a number.
+/// Describes an enumeration that is sent as a number. `other` stands for missing ones and for those of a newer sender.
 macro_rules! numbers {
     ($(
         $(#[$doc:meta])*
-        $name:ident: $repr:ident $(, missing = $missing:ident)? {
+        $name:ident: $repr:ident $(, other = $other:ident)? {
             $( $(#[$item_doc:meta])* $item:ident = $value:literal, )*
         }
     )*) => {$(
@@ -143,7 +140,8 @@ macro_rules! numbers {
             const TYPE: u16 = $crate::wire::schema::types::UINT;
 
             fn from_bytes(bytes: &[u8]) -> Option<Self> {
-                Self::from_number(<$repr as $crate::wire::schema::Value<'_>>::from_bytes(bytes)?)
+                let number = <$repr as $crate::wire::schema::Value<'_>>::from_bytes(bytes)?;
+                Self::from_number(number) $( .or(Some(Self::$other)) )?
             }
 
             fn put(
@@ -154,7 +152,7 @@ macro_rules! numbers {
             }
 
             fn missing() -> Option<Self> {
-                None $( .or(Some(Self::$missing)) )?
+                None $( .or(Some(Self::$other)) )?
             }
         }
     )*};
@@ -213,7 +211,7 @@ numbers! {
     }
 
     /// Why a request or a connection was refused. The text that comes with it says what to do.
-    ErrorCode: u16, missing = Internal {
+    ErrorCode: u16, other = Internal {
         /// Not a message of this protocol, or a damaged one.
         BadMessage = 1,
         /// No common version of the protocol, or a feature is lacking.
