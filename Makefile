@@ -7,13 +7,14 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module userspace check lint fmt clippy test-cargo test-vm demo bench rust-analyzer
+GOALS := all module selftest userspace check lint fmt clippy test-cargo test-vm demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
 	@echo 'Targets:'
 	@echo '  all            module and userspace (default)'
 	@echo '  module         the kernel module build/module/mars.ko'
+	@echo '  selftest       the module build/selftest/mars_selftest.ko, for tests only'
 	@echo '  userspace      the programs in build/cargo/release/'
 	@echo '  check          everything that is tested: lint, test-cargo, test-vm'
 	@echo '  lint           format, clippy, layer rules, stack depth, licences, ...'
@@ -58,6 +59,10 @@ clippy:
 	+@mkdir -p build/clippy
 	+@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
 
+selftest:
+	+@mkdir -p build/selftest
+	+@$(call kbuild,selftest,MARS_SELFTEST=1 modules)
+
 userspace:
 	+@if [ -e userspace/Cargo.toml ]; then \
 		cargo build --release --manifest-path userspace/Cargo.toml; \
@@ -77,7 +82,7 @@ test-cargo:
 		cargo test --workspace --no-fail-fast --manifest-path userspace/Cargo.toml; \
 	fi
 
-test-vm: module userspace
+test-vm: module selftest userspace
 	@exec python3 -m pytest tests $(ARGS)
 
 demo: module userspace

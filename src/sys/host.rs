@@ -3,6 +3,7 @@
 //! Facts about this machine.
 
 use super::{file::to_len, generated};
+use core::mem::MaybeUninit;
 use kernel::prelude::*;
 
 /// The longest name of a machine and its end.
@@ -16,4 +17,10 @@ pub(crate) fn nodename() -> Result<KVec<u8>> {
     let len = to_len(isize::try_from(len)?)?;
     name.truncate(len);
     Ok(name)
+}
+
+/// Bytes of main memory that the kernel manages.
+pub(crate) fn memory_bytes() -> u64 {
+    // SAFETY: No more than reading a counter.
+    unsafe { generated::mars_c_memory_bytes() }
 }

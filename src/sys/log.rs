@@ -48,13 +48,13 @@ impl RateLimit {
 /// Prints with a `pr_*` macro if the limit of this place allows.
 #[allow(unused_macros, reason = "not every kind has a user")]
 macro_rules! limited {
-    ($print:ident, $format:literal $($arg:tt)*) => {{
+    ($print:ident, $($arg:tt)*) => {{
         static LIMIT: $crate::sys::log::RateLimit = $crate::sys::log::RateLimit::new();
         if let Some(missed) = LIMIT.allow() {
             if missed > 0 {
                 ::kernel::$print!("{} messages like the next one were left out\n", missed);
             }
-            ::kernel::$print!($format $($arg)*);
+            ::kernel::$print!($($arg)*);
         }
     }};
 }

@@ -17,7 +17,7 @@
 //!
 //! C header: [`include/linux/sysctl.h`](srctree/include/linux/sysctl.h)
 
-use core::{fmt, mem::size_of_val, ptr::NonNull, slice};
+use core::{fmt, ptr::NonNull, slice};
 use kernel::{
     bindings,
     error::from_result,
@@ -37,21 +37,32 @@ pub(crate) struct Tunable<T: AtomicType> {
     max: T,
 }
 
+impl<T: AtomicType + PartialOrd> Tunable<T> {
+    /// A number with its name, its value at the beginning, and its limits.
+    pub(crate) const fn new(name: &'static CStr, default: T, min: T, max: T) -> Self {
+        Self {
+            name,
+            value: Atomic::new(default),
+            default,
+            min,
+            max,
+        }
+    }
+
+    /// Name, value at the beginning, and limits.
+    pub(crate) fn describe(&self) -> (&'static CStr, T, T, T) {
+        (self.name, self.default, self.min, self.max)
+    }
+
+    /// Whether the value at the beginning is within the limits.
+    fn is_sound(&self) -> bool {
+        (self.min..=self.max).contains(&self.default)
+    }
+}
+
 macro_rules! tunable {
     ($t:ty) => {
         impl Tunable<$t> {
-            /// A number with its name, its value at the beginning, and its limits.
-            pub(crate) const fn new(name: &'static CStr, default: $t, min: $t, max: $t) -> Self {
-                assert!(min <= default && default <= max);
-                Self {
-                    name,
-                    value: Atomic::new(default),
-                    default,
-                    min,
-                    max,
-                }
-            }
-
             /// The value now.
             pub(crate) fn get(&self) -> $t {
                 self.value.load(Relaxed)
@@ -64,11 +75,6 @@ macro_rules! tunable {
                 }
                 self.value.store(value, Relaxed);
                 Ok(())
-            }
-
-            /// Name, value at the beginning, and limits.
-            pub(crate) fn describe(&self) -> (&'static CStr, $t, $t, $t) {
-                (self.name, self.default, self.min, self.max)
             }
         }
     };
@@ -263,13 +269,19 @@ impl SysctlBuilder {
         self.push(Entry::Trigger(name, write))
     }
 
-    /// A number that root may change.
+    /// A number that root may change. `EINVAL` if its first value is beyond its limits.
     pub(crate) fn tunable_u32(self, tunable: &'static Tunable<u32>) -> Result<Self> {
+        if !tunable.is_sound() {
+            return Err(EINVAL);
+        }
         self.push(Entry::U32(tunable))
     }
 
-    /// A number that root may change.
+    /// A number that root may change. `EINVAL` if its first value is beyond its limits.
     pub(crate) fn tunable_u64(self, tunable: &'static Tunable<u64>) -> Result<Self> {
+        if !tunable.is_sound() {
+            return Err(EINVAL);
+        }
         self.push(Entry::U64(tunable))
     }
 
