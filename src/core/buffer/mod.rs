@@ -97,6 +97,8 @@ pub struct WriteBuffer<B> {
     waived: u64,
     /// Where the elevator stands.
     elevator: u64,
+    /// Its sweep is for records up to this one.
+    sweep: u64,
     next_io: u64,
     /// End of the batch that is being replayed.
     open_batch: Option<LogPos>,
@@ -125,6 +127,7 @@ impl<B> WriteBuffer<B> {
             durable: 0,
             waived: 0,
             elevator: 0,
+            sweep: 0,
             next_io: 1,
             open_batch: None,
             mark: None,

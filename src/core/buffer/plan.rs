@@ -5,6 +5,10 @@
 //! An elevator goes through the index from low to high offsets and starts again at the bottom. It takes what is durable in
 //! the log, merges neighbours into one I/O, and leaves alone what overlaps an I/O in flight: an older version of the same
 //! bytes could arrive at the disk after the newer one.
+//!
+//! Each sweep starts I/Os only for records that were durable when it began; newer ones may come along as neighbours. So a
+//! sweep has an end even if somebody writes in front of the elevator all the time (any long sequential write does), every
+//! record is on the disk after at most two sweeps, and the mark moves.
 
 use super::{
     index::{
@@ -71,6 +75,7 @@ impl<B: Clone> WriteBuffer<B> {
                 Ok(false) if visits > 0 && !wrapped => {
                     wrapped = true;
                     self.elevator = 0;
+                    self.sweep = self.durable;
                 }
                 Ok(false) => break,
                 Err(_) if count > 0 => break,
@@ -121,6 +126,7 @@ impl<B: Clone> WriteBuffer<B> {
             flights,
             durable,
             elevator,
+            sweep,
             ..
         } = self;
         let mut run: Option<Run<B>> = None;
@@ -135,7 +141,7 @@ impl<B: Clone> WriteBuffer<B> {
             let (&end, extent) = here.current_mut();
             let free = extent.seq <= *durable && extent.io == 0;
             let takes = match &run {
-                None => free && !flights.overlaps(extent.start, end),
+                None => free && extent.seq <= *sweep && !flights.overlaps(extent.start, end),
                 Some(r) => free && r.takes(extent, end, max_bytes, flights),
             };
             if takes {

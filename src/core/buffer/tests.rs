@@ -169,6 +169,29 @@ fn given_a_record_superseded_by_one_that_is_not_durable_when_asked_then_the_mark
 }
 
 #[test]
+fn given_a_stream_in_front_of_the_elevator_when_it_never_ends_then_other_records_get_their_turn() {
+    let mut b = Buffer::new();
+    write(&mut b, 1 << 40, 8, 1);
+    write(&mut b, 0, 8, 1);
+    log_all(&mut b, 1);
+    let mut rounds = 0;
+    while b.finished_seq() < Seq(2) {
+        rounds += 1;
+        assert!(rounds < 6, "the stream keeps the elevator for itself");
+        // As much comes in as goes out.
+        for i in 0..2 {
+            write(&mut b, 8 * (2 * rounds + i), 8, 2);
+        }
+        log_all(&mut b, 1 + rounds);
+        let mut out = KVec::new();
+        b.plan(8, 2, &mut out).unwrap();
+        for io in &out {
+            b.io_done(io.id, true);
+        }
+    }
+}
+
+#[test]
 fn given_a_failed_io_when_planning_again_then_it_is_repeated_and_reported() {
     let mut b = Buffer::new();
     let seq = write(&mut b, 8, 8, 1);

@@ -432,7 +432,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn p1_p2_p9_given_any_history_when_it_crashes_anywhere_then_disk_and_log_give_a_prefix(
