@@ -27,12 +27,16 @@ extern crate std;
 
 pub mod buffer;
 pub mod digest;
+pub mod fetch;
 pub mod lamport;
 pub mod log;
 pub mod name;
 pub mod num;
 pub mod replay;
+pub mod resource;
+pub mod split_brain;
 pub mod sync;
 pub mod text;
+pub mod tree;
 pub mod wire;
 pub mod writeback;

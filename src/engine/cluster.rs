@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The cluster loop: reads the tree, tells what this host is, starts and ends peers and resources.
+//!
+//! It never waits for a disk, a peer or a resource: those have threads of their own.
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+use mars_core::name::Name;
+
+use crate::{
+    engine::{
+        control,
+        env::Env,
+        member::Member,
+        paths,
+        peer::Peer,
+        server::Server,
+        text,
+        tunables, //
+    },
+    sys::{
+        dir,
+        thread::{
+            Thread,
+            ThreadCtx, //
+        },
+        time, //
+    },
+    VERSION, //
+};
+
+/// A resource of this host: its control thread, and what it shares.
+struct Resource {
+    control: Thread,
+    member: Arc<Member>,
+}
+
+/// The loop's own state. Fields drop in this order: nobody may ask any more, then nobody is asked, then resources end.
+struct Cluster {
+    servers: KVec<Server>,
+    peers: KVec<Peer>,
+    resources: KVec<Resource>,
+    env: Arc<Env>,
+    next_server_try: u64,
+}
+
+/// Spawns the loop. When it is stopped it ends everything that it started.
+pub(crate) fn spawn(env: Arc<Env>) -> Result<Thread> {
+    Thread::spawn(c"mars_main", move |ctx| {
+        let mut c = Cluster {
+            servers: KVec::new(),
+            peers: KVec::new(),
+            resources: KVec::new(),
+            env,
+            next_server_try: 0,
+        };
+        while !ctx.should_stop() {
+            c.round(ctx);
+        }
+        c.finish();
+    })
+}
+
+impl Cluster {
+    fn round(&mut self, ctx: &ThreadCtx) {
+        let env = self.env.clone();
+        if let Err(e) = env.store.scan() {
+            crate::engine::text::warn_limited(format_args!("reading /mars failed: {e:?}; is it mounted?"));
+        }
+        env.refresh();
+        self.serve();
+        self.say_alive();
+        if let Err(e) = self.match_peers() {
+            crate::engine::text::warn_limited(format_args!("starting a peer failed: {e:?}"));
+        }
+        if let Err(e) = self.match_resources() {
+            crate::engine::text::warn_limited(format_args!("starting a resource failed: {e:?}"));
+        }
+        env.kick_members();
+        // A second between signs of life; a scan at once when somebody pulls the trigger.
+        let mut rest = tunables::SCAN_INTERVAL_SEC.get();
+        while rest > 0 && !ctx.should_stop() {
+            rest -= 1;
+            if env.kick.wait_timeout(1000) {
+                return;
+            }
+            self.say_alive();
+        }
+    }
+
+    /// Opens the ports; tried again from time to time when one is in use.
+    fn serve(&mut self) {
+        if self.servers.len() == 3 || time::mono_ns() < self.next_server_try {
+            return;
+        }
+        self.servers.clear();
+        for offset in 0..3 {
+            let r = Server::start(self.env.clone(), offset).and_then(|s| Ok(self.servers.push(s, GFP_KERNEL)?));
+            if r.is_err() {
+                self.servers.clear();
+                self.next_server_try = time::mono_ns().saturating_add(10_000_000_000);
+                return;
+            }
+        }
+    }
+
+    /// Signs of life and facts about this host.
+    fn say_alive(&self) {
+        let env = &self.env;
+        let now = env.clock.now();
+        let say = |key: &str, value: core::fmt::Arguments<'_>| {
+            let r = CString::try_from_fmt(format_args!("actual-{}/{key}", env.me)).and_then(|path| {
+                let value = CString::try_from_fmt(value)?;
+                env.store.set(text::of(&path), text::of(&value))
+            });
+            if let Err(e) = r {
+                crate::engine::text::warn_limited(format_args!("writing to /mars failed: {e:?}; is it full or read-only?"));
+            }
+        };
+        if env.store.get("uuid").is_none() {
+            // Nothing is written before this host belongs to a cluster.
+            return;
+        }
+        say("time", format_args!("{now}"));
+        say("alive", format_args!("1"));
+        say("tree", format_args!("0.1"));
+        say("features", format_args!("4,5,0x00040000"));
+        say("usable", format_args!("4,5,0x00040000"));
+        say("buildtag", format_args!("mars-rust-{VERSION}"));
+        say("module", format_args!("{VERSION}"));
+        say("emergency", format_args!("0"));
+        say("used-log-digest", format_args!("262144"));
+        say("used-net-digest", format_args!("262144"));
+        say("used-log-compression", format_args!("0"));
+        say("used-net-compression", format_args!("0"));
+        if let Ok(space) = dir::statfs(paths::ROOT) {
+            say("rest-space", format_args!("{}", space.avail >> 30));
+            say("total-space", format_args!("{}", space.total >> 30));
+            say("rest-bytes", format_args!("{}", space.avail >> 20 << 20));
+        }
+    }
+
+    /// Follows every host of the address book.
+    fn match_peers(&mut self) -> Result {
+        let env = self.env.clone();
+        let mut wanted: KVec<Name> = KVec::new();
+        let mut failed: Result = Ok(());
+        if env.key().is_some() {
+            env.store.for_each("ips/ip-", |host, _| {
+                if let Some(h) = Name::new(host.as_bytes()).filter(|h| *h != env.me) {
+                    if let Err(e) = wanted.push(h, GFP_KERNEL) {
+                        failed = Err(e.into());
+                    }
+                }
+            });
+        }
+        failed?;
+        for p in &self.peers {
+            if !wanted.contains(&p.name) {
+                p.request_stop();
+            }
+        }
+        self.peers.retain(|p| wanted.contains(&p.name));
+        for name in &wanted {
+            if !self.peers.iter().any(|p| p.name == *name) {
+                self.peers.reserve(1, GFP_KERNEL)?;
+                self.peers.push(Peer::start(env.clone(), *name)?, GFP_KERNEL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs every resource of which this host is a member.
+    fn match_resources(&mut self) -> Result {
+        let env = self.env.clone();
+        let mut wanted: KVec<Name> = KVec::new();
+        let mut failed: Result = Ok(());
+        let suffix = CString::try_from_fmt(format_args!("/data-{}", env.me))?;
+        env.store.for_each("resource-", |rest, _| {
+            if let Some(name) = rest.strip_suffix(text::of(&suffix)).and_then(|n| Name::new(n.as_bytes())) {
+                if let Err(e) = wanted.push(name, GFP_KERNEL) {
+                    failed = Err(e.into());
+                }
+            }
+        });
+        failed?;
+        // A resource that is no longer ours detaches by itself (its data link is gone); then its thread may end.
+        let gone = |r: &Resource| !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none();
+        for r in &self.resources {
+            if gone(r) {
+                env.remove_member(&r.member.name);
+                r.control.request_stop();
+            }
+        }
+        self.resources.retain(|r| !gone(r));
+        for name in &wanted {
+            if !self.resources.iter().any(|r| r.member.name == *name) {
+                self.resources.reserve(1, GFP_KERNEL)?;
+                let member = Member::new(*name, env.clone())?;
+                env.add_member(member.clone())?;
+                let control = control::spawn(member.clone())?;
+                self.resources.push(Resource { control, member }, GFP_KERNEL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends everything, in parallel where it can.
+    fn finish(&mut self) {
+        self.env.stop();
+        for p in &self.peers {
+            p.request_stop();
+        }
+        for r in &self.resources {
+            r.control.request_stop();
+            r.member.kick.signal();
+        }
+        // Resources first: while they write back and tell the tree, peers may still fetch it.
+        for r in self.resources.drain_all() {
+            self.env.remove_member(&r.member.name);
+        }
+        self.servers.clear();
+        self.peers.clear();
+        let me = self.env.me;
+        if self.env.store.get("uuid").is_some() {
+            let _ = CString::try_from_fmt(format_args!("actual-{me}/alive")).and_then(|p| self.env.store.set(text::of(&p), "0"));
+        }
+    }
+}

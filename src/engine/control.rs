@@ -1,0 +1,569 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The control thread of one resource: observe → decide → act.
+//!
+//! It owns every running part of the resource, so starting and stopping need no lock, and one slow disk or peer delays
+//! no other resource. What to do is decided by `mars_core::resource`; here it is done, and what is gets published in the
+//! tree (`actual-<me>/…`).
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+use mars_core::{
+    buffer::LogPos,
+    log::{
+        LogName,
+        HEADER_SIZE, //
+    },
+    resource::{
+        decide,
+        Designated,
+        Observed,
+        Role,
+        Step,
+        Work, //
+    },
+    split_brain::{
+        compare,
+        Relation, //
+    }, //
+};
+
+use crate::{
+    engine::{
+        device::Device,
+        fetch,
+        logfile::LogFile,
+        logger,
+        member::{
+            Member,
+            Reason, //
+        },
+        paths,
+        pipeline::{
+            self,
+            Pipeline, //
+        },
+        replay,
+        sync,
+        tunables, //
+    },
+    sys::{
+        bdev::BlockDevice,
+        dir,
+        disk::{
+            Disk,
+            DiskParams, //
+        },
+        thread::{
+            Thread,
+            ThreadCtx, //
+        },
+        time, //
+    }, //
+};
+
+/// How often the tree is looked at when nobody kicks, in milliseconds.
+const TICK_MS: u32 = 500;
+/// Pause after a disk that could not be opened, or a role change that failed.
+const RETRY_MS: u64 = 5_000;
+
+/// A disk that is open, and its followers. Fields drop in this order: workers before the disk.
+struct Secondary {
+    sync: Option<sync::Workers>,
+    replay: Option<replay::Worker>,
+    fetch: Option<fetch::Workers>,
+    bdev: Arc<BlockDevice>,
+}
+
+/// A running primary. Fields drop in this order: no new bios, then no reads in flight, then the log is closed, then
+/// write-back ends, then the disk is closed.
+struct Primary {
+    disk: Disk<Device>,
+    _reader: Thread,
+    logger: Thread,
+    writeback: Thread,
+    pipe: Arc<Pipeline>,
+    device: Arc<Device>,
+    bdev: Arc<BlockDevice>,
+    log: LogName,
+}
+
+enum Running {
+    Detached,
+    Secondary(KBox<Secondary>),
+    Primary(KBox<Primary>),
+}
+
+/// State of the control thread.
+struct Control {
+    m: Arc<Member>,
+    running: Running,
+    /// Monotonic time before which a failed step is not tried again.
+    retry_at: u64,
+    /// Why the last step failed.
+    failure: Option<Reason>,
+}
+
+/// Spawns the control thread of `m`. It ends, with everything detached, some time after it was asked to stop.
+pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
+    let name = CString::try_from_fmt(format_args!("mars_ctl/{}", m.name))?;
+    Thread::spawn(&name, move |ctx| {
+        let mut c = Control {
+            m,
+            running: Running::Detached,
+            retry_at: 0,
+            failure: None,
+        };
+        c.run(ctx);
+    })
+}
+
+impl Control {
+    fn run(&mut self, ctx: &ThreadCtx) {
+        loop {
+            let stopping = ctx.should_stop() || self.m.env.is_stopping();
+            let o = self.observe(stopping);
+            let step = decide(self.role(), &o);
+            self.act(step, &o, ctx);
+            self.publish(step, &o);
+            if matches!(self.running, Running::Detached) && ctx.should_stop() {
+                return;
+            }
+            let ms = if stopping { 20 } else { TICK_MS };
+            self.m.kick.wait_timeout(ms);
+        }
+    }
+
+    fn role(&self) -> Role {
+        match self.running {
+            Running::Detached => Role::Detached,
+            Running::Secondary(_) => Role::Secondary,
+            Running::Primary(_) => Role::Primary,
+        }
+    }
+
+    fn observe(&self, stopping: bool) -> Observed {
+        let m = &self.m;
+        let me = m.me();
+        let is_member = m.get(format_args!("data-{me}")).is_some();
+        let size = m.size();
+        Observed {
+            stopping: stopping || !is_member,
+            attach: m.switch(format_args!("todo-{me}/attach")),
+            fetch: m.switch(format_args!("todo-{me}/connect")),
+            replay: m.switch(format_args!("todo-{me}/allow-replay")),
+            sync: m.switch(format_args!("todo-{me}/sync")),
+            designated: match m.designated() {
+                Some(h) if h == me => Designated::Me,
+                Some(_) => Designated::Other,
+                None => Designated::Nobody,
+            },
+            opened: match &self.running {
+                Running::Primary(p) => p.disk.open_count() > 0,
+                _ => false,
+            },
+            synced: size.is_some() && m.number(format_args!("syncstatus-{me}")) == size,
+            consistent: self.is_consistent(),
+            split_brain: self.role() != Role::Primary && self.has_diverged(),
+            settled: m.env.is_settled(),
+        }
+    }
+
+    /// The replay link has reached the end of the primary's log as it was when the sync ended.
+    fn is_consistent(&self) -> bool {
+        let me = self.m.me();
+        let Some(v) = self.m.get(format_args!("syncpos-{me}")) else {
+            return true;
+        };
+        match (
+            mars_core::tree::value::ReplayLink::parse(v.as_bytes()),
+            self.m.replay_link(&me),
+        ) {
+            (Some(need), Some(have)) => (have.log.number, have.pos) >= (need.log.number, need.pos),
+            (None, _) => true,
+            (_, None) => false,
+        }
+    }
+
+    /// Whether this host's history and that of another member exclude each other.
+    fn has_diverged(&self) -> bool {
+        let me = self.m.me();
+        let Ok(mine) = self.m.history(&me) else {
+            return false;
+        };
+        let mut diverged = false;
+        let _ = self.m.for_each_member(|host| {
+            if host != me {
+                if let Ok(theirs) = self.m.history(&host) {
+                    diverged |= matches!(compare(&mine, &theirs), Relation::Diverged(_));
+                }
+            }
+        });
+        diverged
+    }
+
+    fn act(&mut self, step: Step, o: &Observed, ctx: &ThreadCtx) {
+        if matches!(step, Step::Attach | Step::BecomePrimary) && time::mono_ns() < self.retry_at {
+            return;
+        }
+        let result = match step {
+            Step::Stay => self.stay(),
+            Step::Attach => self.attach(),
+            Step::Detach => {
+                self.detach();
+                Ok(())
+            }
+            Step::BecomePrimary => self.become_primary(ctx),
+            Step::LeavePrimary => self.leave_primary(o.stopping),
+            Step::Follow(work) | Step::RefuseInconsistent(work) => self.follow(work),
+            Step::WaitForClose => Ok(()),
+        };
+        match result {
+            Ok(()) => {
+                if !matches!(step, Step::Stay | Step::WaitForClose) {
+                    self.failure = None;
+                }
+            }
+            Err(reason) => {
+                self.retry_at = time::mono_ns().saturating_add(RETRY_MS.saturating_mul(1_000_000));
+                pr_err!("{}: {}: {}\n", self.m.name.as_str(), reason.word, reason.text());
+                self.failure = Some(reason);
+            }
+        }
+    }
+
+    fn attach(&mut self) -> Result<(), Reason> {
+        let m = &self.m;
+        let me = m.me();
+        let path = m.disk_path().ok_or_else(|| fail("disk-error", format_args!("there is no data-{me} link")))?;
+        let bdev = BlockDevice::open(&path, true).map_err(|e| {
+            m.set(format_args!("actual-{me}/disk-error"), format_args!("{}", e.to_errno()));
+            fail(
+                "disk-error",
+                format_args!("opening {} failed: {e:?}; is it there, and not mounted or used by something else?", path.to_str().unwrap_or("")),
+            )
+        })?;
+        m.set(format_args!("actual-{me}/disk-error"), format_args!("0"));
+        m.set(format_args!("actsize-{me}"), format_args!("{}", bdev.size()));
+        let size = m.size().unwrap_or(0);
+        if bdev.size() < size || size == 0 {
+            return Err(fail(
+                "disk-error",
+                format_args!("the disk has {} bytes, the resource needs {size}; enlarge the disk or use another", bdev.size()),
+            ));
+        }
+        let bdev = Arc::new(bdev, GFP_KERNEL).map_err(no_memory)?;
+        self.share(Some(bdev.clone()), false);
+        let secondary = Secondary { sync: None, replay: None, fetch: None, bdev };
+        self.running = Running::Secondary(KBox::new(secondary, GFP_KERNEL).map_err(no_memory)?);
+        Ok(())
+    }
+
+    fn share(&self, bdev: Option<Arc<BlockDevice>>, primary: bool) {
+        let mut a = self.m.attached.lock();
+        a.bdev = bdev;
+        a.primary = primary;
+    }
+
+    fn detach(&mut self) {
+        self.share(None, false);
+        self.running = Running::Detached;
+        self.m.fetch.forget();
+        self.m.set_trouble(None);
+    }
+
+    /// Lets exactly the workers in `work` run.
+    fn follow(&mut self, work: Work) -> Result<(), Reason> {
+        let m = self.m.clone();
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
+        // What must stop stops first: sync and replay must never overlap.
+        if !work.sync {
+            s.sync = None;
+        }
+        if !work.replay {
+            s.replay = None;
+        }
+        if !work.fetch {
+            s.fetch = None;
+        }
+        if work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished) {
+            s.sync = None;
+            s.sync = Some(sync::Workers::start(m.clone(), s.bdev.clone()).map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?);
+        }
+        if work.replay && s.replay.is_none() {
+            s.replay = Some(replay::Worker::start(m.clone(), s.bdev.clone()).map_err(|e| fail("replaying", format_args!("replay can't start: {e:?}")))?);
+        }
+        if work.fetch {
+            if s.fetch.is_none() {
+                s.fetch = Some(fetch::Workers::start(m.clone()).map_err(|e| fail("waiting", format_args!("fetch can't start: {e:?}")))?);
+            }
+            fetch::choose(&m);
+        }
+        Ok(())
+    }
+
+    fn become_primary(&mut self, ctx: &ThreadCtx) -> Result<(), Reason> {
+        let m = self.m.clone();
+        let me = m.me();
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
+        s.sync = None;
+        s.replay = None;
+        s.fetch = None;
+        m.fetch.forget();
+        let bdev = s.bdev.clone();
+        m.set(format_args!("actual-{me}/state"), format_args!("recovering"));
+        let end = replay::to_end(&m, &bdev, ctx)
+            .map_err(|e| fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed")))?;
+        // A fresh resource starts in the empty log that the tool made; everything else starts a log of its own.
+        let number = if end.pos == 0 && end.log.creator == me {
+            end.log.number
+        } else {
+            let max = m.number(format_args!("maxnr")).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+            // Only a jump over numbers that a deleted resource of this name used needs `maxnr`.
+            let next = end.log.number.saturating_add(1);
+            if max > next.saturating_add(1000) { max.saturating_add(1) } else { next }
+        };
+        let name = LogName { number, creator: me };
+        let log = self.create_log(name)?;
+        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+        m.set_version(&name, header);
+        m.set_replay(&name, header, header);
+        self.note_maxnr(number);
+        paths::sync_resource_dir(&m.name).map_err(|e| fail("disk-error", format_args!("/mars can't be made durable: {e:?}")))?;
+        let p = self.start_primary(bdev, log, name).map_err(|e| fail("disk-error", format_args!("the device can't be made: {e:?}")))?;
+        self.running = Running::Primary(p);
+        m.env.kick.signal();
+        Ok(())
+    }
+
+    fn create_log(&self, name: LogName) -> Result<KBox<LogFile>, Reason> {
+        let m = &self.m;
+        let uuid = m.env.uuid().map_err(no_memory)?;
+        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now())
+            .map_err(|e| fail("no-space", format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?")))?;
+        KBox::new(log, GFP_KERNEL).map_err(no_memory)
+    }
+
+    fn note_maxnr(&self, number: u32) {
+        if self.m.number(format_args!("maxnr")).unwrap_or(0) < u64::from(number) {
+            self.m.set(format_args!("maxnr"), format_args!("{number}"));
+        }
+    }
+
+    fn start_primary(&self, bdev: Arc<BlockDevice>, log: KBox<LogFile>, name: LogName) -> Result<KBox<Primary>> {
+        let m = &self.m;
+        let pipe = Pipeline::new(bdev.clone(), m.env.buffer_budget())?;
+        let res = m.name;
+        let thread = |kind: &str| CString::try_from_fmt(format_args!("mars_{kind}/{res}"));
+        let publisher = m.clone();
+        let writeback = pipeline::spawn(&thread("wb")?, pipe.clone(), move |pos| publish_written(&publisher, pos))?;
+        let kicker = m.clone();
+        let logger = logger::spawn(&thread("log")?, pipe.clone(), m.progress.clone(), m.env.clock.clone(), log, move || kicker.kick.signal())?;
+        let device = Device::new(pipe.clone(), m.env.clock.clone())?;
+        let reader = device.spawn_reader(&thread("rd")?)?;
+        let me = m.me();
+        let dev = m.get(format_args!("device-{me}")).ok_or(ENOENT)?;
+        let params = DiskParams {
+            size: m.size().ok_or(EINVAL)?,
+            logical_block_size: bdev.logical_block_size(),
+            physical_block_size: bdev.physical_block_size(),
+            io_min: bdev.io_min(),
+            io_opt: bdev.io_opt(),
+            dma_alignment: bdev.dma_alignment(),
+            write_cache: true,
+            rotational: bdev.is_rotational(),
+        };
+        self.share(Some(bdev.clone()), true);
+        let disk = Disk::new(dev.as_str(), &params, device.clone())?;
+        pr_info!("{}: /dev/mars/{} is there, logging to {:?}\n", res.as_str(), dev.as_str(), name);
+        Ok(KBox::new(
+            Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log: name },
+            GFP_KERNEL,
+        )?)
+    }
+
+    fn leave_primary(&mut self, stopping: bool) -> Result<(), Reason> {
+        let Running::Primary(p) = &self.running else {
+            return Ok(());
+        };
+        if !p.disk.begin_removal() {
+            return Ok(());
+        }
+        let Running::Primary(p) = core::mem::replace(&mut self.running, Running::Detached) else {
+            return Ok(());
+        };
+        let m = self.m.clone();
+        m.set(format_args!("actual-{}/state", m.me()), format_args!("stopping"));
+        let Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log } = KBox::into_inner(p);
+        drop(disk);
+        drop(reader);
+        drop(device);
+        drop(logger);
+        let closed = m.progress.take_closed();
+        for (name, end) in closed.iter() {
+            m.set_version(name, *end);
+        }
+        let drained = pipe.drain(|| stopping);
+        drop(writeback);
+        match drained {
+            Ok(()) => {
+                let (name, end) = closed.last().copied().unwrap_or((log, 0));
+                if end > 0 {
+                    m.set_replay(&name, end, end);
+                }
+            }
+            Err(e) => pr_err!("{}: the disk fails ({:?}); what it did not take stays in the log and is replayed at the next attach\n", m.name.as_str(), e),
+        }
+        let _ = paths::sync_resource_dir(&m.name);
+        pr_info!("{}: the device is gone, the log is closed\n", m.name.as_str());
+        self.share(Some(bdev.clone()), false);
+        self.running = Running::Secondary(
+            KBox::new(Secondary { sync: None, replay: None, fetch: None, bdev }, GFP_KERNEL).map_err(no_memory)?,
+        );
+        m.env.kick.signal();
+        Ok(())
+    }
+
+    /// What a primary has to look after while nothing changes: rotation.
+    fn stay(&mut self) -> Result<(), Reason> {
+        let m = self.m.clone();
+        let Running::Primary(p) = &mut self.running else {
+            return Ok(());
+        };
+        for (name, end) in m.progress.take_closed().iter() {
+            m.set_version(name, *end);
+        }
+        if let Some((name, _)) = m.progress.current() {
+            if name != p.log {
+                p.log = name;
+                m.set_version(&name, u64::try_from(HEADER_SIZE).unwrap_or(0));
+            }
+        }
+        let Some((current, end)) = m.progress.current() else {
+            return Ok(());
+        };
+        // Everything of the logs before is on the disk: they are no longer needed here.
+        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+        if let Some(link) = m.replay_link(&m.me()) {
+            if link.log.number < current.number && p.pipe.with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position()) {
+                m.set_replay(&current, header, end);
+            }
+        }
+        if m.progress.is_rotating() {
+            return Ok(());
+        }
+        let next = LogName { number: current.number.saturating_add(1), creator: m.me() };
+        let asked = paths::log(&m.name, &next)
+            .and_then(|p| dir::stat(&p))
+            .is_ok_and(|s| s.kind == dir::EntryKind::File && s.size == 0);
+        let limit = u64::from(tunables::LOGROT_AUTO_GB.get()).saturating_mul(1 << 30).min(m.env.space_total() / 32).max(64 << 20);
+        if asked || end >= limit {
+            let log = self.create_log(next)?;
+            self.note_maxnr(next.number);
+            m.progress.rotate_to(log);
+            if let Running::Primary(p) = &self.running {
+                p.pipe.log_work.signal();
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is.
+    fn publish(&mut self, step: Step, o: &Observed) {
+        let m = &self.m;
+        let me = m.me();
+        let bit = |key: &str, on: bool| m.set(format_args!("actual-{me}/{key}"), format_args!("{}", u8::from(on)));
+        let role = self.role();
+        bit("is-attached", role != Role::Detached);
+        bit("is-primary", role == Role::Primary);
+        bit("if-on", role == Role::Primary);
+        let (syncing, replaying, fetching) = match &self.running {
+            Running::Secondary(s) => (
+                s.sync.as_ref().is_some_and(|w| !w.is_finished()),
+                s.replay.is_some(),
+                s.fetch.is_some() && m.fetch.is_busy(),
+            ),
+            _ => (false, false, false),
+        };
+        bit("is-syncing", syncing);
+        bit("is-replaying", replaying);
+        bit("is-copying", fetching);
+        let mut opened = 0;
+        if let Running::Primary(p) = &self.running {
+            opened = p.disk.open_count();
+            if let Some((log, end)) = m.progress.current() {
+                m.set_version(&log, end);
+                m.set(format_args!("actual-{me}/log-end"), format_args!("{log},{end}"));
+            }
+            let mut holder = KVec::new();
+            let _ = p.disk.holder(&mut holder);
+            let holder = core::str::from_utf8(&holder).ok().filter(|h| !h.is_empty()).unwrap_or("(none)");
+            m.set(format_args!("actual-{me}/device-holder"), format_args!("{holder}"));
+            m.set(format_args!("actual-{me}/write-back"), format_args!("{}", p.pipe.with(|s| s.buffer.bytes())));
+        } else if let Some((log, pos)) = m.fetch.position() {
+            m.set(format_args!("actual-{me}/fetch-pos"), format_args!("{log},{pos}"));
+        }
+        m.set(format_args!("actual-{me}/open-count"), format_args!("{opened}"));
+        self.publish_state(step, o, syncing, replaying);
+    }
+
+    fn publish_state(&self, step: Step, o: &Observed, syncing: bool, replaying: bool) {
+        let m = &self.m;
+        let me = m.me();
+        let state = |word: &str, text: core::fmt::Arguments<'_>| m.set(format_args!("actual-{me}/state"), format_args!("{word}{text}"));
+        let code = |n: i32| m.set(format_args!("actual-{me}/replay-code"), format_args!("{n}"));
+        let trouble = m.trouble.lock();
+        let failure = self.failure.as_ref().or(trouble.as_ref());
+        if let Some(r) = failure {
+            code(if r.word == "defective-log" { EBADMSG.to_errno() } else { 0 });
+            return state(r.word, format_args!(" {}", r.text()));
+        }
+        code(if replaying { 0 } else { 1 });
+        let disk_error = match &self.running {
+            Running::Primary(p) => p.pipe.with(|s| s.disk_error),
+            _ => None,
+        };
+        if let Some(e) = disk_error {
+            return state("disk-error", format_args!(" writing back fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
+        }
+        if let (Running::Primary(_), Some(e)) = (&self.running, m.progress.error()) {
+            return state("no-space", format_args!(" the log can't be written ({e:?}); writes wait. Make room in /mars"));
+        }
+        match (step, &self.running) {
+            (Step::WaitForClose, _) => state("stopping", format_args!(" the device is still open; close it")),
+            (_, Running::Primary(_)) => state("primary", format_args!("")),
+            (_, Running::Detached) => state("detached", format_args!("")),
+            _ if o.split_brain => state("split-brain", format_args!(" this host and another have written different histories; decide which one survives and run 'marsadm invalidate {}' on the other", m.name)),
+            (Step::RefuseInconsistent(_), _) => state("waiting", format_args!(" designated primary, but the disk is not consistent yet")),
+            _ if syncing => state("syncing", format_args!("")),
+            _ if replaying => state("replaying", format_args!("")),
+            _ => state("secondary", format_args!("")),
+        }
+    }
+}
+
+/// A position became durable on the primary's disk.
+fn publish_written(m: &Member, pos: LogPos) {
+    let name = LogName { number: pos.number, creator: m.me() };
+    let end = match m.progress.current() {
+        Some((log, end)) if log == name => end,
+        _ => pos.pos,
+    };
+    m.set_replay(&name, pos.pos, end);
+}
+
+fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {
+    Reason { word, text: CString::try_from_fmt(text).ok() }
+}
+
+fn no_memory<E>(_: E) -> Reason {
+    Reason { word: "waiting", text: None }
+}

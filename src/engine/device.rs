@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `/dev/mars/<resource>`: what the application's bios become.
+//!
+//! A write is copied and checksummed into the write buffer and is complete, as with any disk that has a volatile write
+//! cache; a flush or FUA waits until everything admitted before it is durable in the log. A read goes to the backing disk
+//! unless buffered data overlaps it.
+//!
+//! Context: [`DiskOps::submit`] runs in the submitter's context and may sleep (bio based disk), but must not wait for a
+//! bio of its own: those queue up behind it. Reads that need disk *and* buffer are therefore given to a thread. Nothing
+//! here waits for the network (P3).
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        new_mutex,
+        Arc,
+        Mutex, //
+    }, //
+};
+
+use mars_core::{
+    buffer::{
+        Coverage,
+        Kind,
+        Overlap, //
+    },
+    log::MAX_PAYLOAD, //
+};
+
+use crate::{
+    engine::{
+        clock::Clock,
+        pipeline::{
+            Pipeline,
+            Slice, //
+        }, //
+    },
+    sys::{
+        bio::{
+            BioOp,
+            IncomingBio, //
+        },
+        checksum,
+        disk::DiskOps,
+        event::Event,
+        thread::{
+            NoIo,
+            Thread,
+            ThreadCtx, //
+        },
+        time, //
+    }, //
+};
+
+/// A read that needs the disk first and the buffer after.
+struct MixedRead {
+    bio: IncomingBio,
+    /// Pinned when the read came in, so that write-back can't drop it meanwhile.
+    overlaps: KVec<Overlap<Slice>>,
+}
+
+/// Counters of one device.
+pub(crate) struct Counters {
+    /// Writes admitted.
+    pub(crate) writes: Atomic<u64>,
+    /// Bytes admitted.
+    pub(crate) write_bytes: Atomic<u64>,
+    /// Reads.
+    pub(crate) reads: Atomic<u64>,
+}
+
+/// The operations behind one disk.
+#[pin_data]
+pub(crate) struct Device {
+    pipe: Arc<Pipeline>,
+    clock: Arc<Clock>,
+    #[pin]
+    mixed: Mutex<KVec<MixedRead>>,
+    #[pin]
+    mixed_work: Event,
+    /// What went through.
+    pub(crate) counters: Counters,
+}
+
+impl Device {
+    /// Makes the operations of a device over `pipe`.
+    pub(crate) fn new(pipe: Arc<Pipeline>, clock: Arc<Clock>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                pipe,
+                clock,
+                mixed <- new_mutex!(KVec::new()),
+                mixed_work <- Event::new(),
+                counters: Counters {
+                    writes: Atomic::new(0),
+                    write_bytes: Atomic::new(0),
+                    reads: Atomic::new(0),
+                },
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Spawns the thread that serves reads which need disk and buffer.
+    pub(crate) fn spawn_reader(self: &Arc<Self>, name: &CStr) -> Result<Thread> {
+        let device = self.clone();
+        Thread::spawn(name, move |ctx| device.serve_mixed(ctx))
+    }
+
+    fn read(&self, mut bio: IncomingBio) {
+        self.counters.reads.add(1, Relaxed);
+        let mut overlaps = KVec::new();
+        match self.pipe.lookup(bio.offset(), bio.len(), &mut overlaps) {
+            Ok(Coverage::None) => bio.remap(&self.pipe.bdev),
+            Ok(Coverage::Full) => {
+                let r = overlay(&mut bio, &overlaps);
+                bio.complete(r);
+            }
+            Ok(Coverage::Partial) => {
+                let read = MixedRead { bio, overlaps };
+                let mut queue = self.mixed.lock();
+                // Without memory the bio ends with an error when it is dropped; the room is kept, so that this is rare.
+                let _ = queue.push(read, GFP_NOWAIT);
+                drop(queue);
+                self.mixed_work.signal();
+            }
+            Err(e) => bio.complete(Err(e)),
+        }
+    }
+
+    fn serve_mixed(&self, ctx: &ThreadCtx) {
+        loop {
+            let next = {
+                let mut queue = self.mixed.lock();
+                if queue.is_empty() {
+                    None
+                } else {
+                    queue.remove(0).ok()
+                }
+            };
+            match next {
+                Some(mut read) => {
+                    let r = read
+                        .bio
+                        .read_through(&self.pipe.bdev)
+                        .and_then(|()| overlay(&mut read.bio, &read.overlaps));
+                    read.bio.complete(r);
+                }
+                None if ctx.should_stop() => return,
+                None => {
+                    self.mixed_work.wait_timeout(1000);
+                }
+            }
+        }
+    }
+
+    fn write(&self, bio: IncomingBio) {
+        let _noio = NoIo::enter();
+        let offset = bio.offset();
+        let len = bio.len();
+        self.counters.writes.add(1, Relaxed);
+        self.counters.write_bytes.add(u64::from(len), Relaxed);
+        let mut done = 0;
+        let durable = bio.is_fua() || bio.is_preflush();
+        while done < len {
+            let piece = (len - done).min(MAX_PAYLOAD);
+            let last = done + piece == len;
+            let buf = loop {
+                // Write-back frees memory; an application must not see an error because there is none just now (P4).
+                match bio.new_buf(done, piece) {
+                    Ok(b) => break b,
+                    Err(_) => time::sleep_ms(10),
+                }
+            };
+            let crc = !checksum::crc32c(!0, &buf);
+            let buf = match Arc::new(buf, GFP_KERNEL) {
+                Ok(b) => b,
+                Err(_) => {
+                    bio.complete(Err(ENOMEM));
+                    return;
+                }
+            };
+            let stamp = self.clock.now().as_nanos();
+            let at = offset + u64::from(done);
+            let data = Slice { buf, off: 0 };
+            if last && durable {
+                // The bio joins the waiters under the same lock under which its last record was admitted.
+                let mut slot = Some(bio);
+                let r = self.pipe.admit(Kind::Write, at, piece, stamp, crc, Some(data), |s| {
+                    if let Some(b) = slot.take() {
+                        s.waiting.push(b);
+                    }
+                });
+                match (r, slot) {
+                    (Err(e), Some(b)) => b.complete(Err(e)),
+                    _ => self.pipe.log_work.signal(),
+                }
+                return;
+            }
+            if let Err(e) = self.pipe.admit(Kind::Write, at, piece, stamp, crc, Some(data), |_| ()) {
+                bio.complete(Err(e));
+                return;
+            }
+            done += piece;
+        }
+        bio.complete(Ok(()));
+    }
+
+    fn flush(&self, bio: IncomingBio) {
+        let mut slot = Some(bio);
+        let idle = self.pipe.with(|s| {
+            let idle = s.buffer.undurable() == 0 && s.closed.is_none();
+            if !idle {
+                if let Some(b) = slot.take() {
+                    s.waiting.push(b);
+                }
+            }
+            idle
+        });
+        match slot {
+            // Everything that was completed before is durable in the log already.
+            Some(b) if idle => b.complete(Ok(())),
+            Some(b) => b.complete(Err(EIO)),
+            None => self.pipe.log_work.signal(),
+        }
+    }
+}
+
+impl DiskOps for Device {
+    fn submit(&self, bio: IncomingBio) {
+        match bio.op() {
+            BioOp::Read => self.read(bio),
+            BioOp::Write if bio.len() > 0 => self.write(bio),
+            BioOp::Write | BioOp::Flush => self.flush(bio),
+            // Not advertised, so the block layer does not send them.
+            BioOp::Discard | BioOp::WriteZeroes | BioOp::Other(_) => bio.complete(Err(EOPNOTSUPP)),
+        }
+    }
+}
+
+/// Copies buffered data over what was read.
+fn overlay(bio: &mut IncomingBio, overlaps: &[Overlap<Slice>]) -> Result {
+    let base = bio.offset();
+    for o in overlaps {
+        let at = u32::try_from(o.offset.checked_sub(base).ok_or(EIO)?)?;
+        match &o.data {
+            Some(slice) => {
+                let bytes = slice.bytes(o.data_offset, o.length).ok_or(EIO)?;
+                bio.copy_from_buf(at, bytes)?;
+            }
+            None => bio.zero(at, o.length)?,
+        }
+    }
+    Ok(())
+}

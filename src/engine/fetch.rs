@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Pulling log files from another member over a bundle of connections.
+//!
+//! The control thread chooses which log comes next ([`choose`]); the workers, each with a connection of its own, do what
+//! the plan of the core gives them and write what arrives to the local file. Replay may read up to
+//! [`Fetch::available`]. The file holds exactly the bytes of the source, byte for byte; after a restart its valid part is
+//! found again by checking it, so that nothing about it has to be stored.
+//!
+//! Lock order: `Fetch::state` is a leaf; no I/O is done under it.
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        new_condvar,
+        new_mutex,
+        Arc,
+        CondVar,
+        Mutex, //
+    },
+    time::msecs_to_jiffies, //
+};
+
+use mars_core::{
+    fetch::{
+        FetchPlan,
+        Task, //
+    },
+    log::LogName,
+    name::Name,
+    split_brain::{
+        compare,
+        Relation, //
+    },
+    wire::message::bulk::{
+        LogRead,
+        LogStatus, //
+    }, //
+};
+
+use crate::{
+    engine::{
+        conn::{
+            Conn,
+            Purpose, //
+        },
+        member::Member,
+        paths,
+        replay,
+        tunables, //
+    },
+    sys::{
+        file::{
+            File,
+            OpenFlags, //
+        },
+        thread::{
+            Thread,
+            ThreadCtx, //
+        }, //
+    }, //
+};
+
+/// The log that is fetched at the moment.
+struct Target {
+    log: LogName,
+    file: Arc<File>,
+    plan: FetchPlan,
+    /// The member it comes from.
+    source: Name,
+    /// Counts changes of target or plan, so that a late reply is not taken for a new one.
+    epoch: u64,
+}
+
+struct State {
+    target: Option<Target>,
+    epoch: u64,
+    /// Logs that are complete, with their ends.
+    complete: KVec<(LogName, u64)>,
+    /// Members that did not have what was asked, since the last success.
+    avoid: KVec<Name>,
+    busy: bool,
+}
+
+/// What the replay may read.
+#[derive(Clone, Copy)]
+pub(crate) struct Available {
+    /// Bytes before this may be read.
+    pub(crate) end: u64,
+    /// The log has been (or is being) fetched, so everything before `end` is known to have arrived.
+    pub(crate) fetched: bool,
+    /// The log is closed and `end` is its end.
+    pub(crate) complete: bool,
+}
+
+/// State of fetching the logs of one resource; shared.
+#[pin_data]
+pub(crate) struct Fetch {
+    #[pin]
+    state: Mutex<State>,
+    #[pin]
+    changed: CondVar,
+}
+
+impl Fetch {
+    /// Nothing is fetched yet.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                state <- new_mutex!(State {
+                    target: None,
+                    epoch: 0,
+                    complete: KVec::new(),
+                    avoid: KVec::new(),
+                    busy: false,
+                }),
+                changed <- new_condvar!(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Log and position up to which it has arrived.
+    pub(crate) fn position(&self) -> Option<(LogName, u64)> {
+        let s = self.state.lock();
+        s.target.as_ref().map(|t| (t.log, t.plan.contiguous()))
+    }
+
+    /// Whether something is under way.
+    pub(crate) fn is_busy(&self) -> bool {
+        let s = self.state.lock();
+        s.busy && s.target.as_ref().is_some_and(|t| t.plan.known_end() > t.plan.contiguous())
+    }
+
+    /// What may be read of `log`.
+    pub(crate) fn available(&self, log: &LogName) -> Available {
+        let s = self.state.lock();
+        if let Some((_, end)) = s.complete.iter().find(|(l, _)| l == log) {
+            return Available { end: *end, fetched: true, complete: true };
+        }
+        match &s.target {
+            Some(t) if t.log == *log => Available { end: t.plan.contiguous(), fetched: true, complete: t.plan.is_complete() },
+            // Nothing was fetched since the start: what is in the file counts as far as it is valid.
+            _ => Available { end: u64::MAX, fetched: false, complete: false },
+        }
+    }
+
+    /// Waits for more of `log` than `end`, at most a second.
+    pub(crate) fn wait_news(&self, ctx: &ThreadCtx, log: &LogName, end: u64) {
+        let mut s = self.state.lock();
+        let known = |s: &State| {
+            s.target.as_ref().is_some_and(|t| t.log != *log || t.plan.contiguous() > end && end != u64::MAX)
+        };
+        if !ctx.should_stop() && !known(&s) {
+            let _ = self.changed.wait_interruptible_timeout(&mut s, msecs_to_jiffies(500));
+        }
+        let elsewhere = s.target.as_ref().is_some_and(|t| t.log != *log);
+        drop(s);
+        if elsewhere {
+            ctx.sleep_ms(20);
+        }
+    }
+
+    /// Replay has gone on to `log`: complete logs before it are no longer of interest.
+    pub(crate) fn replaying(&self, log: &LogName) {
+        self.state.lock().complete.retain(|(l, _)| l.number >= log.number);
+    }
+
+    /// Throws the state away; the files stay.
+    pub(crate) fn forget(&self) {
+        let mut s = self.state.lock();
+        s.target = None;
+        s.complete.clear();
+        s.avoid.clear();
+        s.epoch = s.epoch.wrapping_add(1);
+    }
+
+    /// The local copy of `log` is damaged at `pos`: it is cut there and fetched again, from another member if possible.
+    pub(crate) fn again_from(&self, log: &LogName, pos: u64) {
+        let mut s = self.state.lock();
+        s.epoch = s.epoch.wrapping_add(1);
+        s.complete.retain(|(l, _)| l.number < log.number);
+        let Some(t) = s.target.take() else { return };
+        let _ = s.avoid.push(t.source, GFP_KERNEL);
+        let same = t.log == *log;
+        drop(s);
+        if same {
+            if let Err(e) = t.file.truncate(pos) {
+                pr_err!("{:?} can't be cut at {}: {:?}\n", log, pos, e);
+            }
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// Starts with the log at the replay link, or goes on with the next log when one is complete. Called by the control
+/// thread in each round; checks the local file, which may take a while after a restart.
+pub(crate) fn choose(m: &Arc<Member>) {
+    let fetch = &m.fetch;
+    let (present, complete_now) = {
+        let s = fetch.state.lock();
+        match &s.target {
+            Some(t) => (Some((t.log, t.plan.contiguous(), t.source)), t.plan.is_complete()),
+            None => (None, false),
+        }
+    };
+    let (log, from) = match present {
+        None => match m.replay_link(&m.me()) {
+            Some(link) => (link.log, link.pos),
+            None => return,
+        },
+        Some((log, end, source)) => {
+            // Closed according to the source, or the tree knows what follows exactly here.
+            match next_log(m, &log, end) {
+                Some(next) => {
+                    let mut s = fetch.state.lock();
+                    if s.complete.push((log, end), GFP_KERNEL).is_err() {
+                        return;
+                    }
+                    drop(s);
+                    fetch.changed.notify_all();
+                    (next, 0)
+                }
+                None => {
+                    if !complete_now && pick_source(m, &log) != Some(source) {
+                        reconsider(m, &log);
+                    }
+                    return;
+                }
+            }
+        }
+    };
+    if log.creator == m.me() {
+        // Own logs are never fetched, except after this host lost them; replay sees what is there.
+        if paths::log(&m.name, &log).is_ok_and(|p| crate::sys::dir::stat(&p).is_ok()) && present.is_none() {
+            own_log(m, log);
+            return;
+        }
+    }
+    if let Err(e) = begin(m, log, from) {
+        m.set_trouble(Some(("waiting", format_args!("fetching {log} can't start: {e:?}; is /mars full?"))));
+    }
+}
+
+/// The replay link names a log of this very host: it was primary. Its file is complete as it is.
+fn own_log(m: &Arc<Member>, log: LogName) {
+    let Some(link) = m.replay_link(&m.me()) else { return };
+    let end = link.pos;
+    if let Some(next) = next_log(m, &log, end) {
+        if let Err(e) = begin(m, next, 0) {
+            m.set_trouble(Some(("waiting", format_args!("fetching {next} can't start: {e:?}"))));
+            return;
+        }
+        let mut s = m.fetch.state.lock();
+        let _ = s.complete.push((log, end), GFP_KERNEL);
+    }
+}
+
+fn reconsider(m: &Arc<Member>, log: &LogName) {
+    let Some(source) = pick_source(m, log) else { return };
+    let mut s = m.fetch.state.lock();
+    if let Some(t) = &mut s.target {
+        if t.log == *log {
+            t.source = source;
+        }
+    }
+}
+
+/// The log that follows `log`, whose end is `end`, in the history of any other member.
+fn next_log(m: &Member, log: &LogName, end: u64) -> Option<LogName> {
+    let me = m.me();
+    let number = log.number.checked_add(1)?;
+    let primary = m.designated();
+    let mine = m.history(&me).ok()?;
+    let mut found = None;
+    let _ = m.for_each_member(|host| {
+        if host == me || (found.is_some() && primary != Some(host)) {
+            return;
+        }
+        let Ok(theirs) = m.history(&host) else { return };
+        if matches!(compare(&mine, &theirs), Relation::Diverged(_)) {
+            return;
+        }
+        for v in theirs.iter().filter(|v| v.this.log.number == number) {
+            if v.previous.is_some_and(|p| p.log.number == log.number && p.log.creator == log.creator && p.pos == end) {
+                found = Some(LogName { number, creator: v.this.log.creator });
+            }
+        }
+    });
+    found
+}
+
+/// Whom to ask for `log`: its creator, else the designated primary, else anybody, except those who did not have it.
+fn pick_source(m: &Member, log: &LogName) -> Option<Name> {
+    let me = m.me();
+    let avoid = {
+        let s = m.fetch.state.lock();
+        let mut v = KVec::new();
+        v.extend_from_slice(&s.avoid, GFP_KERNEL).ok()?;
+        v
+    };
+    let primary = m.designated();
+    let mut best: Option<(u8, Name)> = None;
+    let _ = m.for_each_member(|h| {
+        if h == me {
+            return;
+        }
+        let mut rank = match () {
+            () if h == log.creator => 0,
+            () if primary == Some(h) => 1,
+            () => 2,
+        };
+        if avoid.contains(&h) || !m.env.is_alive(&h) {
+            rank += 10;
+        }
+        if best.is_none_or(|(r, _)| rank < r) {
+            best = Some((rank, h));
+        }
+    });
+    if best.is_some_and(|(r, _)| r >= 10) {
+        // Nobody is left: begin again with everybody.
+        m.fetch.state.lock().avoid.clear();
+    }
+    best.map(|(_, h)| h)
+}
+
+fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
+    let source = pick_source(m, &log).ok_or(ENOENT)?;
+    let path = paths::log(&m.name, &log)?;
+    let flags = OpenFlags { write: true, create: true, ..OpenFlags::default() };
+    let file = File::open(&path, flags, 0o600)?;
+    let end = replay::valid_end(m, &file, &log, from)?;
+    if file.size() > end {
+        file.truncate(end)?;
+    }
+    let file = Arc::new(file, GFP_KERNEL)?;
+    let mut s = m.fetch.state.lock();
+    s.epoch = s.epoch.wrapping_add(1);
+    s.target = Some(Target { log, file, plan: FetchPlan::new(end), source, epoch: s.epoch });
+    drop(s);
+    m.fetch.changed.notify_all();
+    Ok(())
+}
+
+/// The workers of one bundle; they stop when dropped.
+pub(crate) struct Workers {
+    _threads: KVec<Thread>,
+}
+
+impl Workers {
+    /// Starts the bundle.
+    pub(crate) fn start(m: Arc<Member>) -> Result<Self> {
+        let mut threads = KVec::new();
+        m.fetch.state.lock().busy = true;
+        for i in 0..tunables::CONNECTIONS.get() {
+            let name = CString::try_from_fmt(format_args!("mars_get{i}/{}", m.name))?;
+            let m = m.clone();
+            threads.push(Thread::spawn(&name, move |ctx| work(ctx, &m))?, GFP_KERNEL)?;
+        }
+        Ok(Self { _threads: threads })
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for t in &self._threads {
+            t.request_stop();
+        }
+    }
+}
+
+/// What one worker is to do.
+struct Job {
+    task: Task,
+    log: LogName,
+    file: Arc<File>,
+    source: Name,
+    epoch: u64,
+}
+
+fn work(ctx: &ThreadCtx, m: &Arc<Member>) {
+    let mut conn: Option<Conn> = None;
+    while !ctx.should_stop() {
+        let Some(job) = next_job(m) else {
+            let mut s = m.fetch.state.lock();
+            if !ctx.should_stop() {
+                let _ = m.fetch.changed.wait_interruptible_timeout(&mut s, msecs_to_jiffies(300));
+            }
+            continue;
+        };
+        if conn.as_ref().is_none_or(|c| c.peer != job.source || !c.is_usable()) {
+            conn = match Conn::dial(&m.env, &job.source, Purpose::Log) {
+                Ok(c) => Some(c),
+                Err(_) => {
+                    give_back(m, &job, true);
+                    ctx.sleep_ms(1000);
+                    continue;
+                }
+            };
+        }
+        let Some(c) = &mut conn else { continue };
+        match run_job(m, c, &job) {
+            Ok(()) => (),
+            Err(e) => {
+                if e == ENOSPC || e == EDQUOT {
+                    m.set_trouble(Some(("no-space", format_args!("/mars is full: {} can't be fetched; make room (marsadm log-delete-all, or a larger /mars)", job.log))));
+                }
+                give_back(m, &job, e != EAGAIN);
+                conn = None;
+                ctx.sleep_ms(500);
+            }
+        }
+    }
+    // A poll that nobody waits for any more must be possible again.
+}
+
+fn next_job(m: &Member) -> Option<Job> {
+    let mut s = m.fetch.state.lock();
+    let t = s.target.as_mut()?;
+    let task = t.plan.next(tunables::FETCH_BYTES);
+    if task == Task::Idle {
+        return None;
+    }
+    Some(Job { task, log: t.log, file: t.file.clone(), source: t.source, epoch: t.epoch })
+}
+
+fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
+    let mut s = m.fetch.state.lock();
+    if avoid && !s.avoid.contains(&job.source) {
+        let _ = s.avoid.push(job.source, GFP_KERNEL);
+    }
+    if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
+        if t.plan.failed(job.task).is_err() {
+            // No memory even for that: forget the plan, the next round makes one from the file.
+            s.target = None;
+        }
+    }
+    drop(s);
+    m.fetch.changed.notify_all();
+}
+
+fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
+    let (offset, max, wait_ms) = match job.task {
+        Task::Read(s) => (s.start, s.len, 0),
+        Task::Poll(pos) => (pos, tunables::FETCH_BYTES, tunables::LONG_POLL_MS),
+        Task::Idle => return Ok(()),
+    };
+    let request = LogRead { resource: m.name, number: job.log.number, creator: job.log.creator, offset, max, wait_ms, log_id: 0 };
+    let reply = conn.log_read(&request)?;
+    match reply.status {
+        LogStatus::Data | LogStatus::Nothing => (),
+        LogStatus::NoLog | LogStatus::Unavailable | LogStatus::OtherLog => return Err(ENOENT),
+    }
+    let data = reply.data;
+    if reply.offset != offset || data.len() > usize::try_from(max)? {
+        return Err(EPROTO);
+    }
+    if !data.is_empty() {
+        job.file.write_at(data, offset)?;
+    } else if matches!(job.task, Task::Read(_)) {
+        // The source said that it has these bytes and gave none.
+        return Err(EAGAIN);
+    }
+    let len = u32::try_from(data.len())?;
+    let (end, closed) = (reply.end, reply.closed);
+    let mut s = m.fetch.state.lock();
+    s.avoid.clear();
+    let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
+        return Ok(());
+    };
+    match job.task {
+        Task::Read(span) => t.plan.arrived(span, len),
+        _ => t.plan.polled(offset, len),
+    }
+    .map_err(|_| EPROTO)?;
+    t.plan.source_end(end, closed);
+    let complete = t.plan.is_complete();
+    m.env.stats.fetched.add(u64::from(len), kernel::sync::atomic::Relaxed);
+    drop(s);
+    m.fetch.changed.notify_all();
+    if complete {
+        m.kick.signal();
+    }
+    Ok(())
+}
+

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The log file that a primary appends to.
+//!
+//! Appends go past the page cache where the file system can do that. The file is filled with zeros some way ahead, so
+//! that an append overwrites blocks which exist already: then `fdatasync` is one flush of the disk and not a commit of
+//! the file system's journal. The file is therefore longer than the log while it is open; [`LogFile::close`] cuts it to
+//! its true end, and so does recovery after a crash.
+//!
+//! Owned by the logger thread (or by the control thread until it hands the file over); no lock. All calls may sleep.
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+use mars_core::{
+    buffer::{
+        Kind,
+        LogItem, //
+    },
+    lamport::LamportTime,
+    log::{
+        batch_size,
+        BatchWriter,
+        LogContext,
+        LogHeader,
+        LogName,
+        RecordHead,
+        RecordKind,
+        HEADER_SIZE, //
+    },
+    name::Name, //
+};
+
+use crate::{
+    engine::{
+        digest::KernelDigest,
+        paths,
+        pipeline::Slice, //
+    },
+    sys::{
+        buf::Buf,
+        checksum,
+        file::{
+            File,
+            OpenFlags, //
+        }, //
+    }, //
+};
+
+/// How far ahead of the end the file is filled with zeros, each time that it gets short.
+const ZERO_AHEAD: usize = 4 << 20;
+
+/// An open log at its end.
+pub(crate) struct LogFile {
+    file: File,
+    /// Its name.
+    pub(crate) name: LogName,
+    ctx: LogContext,
+    direct: bool,
+    /// Where the next batch goes.
+    pub(crate) pos: u64,
+    seq: u64,
+    chain: u32,
+    zeroed: u64,
+    zeros: Buf,
+}
+
+impl LogFile {
+    /// Starts log `number` of `resource`: creates the file (or takes an empty one that `marsadm log-rotate` left) and
+    /// writes its header durably.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST` if a log of this name has content already: a log is never appended to after a restart.
+    pub(crate) fn create(resource: &Name, name: LogName, uuid: &[u8], now: LamportTime) -> Result<Self> {
+        let path = paths::log(resource, &name)?;
+        let flags = OpenFlags {
+            write: true,
+            create: true,
+            excl: false,
+            truncate: false,
+            direct: true,
+        };
+        let (file, align) = open_direct(&path, flags)?;
+        if file.size() > 0 && has_header(&file) {
+            pr_err!("{:?} exists already and is not empty; remove it by 'marsadm log-purge-all' or invalidate the resource\n", path);
+            return Err(EEXIST);
+        }
+        // Without a valid header nothing was ever logged there: the host died while it made the file.
+        file.truncate(0)?;
+        let direct = align > 0;
+        let mut log_id = [0; 16];
+        checksum::random(&mut log_id);
+        let header = LogHeader::new(name.number, log_id, align.max(512), uuid, resource, &name.creator, now);
+        let mut block = Buf::zeroed(HEADER_SIZE)?;
+        let chain = header.encode::<KernelDigest>(&mut block).map_err(Error::from)?;
+        let mut log = Self {
+            file,
+            name,
+            ctx: header.context(),
+            direct,
+            pos: u64::try_from(HEADER_SIZE)?,
+            seq: 1,
+            chain,
+            zeroed: u64::try_from(HEADER_SIZE)?,
+            zeros: Buf::zeroed(ZERO_AHEAD)?,
+        };
+        log.write(&block, HEADER_SIZE, 0)?;
+        log.zero_ahead(0)?;
+        log.file.sync()?;
+        paths::sync_resource_dir(resource)?;
+        Ok(log)
+    }
+
+    fn write(&self, buf: &Buf, len: usize, pos: u64) -> Result {
+        if self.direct {
+            self.file.write_direct(buf, 0, len, pos)
+        } else {
+            self.file.write_at(buf.get(..len).ok_or(EINVAL)?, pos).map(|_| ())
+        }
+    }
+
+    fn zero_ahead(&mut self, len: usize) -> Result {
+        let need = self.pos.saturating_add(u64::try_from(len)?);
+        while self.zeroed < need.saturating_add(64 << 10) {
+            self.write(&self.zeros, ZERO_AHEAD, self.zeroed)?;
+            self.zeroed = self.zeroed.saturating_add(u64::try_from(ZERO_AHEAD)?);
+        }
+        Ok(())
+    }
+
+    /// Appends one batch with `items`; not durable before [`LogFile::sync`].
+    ///
+    /// # Errors
+    ///
+    /// On any error nothing counts as appended, and the same batch may be tried again.
+    pub(crate) fn append(&mut self, items: &[LogItem<Slice>], now: LamportTime) -> Result<(Arc<Buf>, usize)> {
+        let count = u32::try_from(items.len())?;
+        let mut payload = 0u64;
+        for i in items {
+            if i.data.is_some() {
+                payload = payload.saturating_add(u64::from(i.length));
+            }
+        }
+        let len = batch_size(count, payload, self.ctx.align).ok_or(EOVERFLOW)?;
+        let total = usize::try_from(len)?;
+        let mut buf = Buf::new(total)?;
+        let mut w = BatchWriter::new(&mut buf, &self.ctx, self.seq, self.pos, self.chain, now.as_nanos(), count)
+            .map_err(Error::from)?;
+        for i in items {
+            let head = RecordHead {
+                kind: match i.kind {
+                    Kind::Write => RecordKind::Write,
+                    Kind::Zeroes => RecordKind::WriteZeroes,
+                    Kind::Discard => RecordKind::Discard,
+                },
+                offset: i.offset,
+                length: i.length,
+                stamp: i.stamp,
+                payload_crc: i.crc,
+            };
+            let bytes = match &i.data {
+                Some(s) => s.bytes(0, i.length).ok_or(EIO)?,
+                None => &[],
+            };
+            w.push(&head, bytes).map_err(Error::from)?;
+        }
+        let done = w.finish::<KernelDigest>().map_err(Error::from)?;
+        self.zero_ahead(total)?;
+        self.write(&buf, total, self.pos)?;
+        self.pos = self.pos.saturating_add(u64::from(done.total_len));
+        self.seq = self.seq.saturating_add(1);
+        self.chain = done.meta_crc;
+        Ok((Arc::new(buf, GFP_KERNEL)?, total))
+    }
+
+    /// Makes everything appended durable.
+    pub(crate) fn sync(&self) -> Result {
+        self.file.datasync()
+    }
+
+    /// Cuts the file to its true end and makes it durable; gives the end.
+    pub(crate) fn close(self) -> Result<u64> {
+        self.file.truncate(self.pos)?;
+        self.file.sync()?;
+        Ok(self.pos)
+    }
+}
+
+fn has_header(file: &File) -> bool {
+    let Ok(mut block) = Buf::zeroed(HEADER_SIZE) else {
+        return true;
+    };
+    match file.read_at(&mut block, 0) {
+        Ok(n) => n == HEADER_SIZE && LogHeader::parse::<KernelDigest>(&block).is_ok(),
+        Err(_) => true,
+    }
+}
+
+/// Opens for direct I/O, or else through the page cache; gives the alignment that direct I/O wants, or 0.
+fn open_direct(path: &CString, flags: OpenFlags) -> Result<(File, u32)> {
+    match File::open(path, flags, 0o600) {
+        Ok(f) => {
+            let align = f.dio_align();
+            if align > 0 && align <= 4096 {
+                return Ok((f, align));
+            }
+        }
+        Err(e) if e == EINVAL || e == EOPNOTSUPP => (),
+        Err(e) => return Err(e),
+    }
+    pr_warn!("the file system of /mars can't do direct I/O; logs go through its page cache, which is slower\n");
+    let buffered = OpenFlags { direct: false, ..flags };
+    Ok((File::open(path, buffered, 0o600)?, 0))
+}

@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The logger of a primary: appends admitted records to the log in their order, many at a time (group commit).
+//!
+//! One thread. It takes what was admitted while the last batch was on its way, writes it as one batch, and flushes when
+//! somebody waits for durability, when enough is unflushed, or when the oldest unflushed record gets too old: only what
+//! is durable may be written back to the disk or be seen by a peer (else a crash could leave a replica, or the own disk,
+//! ahead of the log). At a rotation the switch happens between two batches.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        new_condvar,
+        new_mutex,
+        Arc,
+        CondVar,
+        Mutex, //
+    },
+    time::msecs_to_jiffies, //
+};
+
+use mars_core::{
+    buffer::{
+        LogItem,
+        LogPos,
+        Seq, //
+    },
+    log::LogName, //
+};
+
+use crate::{
+    engine::{
+        clock::Clock,
+        logfile::LogFile,
+        pipeline::{
+            Pipeline,
+            Slice, //
+        },
+        tunables, //
+    },
+    sys::{
+        bio::BioList,
+        buf::Buf,
+        thread::{
+            Thread,
+            ThreadCtx, //
+        },
+        time, //
+    }, //
+};
+
+/// Records and payload bytes of one batch.
+const BATCH_RECORDS: usize = 1024;
+const BATCH_BYTES: usize = 1 << 20;
+/// Durable batches that are kept in memory for peers that follow closely.
+const RECENT_BYTES: usize = 16 << 20;
+const RECENT_BATCHES: usize = 512;
+/// How often a failing log is tried after the thread was told to stop.
+const LAST_TRIES: u32 = 5;
+
+/// A batch that peers may still ask for.
+struct Recent {
+    number: u32,
+    pos: u64,
+    len: usize,
+    data: Arc<Buf>,
+}
+
+/// What the logger has reached.
+struct Inner {
+    log: Option<LogName>,
+    end: u64,
+    recent: KVec<Recent>,
+    recent_bytes: usize,
+    /// Logs that were closed since the control thread last looked.
+    closed: KVec<(LogName, u64)>,
+    next: Option<KBox<LogFile>>,
+    error: Option<Error>,
+}
+
+/// Shared between logger, control thread and server.
+#[pin_data]
+pub(crate) struct Progress {
+    #[pin]
+    inner: Mutex<Inner>,
+    #[pin]
+    changed: CondVar,
+}
+
+impl Progress {
+    /// Nothing reached yet.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                inner <- new_mutex!(Inner {
+                    log: None,
+                    end: 0,
+                    recent: KVec::new(),
+                    recent_bytes: 0,
+                    closed: KVec::new(),
+                    next: None,
+                    error: None,
+                }),
+                changed <- new_condvar!(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The log that is written, and its durable end.
+    pub(crate) fn current(&self) -> Option<(LogName, u64)> {
+        let i = self.inner.lock();
+        i.log.map(|l| (l, i.end))
+    }
+
+    /// Last error of the log, if it still fails.
+    pub(crate) fn error(&self) -> Option<Error> {
+        self.inner.lock().error
+    }
+
+    /// Hands over the log to switch to at the next batch.
+    pub(crate) fn rotate_to(&self, next: KBox<LogFile>) {
+        self.inner.lock().next = Some(next);
+    }
+
+    /// A rotation that the logger has not carried out yet.
+    pub(crate) fn is_rotating(&self) -> bool {
+        self.inner.lock().next.is_some()
+    }
+
+    /// Logs closed since the last call.
+    pub(crate) fn take_closed(&self) -> KVec<(LogName, u64)> {
+        core::mem::take(&mut self.inner.lock().closed)
+    }
+
+    /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.
+    /// Gives `(durable end, still current)`.
+    pub(crate) fn wait_beyond(&self, name: &LogName, offset: u64, wait_ms: u32) -> Option<(u64, bool)> {
+        let mut i = self.inner.lock();
+        let mut rest = msecs_to_jiffies(wait_ms);
+        loop {
+            let log = i.log?;
+            if log != *name {
+                return None;
+            }
+            if i.end > offset || rest == 0 {
+                return Some((i.end, true));
+            }
+            match self.changed.wait_interruptible_timeout(&mut i, rest) {
+                kernel::sync::CondVarTimeoutResult::Woken { jiffies } => rest = jiffies,
+                _ => rest = 0,
+            }
+        }
+    }
+
+    /// The batch in memory that starts at `pos` of log `number`.
+    pub(crate) fn recent(&self, number: u32, pos: u64) -> Option<(Arc<Buf>, usize)> {
+        let i = self.inner.lock();
+        i.recent
+            .iter()
+            .find(|r| r.number == number && r.pos == pos)
+            .map(|r| (r.data.clone(), r.len))
+    }
+
+    fn start(&self, name: LogName, end: u64) {
+        let mut i = self.inner.lock();
+        i.log = Some(name);
+        i.end = end;
+        drop(i);
+        self.changed.notify_all();
+    }
+
+    fn durable(&self, end: u64, batches: &mut KVec<Recent>) {
+        let mut i = self.inner.lock();
+        i.end = end;
+        for b in batches.drain_all() {
+            i.recent_bytes = i.recent_bytes.saturating_add(b.len);
+            // Without memory the peers read the file.
+            if i.recent.push(b, GFP_KERNEL).is_err() {
+                i.recent.clear();
+                i.recent_bytes = 0;
+            }
+        }
+        while i.recent_bytes > RECENT_BYTES || i.recent.len() > RECENT_BATCHES {
+            match i.recent.remove(0) {
+                Ok(old) => i.recent_bytes = i.recent_bytes.saturating_sub(old.len),
+                Err(_) => break,
+            }
+        }
+        drop(i);
+        self.changed.notify_all();
+    }
+
+    fn finished(&self, name: LogName, end: u64) {
+        let mut i = self.inner.lock();
+        if i.closed.push((name, end), GFP_KERNEL).is_err() {
+            pr_warn!("no memory to report the end of log {}\n", name.number);
+        }
+        i.log = None;
+        drop(i);
+        self.changed.notify_all();
+    }
+
+    fn fail(&self, error: Option<Error>) {
+        self.inner.lock().error = error;
+    }
+}
+
+/// Spawns the logger. It ends when it is stopped *and* everything admitted is durable (or the log keeps failing), and
+/// closes the log. `kick` is called when a log was closed.
+pub(crate) fn spawn(
+    name: &CStr,
+    pipe: Arc<Pipeline>,
+    progress: Arc<Progress>,
+    clock: Arc<Clock>,
+    log: KBox<LogFile>,
+    kick: impl Fn() + Send + 'static,
+) -> Result<Thread> {
+    progress.start(log.name, log.pos);
+    Thread::spawn(name, move |ctx| {
+        Logger {
+            pipe: &pipe,
+            progress: &progress,
+            clock: &clock,
+            waiting: BioList::new(),
+            target: Seq::default(),
+            logged: Seq::default(),
+            unflushed: KVec::new(),
+            unflushed_bytes: 0,
+            unflushed_since: 0,
+            failures: 0,
+        }
+        .run(ctx, log, &kick)
+    })
+}
+
+struct Logger<'a> {
+    pipe: &'a Pipeline,
+    progress: &'a Progress,
+    clock: &'a Clock,
+    /// Flush and FUA bios that are complete when `target` is durable.
+    waiting: BioList,
+    target: Seq,
+    logged: Seq,
+    unflushed: KVec<Recent>,
+    unflushed_bytes: usize,
+    unflushed_since: u64,
+    failures: u32,
+}
+
+impl Logger<'_> {
+    fn run(mut self, ctx: &ThreadCtx, mut log: KBox<LogFile>, kick: &impl Fn()) {
+        let mut items: KVec<LogItem<Slice>> = KVec::new();
+        loop {
+            let stopping = ctx.should_stop();
+            items.clear();
+            let rest = self.take(&mut items);
+            if !items.is_empty() && !self.append(&mut log, &items) {
+                if stopping && self.failures > LAST_TRIES {
+                    pr_err!("{:?} can't be written; {} admitted records that nobody had flushed are given up\n", log.name, rest);
+                    break;
+                }
+                time::sleep_ms(200);
+                continue;
+            }
+            if self.must_flush(rest, stopping) {
+                self.flush(&log);
+                continue;
+            }
+            if rest > 0 {
+                continue;
+            }
+            let next = self.progress.inner.lock().next.take();
+            if let Some(next) = next {
+                // Nothing may be unflushed when a log is closed: its end is final.
+                self.flush(&log);
+                self.close(log);
+                self.progress.start(next.name, next.pos);
+                log = next;
+                kick();
+                continue;
+            }
+            if stopping && self.unflushed_since == 0 && self.waiting.is_empty() {
+                break;
+            }
+            let ms = if self.unflushed_since == 0 { 1000 } else { tunables::LOG_FLUSH_MS };
+            self.pipe.log_work.wait_timeout(ms);
+        }
+        while let Some(bio) = self.waiting.pop() {
+            bio.complete(Err(EIO));
+        }
+        self.close(log);
+        kick();
+    }
+
+    /// Takes the next records and, if no earlier ones are open, the flushes that wait. Gives how many records are left.
+    fn take(&mut self, items: &mut KVec<LogItem<Slice>>) -> usize {
+        let waiting = &mut self.waiting;
+        let target = &mut self.target;
+        self.pipe.with(|s| {
+            if let Err(e) = s.buffer.take_for_log(BATCH_RECORDS, BATCH_BYTES, items) {
+                crate::sys::log::log_warn!("the logger waits for memory: {:?}\n", Error::from(e));
+            }
+            if waiting.is_empty() && !s.waiting.is_empty() {
+                waiting.append(&mut s.waiting);
+                *target = s.buffer.last_seq();
+            }
+            s.buffer.untaken()
+        })
+    }
+
+    fn append(&mut self, log: &mut LogFile, items: &[LogItem<Slice>]) -> bool {
+        let start = log.pos;
+        match log.append(items, self.clock.now()) {
+            Ok((data, len)) => {
+                if self.failures > 0 {
+                    self.failures = 0;
+                    self.progress.fail(None);
+                }
+                let last = items.last().map_or(self.logged, |i| i.seq);
+                self.logged = last;
+                let end = LogPos { number: log.name.number, pos: log.pos };
+                self.pipe.with(|s| s.buffer.logged(last, end));
+                self.unflushed_bytes = self.unflushed_bytes.saturating_add(len);
+                if self.unflushed_since == 0 {
+                    self.unflushed_since = time::mono_ns();
+                }
+                let _ = self.unflushed.push(
+                    Recent { number: log.name.number, pos: start, len, data },
+                    GFP_KERNEL,
+                );
+                true
+            }
+            Err(e) => {
+                if self.failures == 0 {
+                    pr_err!("appending to {:?} failed: {:?}; writes wait in memory until it succeeds. Is /mars full?\n", log.name, e);
+                }
+                self.failures = self.failures.saturating_add(1);
+                self.progress.fail(Some(e));
+                if let Some(first) = items.first() {
+                    self.pipe.with(|s| s.buffer.untake(first.seq));
+                }
+                false
+            }
+        }
+    }
+
+    fn must_flush(&self, rest: usize, stopping: bool) -> bool {
+        if !self.waiting.is_empty() && self.logged >= self.target {
+            return true;
+        }
+        if self.unflushed_since == 0 {
+            return false;
+        }
+        let age_ms = time::mono_ns().saturating_sub(self.unflushed_since) / 1_000_000;
+        self.unflushed_bytes >= tunables::LOG_FLUSH_BYTES
+            || age_ms >= u64::from(tunables::LOG_FLUSH_MS)
+            || (stopping && rest == 0)
+    }
+
+    fn flush(&mut self, log: &LogFile) {
+        if self.unflushed_since != 0 {
+            if let Err(e) = log.sync() {
+                // What the disk has of the log is unknown now, so nothing is reported durable; tried again.
+                if self.failures == 0 {
+                    pr_err!("flushing {:?} failed: {:?}; flushes of the application wait\n", log.name, e);
+                }
+                self.failures = self.failures.saturating_add(1);
+                self.progress.fail(Some(e));
+                time::sleep_ms(200);
+                return;
+            }
+            let logged = self.logged;
+            self.pipe.with(|s| {
+                s.buffer.durable(logged);
+                s.undurable_since = None;
+            });
+            self.progress.durable(log.pos, &mut self.unflushed);
+            self.unflushed_bytes = 0;
+            self.unflushed_since = 0;
+            self.pipe.work.signal();
+        }
+        if self.logged >= self.target {
+            while let Some(bio) = self.waiting.pop() {
+                bio.complete(Ok(()));
+            }
+        }
+    }
+
+    fn close(&self, log: KBox<LogFile>) {
+        let name = log.name;
+        let pos = log.pos;
+        if let Err(e) = KBox::into_inner(log).close() {
+            pr_err!("closing {:?} failed: {:?}; it is cut to its end at the next start\n", name, e);
+        }
+        self.progress.finished(name, pos);
+    }
+}

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! One resource as this host sees it: names, its part of the tree, and what its running parts share.
+//!
+//! A [`Member`] is shared by the control thread, the workers and the server (by `Arc`); the running parts themselves are
+//! owned by the control thread (`control.rs`). Locks here are leaves.
+
+use core::fmt::Arguments;
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        new_mutex,
+        Arc,
+        Mutex, //
+    }, //
+};
+
+use mars_core::{
+    lamport::LamportTime,
+    log::{
+        LogName,
+        VersionLink, //
+    },
+    name::Name,
+    tree::value::ReplayLink, //
+};
+
+use crate::{
+    engine::{
+        digest::KernelDigest,
+        env::Env,
+        fetch::Fetch,
+        logger::Progress,
+        store::Value,
+        sync::Sync,
+        text, //
+    },
+    sys::{
+        bdev::BlockDevice,
+        event::Event, //
+    }, //
+};
+
+/// Why a resource can't go on, for `actual-<me>/state`.
+pub(crate) struct Reason {
+    /// A word for machines.
+    pub(crate) word: &'static str,
+    /// A sentence for people that says what to do; `None` if there was no memory for it.
+    pub(crate) text: Option<CString>,
+}
+
+impl Reason {
+    /// The sentence.
+    pub(crate) fn text(&self) -> &str {
+        self.text.as_ref().map_or("out of memory", text::of)
+    }
+}
+
+/// What the server may use while the disk is attached.
+#[derive(Default)]
+pub(crate) struct Attached {
+    /// The backing disk.
+    pub(crate) bdev: Option<Arc<BlockDevice>>,
+    /// `/dev/mars/<resource>` exists here.
+    pub(crate) primary: bool,
+}
+
+/// A resource on this host.
+#[pin_data]
+pub(crate) struct Member {
+    /// Name of the resource.
+    pub(crate) name: Name,
+    /// The host.
+    pub(crate) env: Arc<Env>,
+    /// Wakes the control thread.
+    #[pin]
+    pub(crate) kick: Event,
+    /// What the logger has reached, while primary.
+    pub(crate) progress: Arc<Progress>,
+    /// State of fetching logs.
+    pub(crate) fetch: Arc<Fetch>,
+    /// State of the sync.
+    pub(crate) sync: Arc<Sync>,
+    #[pin]
+    pub(crate) attached: Mutex<Attached>,
+    /// Why replay or sync can't go on; shown until it goes on.
+    #[pin]
+    pub(crate) trouble: Mutex<Option<Reason>>,
+}
+
+impl Member {
+    /// Makes the shared part of resource `name`.
+    pub(crate) fn new(name: Name, env: Arc<Env>) -> Result<Arc<Self>> {
+        let progress = Progress::new()?;
+        let fetch = Fetch::new()?;
+        let sync = Sync::new()?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                name,
+                env,
+                kick <- Event::new(),
+                progress,
+                fetch,
+                sync,
+                attached <- new_mutex!(Attached::default()),
+                trouble <- new_mutex!(None),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// This host.
+    pub(crate) fn me(&self) -> Name {
+        self.env.me
+    }
+
+    fn path(&self, key: Arguments<'_>) -> Result<CString> {
+        CString::try_from_fmt(format_args!("resource-{}/{}", self.name, key))
+    }
+
+    /// Value of a link of this resource; `None` if it does not exist or is deleted.
+    pub(crate) fn get(&self, key: Arguments<'_>) -> Option<Value> {
+        let path = self.path(key).ok()?;
+        self.env.store.get(text::of(&path))
+    }
+
+    /// Whether a switch is on; off when there is none.
+    pub(crate) fn switch(&self, key: Arguments<'_>) -> bool {
+        self.get(key).is_some_and(|v| v.as_bytes() == b"1")
+    }
+
+    /// A link that holds a number.
+    pub(crate) fn number(&self, key: Arguments<'_>) -> Option<u64> {
+        self.get(key)?.as_str().parse().ok()
+    }
+
+    /// Writes a link if its value changes. Failure is reported in the kernel log: the next round tries again.
+    pub(crate) fn set(&self, key: Arguments<'_>, value: Arguments<'_>) {
+        let r = self.path(key).and_then(|path| {
+            let value = CString::try_from_fmt(value)?;
+            self.env.store.set(text::of(&path), text::of(&value))
+        });
+        if let Err(e) = r {
+            crate::engine::text::warn_limited(format_args!("{}: writing a link failed: {e:?}", self.name));
+        }
+    }
+
+    /// Removes a link everywhere: a tombstone.
+    pub(crate) fn set_deleted(&self, key: Arguments<'_>) {
+        self.set(key, format_args!(".deleted"));
+    }
+
+    /// Backing disk and size as the tree has them.
+    pub(crate) fn disk_path(&self) -> Option<CString> {
+        let v = self.get(format_args!("data-{}", self.me()))?;
+        CString::try_from_fmt(format_args!("{}", v.as_str())).ok()
+    }
+
+    /// Logical size in bytes.
+    pub(crate) fn size(&self) -> Option<u64> {
+        self.number(format_args!("size"))
+    }
+
+    /// The replay link of `host`.
+    pub(crate) fn replay_link(&self, host: &Name) -> Option<ReplayLink> {
+        ReplayLink::parse(self.get(format_args!("replay-{host}"))?.as_bytes())
+    }
+
+    /// Moves this host's replay link; `end` is where the log ends as far as known.
+    pub(crate) fn set_replay(&self, log: &LogName, pos: u64, end: u64) {
+        let link = ReplayLink {
+            log: *log,
+            pos,
+            rest: end.saturating_sub(pos),
+        };
+        self.set(format_args!("replay-{}", self.me()), format_args!("{link}"));
+    }
+
+    /// The version link `number` of `host`, raw and parsed.
+    pub(crate) fn version(&self, number: u32, host: &Name) -> Option<(Value, VersionLink)> {
+        let v = self.get(format_args!("version-{number:09}-{host}"))?;
+        let parsed = VersionLink::parse(v.as_bytes())?;
+        Some((v, parsed))
+    }
+
+    /// Writes this host's version link for `log`, which it has up to `pos`.
+    pub(crate) fn set_version(&self, log: &LogName, pos: u64) {
+        let me = self.me();
+        let before = log.number.checked_sub(1).and_then(|n| self.version(n, &me));
+        let previous = before.as_ref().map_or(&[][..], |(v, _)| v.as_bytes());
+        let link = VersionLink::compute::<KernelDigest>(*log, pos, previous);
+        match link {
+            Some(l) => self.set(format_args!("version-{:09}-{me}", log.number), format_args!("{l}")),
+            None => pr_err!("version link of log {} can't be computed\n", log.number),
+        }
+    }
+
+    /// History of `host`, ascending.
+    pub(crate) fn history(&self, host: &Name) -> Result<KVec<VersionLink>> {
+        let mut out: KVec<VersionLink> = KVec::new();
+        let prefix = CString::try_from_fmt(format_args!("resource-{}/version-", self.name))?;
+        let mut failed: Result = Ok(());
+        self.env.store.for_each(text::of(&prefix), |rest, value| {
+            let Some((_, h)) = rest.split_at_checked(10) else { return };
+            if h.as_bytes() != host.as_bytes() {
+                return;
+            }
+            if let Some(v) = VersionLink::parse(value.as_bytes()) {
+                if let Err(e) = out.push(v, GFP_KERNEL) {
+                    failed = Err(e.into());
+                }
+            }
+        });
+        failed.map(|()| out)
+    }
+
+    /// Calls `f` for each member of the resource (`data-<host>` exists).
+    pub(crate) fn for_each_member(&self, mut f: impl FnMut(Name)) -> Result {
+        let prefix = CString::try_from_fmt(format_args!("resource-{}/data-", self.name))?;
+        self.env.store.for_each(text::of(&prefix), |rest, _| {
+            if let Some(host) = Name::new(rest.as_bytes()) {
+                f(host);
+            }
+        });
+        Ok(())
+    }
+
+    /// Address of `host` for the port with this offset.
+    pub(crate) fn peer_addr(&self, host: &Name, port_offset: u16) -> Option<crate::sys::socket::Addr> {
+        self.env.peer_addr(host, port_offset)
+    }
+
+    /// The designated primary.
+    pub(crate) fn designated(&self) -> Option<Name> {
+        Name::new(self.get(format_args!("primary"))?.as_bytes())
+    }
+
+    /// Sets or clears the reason why something can't go on.
+    pub(crate) fn set_trouble(&self, trouble: Option<(&'static str, Arguments<'_>)>) {
+        let new = trouble.map(|(word, text)| Reason { word, text: CString::try_from_fmt(text).ok() });
+        let mut t = self.trouble.lock();
+        if let Some(r) = &new {
+            if t.as_ref().is_none_or(|old| old.word != r.word) {
+                pr_warn!("{}: {}: {}\n", self.name.as_str(), r.word, r.text());
+            }
+        }
+        *t = new;
+        drop(t);
+        self.kick.signal();
+    }
+
+    /// Lamport stamp for now.
+    pub(crate) fn now(&self) -> LamportTime {
+        self.env.clock.now()
+    }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Absolute paths below `/mars`. Only names with a checked grammar go in, so none can lead elsewhere (P6).
+
+use core::format_args;
+
+use kernel::{
+    prelude::*,
+    str::CString, //
+};
+
+use mars_core::{
+    log::LogName,
+    name::Name, //
+};
+
+use crate::sys::dir;
+
+/// Root of the tree; a mount point of its own.
+pub(crate) const ROOT: &CStr = c"/mars";
+
+/// The cluster key: 64 hex digits, mode 0600, never replicated.
+pub(crate) const KEY: &CStr = c"/mars/cluster-key";
+
+/// `/mars/<relative>`.
+pub(crate) fn absolute(relative: &str) -> Result<CString> {
+    CString::try_from_fmt(format_args!("/mars/{relative}"))
+}
+
+/// A log file.
+pub(crate) fn log(resource: &Name, log: &LogName) -> Result<CString> {
+    CString::try_from_fmt(format_args!("/mars/resource-{resource}/{log}"))
+}
+
+/// The directory of a resource.
+pub(crate) fn resource(resource: &Name) -> Result<CString> {
+    CString::try_from_fmt(format_args!("/mars/resource-{resource}"))
+}
+
+/// Makes creations, renames and removals in the directory of a resource durable.
+pub(crate) fn sync_resource_dir(name: &Name) -> Result {
+    dir::sync_dir(&resource(name)?)
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Following the tree of another member: one thread a peer, one connection, which asks "what is newer than what I have?"
+//! and gets the answer when there is one.
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+use mars_core::{
+    name::Name,
+    wire::message::{
+        meta::{
+            GetTree,
+            Tree, //
+        },
+        Message, //
+    }, //
+};
+
+use crate::{
+    engine::{
+        conn::{
+            Conn,
+            Purpose, //
+        },
+        env::Env,
+        tunables, //
+    },
+    sys::thread::{
+        Thread,
+        ThreadCtx, //
+    }, //
+};
+
+/// Pause after a connection failed, and the longest that it grows to.
+const RETRY_MS: u32 = 500;
+const RETRY_MAX_MS: u32 = 5_000;
+
+/// A peer that is followed; stops when dropped.
+pub(crate) struct Peer {
+    /// Its name.
+    pub(crate) name: Name,
+    thread: Thread,
+}
+
+impl Peer {
+    /// Starts following `name`.
+    pub(crate) fn start(env: Arc<Env>, name: Name) -> Result<Self> {
+        let thread_name = CString::try_from_fmt(format_args!("mars_peer/{name}"))?;
+        let thread = Thread::spawn(&thread_name, move |ctx| follow(ctx, &env, name))?;
+        Ok(Self { name, thread })
+    }
+
+    /// Asks the thread to end, without waiting for it.
+    pub(crate) fn request_stop(&self) {
+        self.thread.request_stop();
+    }
+}
+
+fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
+    let mut pause = RETRY_MS;
+    let mut since = 0;
+    let mut instance = 0;
+    while !ctx.should_stop() {
+        let Ok(mut conn) = Conn::dial(env, &name, Purpose::Meta) else {
+            ctx.sleep_ms(pause);
+            pause = pause.saturating_mul(2).min(RETRY_MAX_MS);
+            continue;
+        };
+        pause = RETRY_MS;
+        while !ctx.should_stop() {
+            match exchange(env, &mut conn, &mut since, &mut instance) {
+                Ok(()) => env.heard(&name),
+                Err(_) => {
+                    ctx.sleep_ms(RETRY_MS);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Asks once, and merges what comes.
+fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> Result {
+    let ask = GetTree { since: *since, instance: *instance, wait_ms: tunables::LONG_POLL_MS, now: env.clock.now() };
+    let peer = conn.peer;
+    let mut payload = conn.call(&ask, tunables::LONG_POLL_MS)?;
+    loop {
+        let tree = Tree::decode(payload).map_err(|_| EPROTO)?;
+        env.clock.saw(tree.now);
+        for entry in tree.entries() {
+            match entry {
+                Ok(e) => {
+                    env.store.merge_one(&peer, e.path, e.value, e.stamp)?;
+                }
+                Err(e) => crate::engine::text::warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}")),
+            }
+        }
+        if !tree.more {
+            *since = tree.generation;
+            *instance = tree.instance;
+            return Ok(());
+        }
+        payload = conn.next_part()?;
+    }
+}

@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Applying local logs to the backing disk: on a secondary all the time, on a primary once, before its device appears.
+//!
+//! A [`Session`] reads the local file of one log after the other, from the replay position on, checks every batch and
+//! admits its records to a [`Pipeline`], which writes them in device order and lets the replay link move behind. The
+//! file itself is made durable before the link moves past it, so that the link never names bytes that a crash takes away.
+//!
+//! Crash at any instant: the link is behind what is on the disk; replay begins there again, and applying a record twice
+//! in log order gives the same state (P1).
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        new_mutex,
+        Arc,
+        Mutex, //
+    }, //
+};
+
+use mars_core::{
+    buffer::{
+        Kind,
+        LogPos, //
+    },
+    log::{
+        EndFinder,
+        EndReason,
+        EndStep,
+        LogContext,
+        LogHeader,
+        LogName,
+        ScanPos,
+        HEADER_SIZE,
+        MAX_BATCH, //
+    },
+    replay::{
+        Defect,
+        Extent,
+        Next,
+        Replayer, //
+    },
+    split_brain::{
+        compare,
+        Relation, //
+    }, //
+};
+
+use crate::{
+    engine::{
+        digest::KernelDigest,
+        member::Member,
+        paths,
+        pipeline::{
+            self,
+            Pipeline,
+            Slice, //
+        }, //
+    },
+    sys::{
+        bdev::BlockDevice,
+        buf::Buf,
+        file::{
+            File,
+            OpenFlags, //
+        },
+        thread::{
+            Thread,
+            ThreadCtx, //
+        },
+        time, //
+    }, //
+};
+
+/// Bytes read from a log at once.
+const CHUNK: usize = 1 << 20;
+/// How often a damaged place is fetched again before an administrator is asked.
+const REPAIRS: u32 = 3;
+
+/// Where a replay is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    /// Log.
+    pub(crate) log: LogName,
+    /// Byte of it; everything before was admitted.
+    pub(crate) pos: u64,
+}
+
+/// Outcome of looking at the next bytes of a log.
+enum Looked {
+    /// Records were admitted.
+    Admitted,
+    /// There is nothing (complete) behind the position, below the limit.
+    Starved,
+    /// The log ends here.
+    End(EndReason),
+    /// What stands here should be good and is not.
+    Bad(Defect),
+}
+
+/// The log that is being read, as the publisher sees it: it outlives a switch to the next log.
+#[pin_data]
+struct Files {
+    #[pin]
+    list: Mutex<KVec<(LogName, Arc<File>)>>,
+}
+
+struct Session {
+    m: Arc<Member>,
+    pipe: Arc<Pipeline>,
+    writeback: Option<Thread>,
+    files: Arc<Files>,
+    file: Option<Arc<File>>,
+    at: At,
+    replayer: Option<Replayer>,
+    ctx: LogContext,
+    /// The present log is known to be good up to a position.
+    known: bool,
+    size: u64,
+}
+
+impl Session {
+    fn new(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
+        let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
+        let size = m.size().ok_or(EINVAL)?;
+        let pipe = Pipeline::new(bdev, m.env.buffer_budget())?;
+        let files = Arc::pin_init(pin_init!(Files { list <- new_mutex!(KVec::new()) }), GFP_KERNEL)?;
+        let name = CString::try_from_fmt(format_args!("mars_wb/{}", m.name))?;
+        let publisher = m.clone();
+        let known = files.clone();
+        let writeback = pipeline::spawn(&name, pipe.clone(), move |pos| publish(&publisher, &known, pos))?;
+        Ok(Self {
+            m,
+            pipe,
+            writeback: Some(writeback),
+            files,
+            file: None,
+            at: At { log: link.log, pos: link.pos },
+            replayer: None,
+            ctx: LogContext { log_id: [0; 16], align: 512 },
+            known: false,
+            size,
+        })
+    }
+
+    /// Opens the log at the present position; `false` if there is no (complete) header yet.
+    fn open(&mut self, extent: Extent) -> Result<bool> {
+        if let Some(r) = &mut self.replayer {
+            match extent {
+                Extent::Known(end) if self.known => r.known(end),
+                Extent::Known(_) => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
+                Extent::Unknown => (),
+            }
+            self.known = matches!(extent, Extent::Known(_));
+            return Ok(true);
+        }
+        let path = paths::log(&self.m.name, &self.at.log)?;
+        let flags = OpenFlags { write: true, ..OpenFlags::default() };
+        let file = match File::open(&path, flags, 0o600) {
+            Ok(f) => f,
+            Err(e) if e == ENOENT => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let Some((ctx, crc)) = read_header(&self.m, &file, &self.at.log)? else {
+            return Ok(false);
+        };
+        let file = Arc::new(file, GFP_KERNEL)?;
+        self.files.list.lock().push((self.at.log, file.clone()), GFP_KERNEL)?;
+        let header = u64::try_from(HEADER_SIZE)?;
+        let from = if self.at.pos <= header {
+            self.at.pos = header;
+            ScanPos::first(crc)
+        } else {
+            ScanPos { pos: self.at.pos, seq: None, chain: None }
+        };
+        self.ctx = ctx;
+        self.known = matches!(extent, Extent::Known(_));
+        self.replayer = Some(Replayer::new(self.at.log.number, ctx, from, extent, self.size));
+        self.file = Some(file);
+        Ok(true)
+    }
+
+    /// Looks at the log from the present position on.
+    fn step(&mut self, extent: Extent, stop: &impl Fn() -> bool) -> Result<Looked> {
+        if !self.open(extent)? {
+            return Ok(Looked::Starved);
+        }
+        let (Some(file), Some(replayer)) = (&self.file, &mut self.replayer) else {
+            return Ok(Looked::Starved);
+        };
+        let limit = match extent {
+            Extent::Known(end) => end,
+            Extent::Unknown => u64::MAX,
+        };
+        let mut want = CHUNK;
+        let mut admitted = false;
+        loop {
+            let rest = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX).min(want);
+            if rest == 0 {
+                return Ok(if admitted { Looked::Admitted } else { Looked::Starved });
+            }
+            let mut buf = Buf::new(rest)?;
+            let n = file.read_at(&mut buf, self.at.pos)?;
+            let buf = Arc::new(buf, GFP_KERNEL)?;
+            let mut used = 0usize;
+            loop {
+                let bytes = buf.get(used..n).unwrap_or(&[]);
+                match replayer.next::<KernelDigest>(bytes, n < rest) {
+                    Next::Batch(batch) => {
+                        let end = batch.end();
+                        for a in batch.records() {
+                            let data = match a.kind {
+                                Kind::Write => {
+                                    let off = u32::try_from(used.saturating_add(a.payload_at))?;
+                                    Some(Slice { buf: buf.clone(), off })
+                                }
+                                _ => None,
+                            };
+                            self.pipe.admit_replayed(&a, data, end, stop)?;
+                        }
+                        self.pipe.with(|s| s.buffer.passed(end));
+                        used = used.saturating_add(usize::try_from(batch.bytes())?);
+                        self.at.pos = end.pos;
+                        admitted = true;
+                    }
+                    _ if used > 0 => {
+                        self.pipe.work.signal();
+                        return Ok(Looked::Admitted);
+                    }
+                    Next::CaughtUp => return Ok(Looked::Starved),
+                    Next::Read { min, .. } if min > want => {
+                        want = min;
+                        break;
+                    }
+                    Next::Read { .. } => return Ok(Looked::Starved),
+                    Next::End(reason) => return Ok(Looked::End(reason)),
+                    Next::Defective(d) => return Ok(Looked::Bad(d)),
+                }
+            }
+        }
+    }
+
+    /// Goes on with the next log. Everything of the present one has been written back and published.
+    fn switch(&mut self, next: LogName) {
+        self.replayer = None;
+        self.file = None;
+        self.at = At { log: next, pos: 0 };
+        self.files.list.lock().clear();
+        self.m.set_replay(&next, 0, 0);
+        self.m.set_version(&next, 0);
+    }
+
+    /// Waits until everything admitted is on the disk, then publishes the position.
+    fn settle(&self, give_up: impl Fn() -> bool) -> Result {
+        self.pipe.drain(give_up)?;
+        self.pipe.bdev.flush()?;
+        if let Some(f) = &self.file {
+            f.datasync()?;
+        }
+        self.m.set_replay(&self.at.log, self.at.pos, self.at.pos);
+        self.m.set_version(&self.at.log, self.at.pos);
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // What is not on the disk yet is replayed from the log the next time.
+        self.writeback = None;
+    }
+}
+
+/// Header of a log file: what its batches must have, and the first chain value. `None`: not there (yet).
+fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogContext, u32)>> {
+    if file.size() < u64::try_from(HEADER_SIZE)? {
+        return Ok(None);
+    }
+    let mut block = Buf::zeroed(HEADER_SIZE)?;
+    if file.read_at(&mut block, 0)? < HEADER_SIZE {
+        return Ok(None);
+    }
+    match LogHeader::parse::<KernelDigest>(&block) {
+        Ok((h, crc)) if h.name() == *log && h.resource == m.name => Ok(Some((h.context(), crc))),
+        Ok(_) => {
+            m.set_trouble(Some(("defective-log", format_args!("{log} is a log of something else; remove it, it will be fetched again"))));
+            Err(EBADMSG)
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// A position became durable on the disk of a secondary.
+fn publish(m: &Member, files: &Files, pos: LogPos) {
+    let found = files.list.lock().iter().find(|(l, _)| l.number == pos.number).map(|(l, f)| (*l, f.clone()));
+    let Some((log, file)) = found else { return };
+    if let Err(e) = file.datasync() {
+        pr_err!("{:?} can't be made durable: {:?}; the replay link stays where it is\n", log, e);
+        return;
+    }
+    let end = m.fetch.position().filter(|(l, _)| *l == log).map_or(pos.pos, |(_, p)| p);
+    m.set_replay(&log, pos.pos, end);
+    m.set_version(&log, pos.pos);
+}
+
+/// The log that follows `at` in the history of another member, if that history contains ours.
+pub(crate) fn successor(m: &Member, at: &At) -> Option<LogName> {
+    let me = m.me();
+    let mine = m.history(&me).ok()?;
+    let number = at.log.number.checked_add(1)?;
+    let primary = m.designated();
+    let mut found: Option<LogName> = None;
+    let _ = m.for_each_member(|host| {
+        if host == me || (found.is_some() && primary != Some(host)) {
+            return;
+        }
+        let Ok(theirs) = m.history(&host) else { return };
+        if !matches!(compare(&mine, &theirs), Relation::Behind) {
+            return;
+        }
+        let next = theirs.iter().find(|v| v.this.log.number == number);
+        if let Some((v, prev)) = next.and_then(|v| Some((v, v.previous?))) {
+            if prev.log.number == at.log.number && prev.log.creator == at.log.creator && prev.pos == at.pos {
+                found = Some(LogName { number, creator: v.this.log.creator });
+            }
+        }
+    });
+    found
+}
+
+/// Replays what the local logs hold, to their true end, and cuts the last one there. For becoming primary: afterwards the
+/// disk is the newest state that this host knows.
+///
+/// # Errors
+///
+/// The disk or `/mars` failed, the module is being unloaded, or a log that has a position is gone.
+pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) -> Result<At> {
+    let mut s = Session::new(m.clone(), bdev.clone())?;
+    let started = s.at;
+    let t0 = time::mono_ns();
+    let mut bytes = 0u64;
+    loop {
+        let before = s.at.pos;
+        let looked = s.step(Extent::Unknown, &|| ctx.should_stop())?;
+        bytes = bytes.saturating_add(s.at.pos.saturating_sub(before));
+        match looked {
+            Looked::Admitted => {
+                if ctx.should_stop() {
+                    return Err(EINTR);
+                }
+                continue;
+            }
+            Looked::Starved => (),
+            Looked::End(reason) if reason.is_clean() => (),
+            Looked::End(reason) => pr_warn!("{}: {:?} ends at {} ({:?}); what stands behind was never durable, or is damaged\n", m.name.as_str(), s.at.log, s.at.pos, reason),
+            Looked::Bad(d) => {
+                pr_err!("{}: {:?} can't be replayed: {:?}\n", m.name.as_str(), s.at.log, d);
+                return Err(EBADMSG);
+            }
+        }
+        s.settle(|| ctx.should_stop())?;
+        if let Some(f) = &s.file {
+            if f.size() > s.at.pos {
+                f.truncate(s.at.pos)?;
+                f.sync()?;
+            }
+        } else if s.at.pos > 0 {
+            pr_err!("{}: {:?} is missing, the replay link is at {} of it\n", m.name.as_str(), s.at.log, s.at.pos);
+            return Err(ENOENT);
+        }
+        // A crash during a rotation leaves the next log of our own without any link that names it.
+        let own = LogName { number: s.at.log.number.saturating_add(1), creator: m.me() };
+        let next = if has_log(m, &own) { Some(own) } else { successor(m, &s.at).filter(|n| has_log(m, n)) };
+        match next {
+            Some(n) => s.switch(n),
+            None => break,
+        }
+    }
+    let ms = time::mono_ns().saturating_sub(t0) / 1_000_000;
+    pr_info!("{}: recovered {} bytes of log in {} ms, from {:?} {} to {:?} {}\n", m.name.as_str(), bytes, ms, started.log, started.pos, s.at.log, s.at.pos);
+    Ok(s.at)
+}
+
+fn has_log(m: &Member, log: &LogName) -> bool {
+    let Ok(path) = paths::log(&m.name, log) else { return false };
+    let Ok(file) = File::open(&path, OpenFlags::default(), 0o600) else { return false };
+    matches!(read_header(m, &file, log), Ok(Some(_)))
+}
+
+/// End of the valid part of a local log file, from `from` on (which must be 0 or the start of a batch).
+pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Result<u64> {
+    let Some((ctx, crc)) = read_header(m, file, log)? else {
+        return Ok(0);
+    };
+    let header = u64::try_from(HEADER_SIZE)?;
+    let from = if from <= header { ScanPos::first(crc) } else { ScanPos { pos: from, seq: None, chain: None } };
+    let mut finder = EndFinder::new(ctx, from, true);
+    let mut buf = Buf::new(usize::try_from(MAX_BATCH)?)?;
+    let mut step = finder.start();
+    loop {
+        match step {
+            EndStep::Read { pos, .. } => {
+                let n = file.read_at(&mut buf, pos)?;
+                step = finder.feed::<KernelDigest>(buf.get(..n).unwrap_or(&[]), n < buf.len());
+            }
+            EndStep::Done(end) => {
+                file.drop_cache(0, end.at.pos);
+                return Ok(end.at.pos);
+            }
+        }
+    }
+}
+
+/// The replay thread of a secondary; stops when dropped.
+pub(crate) struct Worker {
+    _thread: Thread,
+}
+
+impl Worker {
+    /// Starts replaying at the replay link.
+    pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
+        let name = CString::try_from_fmt(format_args!("mars_rpl/{}", m.name))?;
+        let session = Session::new(m, bdev)?;
+        Ok(Self {
+            _thread: Thread::spawn(&name, move |ctx| follow(ctx, session))?,
+        })
+    }
+}
+
+fn follow(ctx: &ThreadCtx, mut s: Session) {
+    let m = s.m.clone();
+    let mut repairs = 0;
+    let stop = || ctx.should_stop();
+    while !ctx.should_stop() {
+        let limit = m.fetch.available(&s.at.log);
+        let extent = if limit.fetched { Extent::Known(limit.end) } else { Extent::Unknown };
+        match s.step(extent, &stop) {
+            Ok(Looked::Admitted) => {
+                repairs = 0;
+                m.set_trouble(None);
+                continue;
+            }
+            Ok(Looked::Starved | Looked::End(_)) => (),
+            // Below the limit everything has arrived, so this is damage and not a gap.
+            Ok(Looked::Bad(d)) => {
+                repairs = repair(&m, &s.at, &d, repairs);
+                s.replayer = None;
+                s.file = None;
+            }
+            Err(e) if e == EINTR => break,
+            Err(e) => m.set_trouble(Some(("defective-log", format_args!("reading {} at {} failed: {e:?}", s.at.log, s.at.pos)))),
+        }
+        if !limit.fetched || limit.complete && s.at.pos >= limit.end {
+            if let Some(next) = successor_after_drain(&m, &mut s, ctx) {
+                s.switch(next);
+                m.fetch.replaying(&next);
+                continue;
+            }
+        }
+        m.fetch.wait_news(ctx, &s.at.log, limit.end);
+    }
+    // Leave a position as new as possible behind, without waiting for a failing disk.
+    let _ = s.settle(|| true);
+}
+
+/// The next log, once everything of the present one is on the disk.
+fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option<LogName> {
+    let mine = m.replay_link(&m.me())?;
+    if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| ctx.should_stop()).is_err() {
+        return None;
+    }
+    successor(m, &s.at)
+}
+
+fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
+    if repairs < REPAIRS && defect.may_be_repaired() {
+        pr_warn!("{}: {:?} is damaged: {:?}; fetching it again from there\n", m.name.as_str(), at.log, defect);
+        m.fetch.again_from(&at.log, at.pos);
+        time::sleep_ms(500);
+    } else {
+        m.set_trouble(Some((
+            "defective-log",
+            format_args!("{} can't be replayed at {defect}; if no member has a good copy, run 'marsadm invalidate {}' here", at.log, m.name),
+        )));
+        time::sleep_ms(2000);
+    }
+    repairs.saturating_add(1)
+}

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `/mars` as this host has it: the symlinks on the disk, and a copy of them in memory that readers use.
+//!
+//! Everything that changes a link goes through here, so that file and memory agree: the engine's own facts
+//! ([`Store::set`]), what peers tell ([`Store::merge_one`]), and what the tools wrote ([`Store::scan`]). The rules which
+//! value wins are the core's.
+//!
+//! Lock order: `writer` (held while a link is written to the disk) before `tree`. Readers take only `tree`, which is never
+//! held during I/O.
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        new_condvar,
+        new_mutex,
+        Arc,
+        CondVar,
+        Mutex, //
+    },
+    time::msecs_to_jiffies, //
+};
+
+use mars_core::{
+    lamport::LamportTime,
+    log::LogName,
+    name::Name,
+    tree::{
+        merge::MergeDecision,
+        path::{
+            is_local,
+            TreePath, //
+        },
+        tombstone::is_tombstone,
+        value::{
+            is_valid,
+            ReplayLink, //
+        },
+        Tree, //
+    },
+    wire::{
+        message::meta::{
+            Entry,
+            TreeHead,
+            TreeWriter, //
+        },
+        WireError, //
+    }, //
+};
+
+use crate::{
+    engine::{
+        clock::Clock,
+        paths,
+        text, //
+    },
+    sys::{
+        checksum,
+        dir::{
+            self,
+            EntryKind, //
+        },
+        event::Event, //
+    }, //
+};
+
+/// Bytes of one part of a tree on the wire.
+const PART_BYTES: usize = 64 << 10;
+
+/// Value of a link.
+pub(crate) struct Value(KVec<u8>);
+
+impl Value {
+    /// The value as text.
+    pub(crate) fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.0).unwrap_or("")
+    }
+
+    /// The value.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The tree of this host.
+#[pin_data]
+pub(crate) struct Store {
+    me: Name,
+    clock: Arc<Clock>,
+    instance: u64,
+    #[pin]
+    writer: Mutex<()>,
+    #[pin]
+    tree: Mutex<Tree>,
+    #[pin]
+    changed: CondVar,
+    #[pin]
+    kick: Mutex<Option<Arc<Event>>>,
+}
+
+impl Store {
+    /// An empty copy; [`Store::scan`] fills it.
+    pub(crate) fn new(me: Name, clock: Arc<Clock>) -> Result<Arc<Self>> {
+        let mut instance = [0; 8];
+        checksum::random(&mut instance);
+        Arc::pin_init(
+            try_pin_init!(Self {
+                me,
+                clock,
+                instance: u64::from_le_bytes(instance),
+                writer <- new_mutex!(()),
+                tree <- new_mutex!(Tree::new()),
+                changed <- new_condvar!(),
+                kick <- new_mutex!(None),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Random number of this run of the module.
+    pub(crate) fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    /// Counts changes.
+    pub(crate) fn generation(&self) -> u64 {
+        self.tree.lock().generation()
+    }
+
+    /// Value of a link; `None` if there is none, or a tombstone.
+    pub(crate) fn get(&self, path: &str) -> Option<Value> {
+        let tree = self.tree.lock();
+        let mut v = KVec::new();
+        v.extend_from_slice(tree.get(path.as_bytes())?, GFP_KERNEL).ok()?;
+        Some(Value(v))
+    }
+
+    /// Calls `f` with the rest of the path and the value of each live link whose path begins with `prefix`, in order.
+    pub(crate) fn for_each(&self, prefix: &str, mut f: impl FnMut(&str, &Value)) {
+        // A copy of the few that match, so that `f` may use the store.
+        let mut found: KVec<(KVec<u8>, Value)> = KVec::new();
+        for e in self.tree.lock().with_prefix(prefix.as_bytes()) {
+            let (Some(rest), Some(value)) = (e.path.get(prefix.len()..), e.live()) else { continue };
+            let (mut p, mut v) = (KVec::new(), KVec::new());
+            if p.extend_from_slice(rest, GFP_KERNEL).is_err()
+                || v.extend_from_slice(value, GFP_KERNEL).is_err()
+                || found.push((p, Value(v)), GFP_KERNEL).is_err()
+            {
+                break;
+            }
+        }
+        for (rest, value) in &found {
+            if let Ok(rest) = core::str::from_utf8(rest) {
+                f(rest, value);
+            }
+        }
+    }
+
+    /// Writes a link, if its value is not the same already, with a stamp newer than everything seen.
+    ///
+    /// # Errors
+    ///
+    /// The file system of `/mars` failed or is full; memory then still has the old value.
+    pub(crate) fn set(&self, path: &str, value: &str) -> Result {
+        {
+            let tree = self.tree.lock();
+            let old = tree.entry(path.as_bytes());
+            if old.is_some_and(|e| e.value == value.as_bytes()) || (old.is_none() && is_tombstone(value.as_bytes())) {
+                return Ok(());
+            }
+        }
+        let checked = TreePath::parse(path.as_bytes()).map_err(|_| EINVAL)?;
+        if !is_valid(value.as_bytes()) {
+            return Err(EINVAL);
+        }
+        let writer = self.writer.lock();
+        let stamp = self.clock.now();
+        self.write(path, value, stamp)?;
+        self.tree.lock().apply_local(&checked, value.as_bytes(), stamp)?;
+        drop(writer);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Writes to the disk; makes the directory if need be.
+    fn write(&self, path: &str, value: &str, stamp: LamportTime) -> Result {
+        let file = paths::absolute(path)?;
+        let value = CString::try_from_fmt(format_args!("{value}"))?;
+        let r = dir::replace_link(&file, &value, stamp.sec(), stamp.nsec());
+        match r {
+            Err(e) if e == ENOENT => {
+                let parent = path.rsplit_once('/').map_or("", |(p, _)| p);
+                dir::mkdir_p(&*paths::absolute(parent)?, 0o700)?;
+                dir::replace_link(&file, &value, stamp.sec(), stamp.nsec())
+            }
+            r => r,
+        }
+    }
+
+    /// Takes what `peer` says about one link, if the rules allow it. Gives whether anything changed.
+    ///
+    /// # Errors
+    ///
+    /// Only failures of memory or of the file system: what is refused is refused silently or with a message.
+    pub(crate) fn merge_one(&self, peer: &Name, path: &str, value: &[u8], stamp: LamportTime) -> Result<bool> {
+        let Ok(checked) = TreePath::parse(path.as_bytes()) else {
+            crate::sys::log::log_warn!("host {} sent a link with an impossible path\n", peer.as_str());
+            return Ok(false);
+        };
+        let Ok(text) = core::str::from_utf8(value) else { return Ok(false) };
+        let writer = self.writer.lock();
+        let real = Clock::real();
+        let mut tree = self.tree.lock();
+        // A log file is no link, so memory does not know it; its tombstone is wanted nevertheless.
+        let log = is_tombstone(value) && tree.entry(path.as_bytes()).is_none() && self.is_deletable_log(&tree, &checked);
+        let decision = match tree.decide_remote(&checked, value, stamp, real, &self.me)? {
+            MergeDecision::Phantom if log => MergeDecision::Take,
+            // Remembered in memory only.
+            MergeDecision::Phantom => tree.apply_remote(&checked, value, stamp, real, &self.me)?,
+            d => d,
+        };
+        drop(tree);
+        match decision {
+            MergeDecision::Take => (),
+            MergeDecision::TooFarAhead => {
+                crate::sys::log::log_warn!("host {} sent a stamp more than 30 days ahead; set the clocks right\n", peer.as_str());
+                return Ok(false);
+            }
+            _ => return Ok(false),
+        }
+        self.clock.saw(stamp);
+        self.write(path, text, stamp)?;
+        self.tree.lock().apply_local(&checked, value, stamp)?;
+        drop(writer);
+        self.changed.notify_all();
+        self.look_again();
+        Ok(true)
+    }
+
+    /// Whether `path` is a log that exists here as a file and that this host no longer needs.
+    fn is_deletable_log(&self, tree: &Tree, path: &TreePath<'_>) -> bool {
+        let (Some(resource), Some(log)) = (path.resource(), LogName::parse(path.leaf())) else {
+            return false;
+        };
+        let own = CString::try_from_fmt(format_args!("resource-{resource}/replay-{}", self.me));
+        let link = own.ok().and_then(|p| ReplayLink::parse(tree.get(p.to_bytes())?));
+        let exists = paths::absolute(path.as_str()).and_then(|p| dir::stat(&p)).is_ok_and(|s| s.kind == EntryKind::File);
+        exists && link.is_some_and(|l| log.number < l.log.number)
+    }
+
+    /// Reads the links of the whole tree from the disk: the tools write there. Gives whether anything changed. Only one
+    /// thread may do this.
+    pub(crate) fn scan(&self) -> Result<bool> {
+        self.tree.lock().begin_scan(b"")?;
+        let mut dirs: KVec<KVec<u8>> = KVec::new();
+        let mut r = self.scan_dir(b"", &mut dirs);
+        let mut i = 0;
+        while let (Ok(()), Some(d)) = (&r, dirs.get(i)) {
+            let mut prefix = KVec::new();
+            prefix.extend_from_slice(d, GFP_KERNEL)?;
+            i += 1;
+            r = self.scan_dir(&prefix, &mut dirs);
+        }
+        let mut tree = self.tree.lock();
+        if r.is_err() {
+            tree.scan_incomplete();
+        }
+        let summary = tree.end_scan();
+        drop(tree);
+        self.clock.looked_at(summary.newest);
+        let changed = summary.changed + summary.removed > 0;
+        if changed {
+            self.changed.notify_all();
+        }
+        r.map(|()| changed)
+    }
+
+    /// Reads one directory; `prefix` is its path with a slash, or empty. Directories found are appended to `dirs`.
+    fn scan_dir(&self, prefix: &[u8], dirs: &mut KVec<KVec<u8>>) -> Result {
+        let text = core::str::from_utf8(prefix).map_err(|_| EINVAL)?;
+        let path = paths::absolute(text.trim_end_matches('/'))?;
+        let depth = prefix.iter().filter(|b| **b == b'/').count();
+        let mut names: KVec<(KVec<u8>, EntryKind)> = KVec::new();
+        let mut failed: Result = Ok(());
+        dir::list(&path, |name, kind| {
+            if name.first() == Some(&b'.') || !matches!(kind, EntryKind::Dir | EntryKind::Symlink) {
+                return true;
+            }
+            let mut n = KVec::new();
+            let r = n.extend_from_slice(prefix, GFP_KERNEL).and_then(|()| n.extend_from_slice(name, GFP_KERNEL));
+            if let Err(e) = r.and_then(|()| names.push((n, kind), GFP_KERNEL)) {
+                failed = Err(e.into());
+                return false;
+            }
+            true
+        })?;
+        failed?;
+        let mut value = KVec::new();
+        for (mut name, kind) in names.drain_all() {
+            if kind == EntryKind::Dir {
+                if depth < 2 && !name.rsplit(|b| *b == b'/').next().is_some_and(is_local) {
+                    name.push(b'/', GFP_KERNEL)?;
+                    dirs.push(name, GFP_KERNEL)?;
+                }
+                continue;
+            }
+            let Ok(path) = TreePath::parse(&name) else { continue };
+            let file = paths::absolute(path.as_str())?;
+            value.clear();
+            // A tool may have replaced or removed it since the listing: the next scan sees that.
+            let Ok((sec, nsec)) = dir::read_link(&file, &mut value) else { continue };
+            let stamp = LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO);
+            if let Err(e) = self.tree.lock().observe(&path, &value, stamp) {
+                crate::sys::log::log_warn!("a link of the tree can't be used: {:?}\n", e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until something is newer than `generation`; `false` after `wait_ms`.
+    pub(crate) fn wait_newer(&self, generation: u64, wait_ms: u32) -> bool {
+        let mut tree = self.tree.lock();
+        if tree.generation() == generation {
+            let _ = self.changed.wait_interruptible_timeout(&mut tree, msecs_to_jiffies(wait_ms));
+        }
+        tree.generation() != generation
+    }
+
+    /// Something changed that the control threads should see soon.
+    pub(crate) fn look_again(&self) {
+        if let Some(kick) = &*self.kick.lock() {
+            kick.signal();
+        }
+    }
+
+    /// Writes entries that changed after `*since` as one part of a tree, and moves `*since` behind them. Gives whether more
+    /// follow.
+    pub(crate) fn write_part(&self, out: &mut KVec<u8>, since: &mut u64, full: bool, now: LamportTime) -> core::result::Result<bool, WireError> {
+        let tree = self.tree.lock();
+        let head = TreeHead { instance: self.instance, generation: tree.generation(), full, now };
+        let mut w = TreeWriter::new(out, PART_BYTES, &head)?;
+        let mut more = false;
+        for e in tree.changed_since(*since) {
+            let Ok(path) = core::str::from_utf8(e.path) else { continue };
+            if !w.push(&Entry { path, value: e.value, stamp: e.stamp })? {
+                more = true;
+                break;
+            }
+            *since = e.generation;
+        }
+        w.finish(more)?;
+        Ok(more)
+    }
+}

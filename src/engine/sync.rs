@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Filling a replica's disk: digests of both disks are compared, only blocks that differ travel.
+//!
+//! Each worker has a connection of its own and takes ranges from the plan of the core. The primary's *raw* disk is read,
+//! which never has more than its durable log; so the replica is a state that the primary once had as soon as it has
+//! replayed the log up to the durable end that the primary had when the last range was read (`syncpos`).
+//!
+//! The progress (`syncstatus`) is what is done without a gap *and* durable, so a sync goes on there after anything.
+
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        new_mutex,
+        Arc,
+        Mutex, //
+    }, //
+};
+
+use mars_core::{
+    log::LogName,
+    sync::{
+        differing,
+        digest_chunk,
+        digests_len,
+        Chunk,
+        ChunkCost,
+        SyncPlan,
+        DEFAULT_CHUNK,
+        DEFAULT_GRAIN, //
+    },
+    tree::value::ReplayLink,
+    wire::message::{
+        bulk::{
+            SyncData,
+            SyncDigest,
+            SyncDigests,
+            SyncEnd,
+            SyncPos,
+            SyncRead,
+            SyncStatus, //
+        },
+        Message, //
+    }, //
+};
+
+use crate::{
+    engine::{
+        conn::{
+            Conn,
+            Purpose, //
+        },
+        digest::KernelDigest,
+        member::Member,
+        tunables, //
+    },
+    sys::{
+        bdev::BlockDevice,
+        buf::Buf,
+        thread::{
+            Thread,
+            ThreadCtx, //
+        },
+        time, //
+    }, //
+};
+
+/// How often the progress is made durable and written to the tree.
+const SAVE_MS: u64 = 3_000;
+
+/// State of the sync of one resource; shared with the control thread.
+#[pin_data]
+pub(crate) struct Sync {
+    #[pin]
+    plan: Mutex<Option<SyncPlan>>,
+    /// Bytes that were transferred since the sync began.
+    pub(crate) transferred: Atomic<u64>,
+    running: Atomic<u32>,
+}
+
+impl Sync {
+    /// No sync.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                plan <- new_mutex!(None),
+                transferred: Atomic::new(0),
+                running: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+/// The workers of one sync; they stop when dropped.
+pub(crate) struct Workers {
+    _threads: KVec<Thread>,
+    sync: Arc<Sync>,
+}
+
+impl Workers {
+    /// Starts or goes on with a sync from `syncstatus-<me>` on.
+    pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
+        let size = m.size().ok_or(EINVAL)?;
+        let start = m.number(format_args!("syncstatus-{}", m.me())).unwrap_or(0);
+        *m.sync.plan.lock() = Some(SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?);
+        m.sync.transferred.store(0, Relaxed);
+        let sync = m.sync.clone();
+        let mut threads = KVec::new();
+        for i in 0..tunables::CONNECTIONS.get() {
+            let name = CString::try_from_fmt(format_args!("mars_sync{i}/{}", m.name))?;
+            let (m, bdev) = (m.clone(), bdev.clone());
+            sync.running.fetch_add(1, kernel::sync::atomic::Full);
+            let t = Thread::spawn(&name, move |ctx| {
+                work(ctx, &m, &bdev, i == 0);
+                if m.sync.running.fetch_sub(1, kernel::sync::atomic::Full) == 1 {
+                    m.kick.signal();
+                }
+            });
+            match t {
+                Ok(t) => threads.push(t, GFP_KERNEL)?,
+                Err(e) => {
+                    sync.running.fetch_sub(1, kernel::sync::atomic::Full);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(Self { _threads: threads, sync })
+    }
+
+    /// All workers have ended by themselves: the sync is complete.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.sync.running.load(Relaxed) == 0
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for t in &self._threads {
+            t.request_stop();
+        }
+    }
+}
+
+fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, leader: bool) {
+    let mut conn: Option<Conn> = None;
+    let mut saved = time::mono_ns();
+    while !ctx.should_stop() {
+        if leader && time::mono_ns().saturating_sub(saved) > SAVE_MS * 1_000_000 {
+            save(m, bdev);
+            saved = time::mono_ns();
+        }
+        let Some(primary) = m.designated().filter(|h| *h != m.me()) else {
+            ctx.sleep_ms(500);
+            continue;
+        };
+        if conn.as_ref().is_none_or(|c| c.peer != primary || !c.is_usable()) {
+            conn = Conn::dial(&m.env, &primary, Purpose::Sync).ok();
+        }
+        let Some(c) = &mut conn else {
+            ctx.sleep_ms(1000);
+            continue;
+        };
+        let (chunk, complete) = {
+            let mut p = m.sync.plan.lock();
+            let Some(plan) = &mut *p else { return };
+            (plan.next_chunk(), plan.is_complete())
+        };
+        let Some(chunk) = chunk else {
+            if !complete {
+                ctx.sleep_ms(50);
+                continue;
+            }
+            if !leader {
+                return;
+            }
+            match finish(m, bdev, c) {
+                Ok(()) => return,
+                Err(e) => {
+                    trouble(m, e);
+                    conn = None;
+                    ctx.sleep_ms(1000);
+                    continue;
+                }
+            }
+        };
+        let r = one_chunk(m, bdev, c, chunk);
+        let mut p = m.sync.plan.lock();
+        let Some(plan) = &mut *p else { return };
+        // A chunk that was taken back meanwhile is compared again by whoever has it now.
+        let _ = match r {
+            Ok(cost) => plan.done(chunk, cost),
+            Err(_) => plan.failed(chunk),
+        };
+        drop(p);
+        match r {
+            Ok(cost) => {
+                m.sync.transferred.fetch_add(cost.transferred, Relaxed);
+                m.set_trouble(None);
+            }
+            Err(e) => {
+                trouble(m, e);
+                if e != EREMOTEIO {
+                    conn = None;
+                }
+                ctx.sleep_ms(500);
+            }
+        }
+    }
+    if leader {
+        save(m, bdev);
+    }
+}
+
+fn trouble(m: &Member, e: Error) {
+    if e == EREMOTEIO || e == EAGAIN {
+        m.set_trouble(Some(("waiting", format_args!("the sync waits: the designated primary is not primary yet, or its disk is not ready"))));
+    } else if e != EINTR && e != ERESTARTSYS {
+        m.set_trouble(Some(("waiting", format_args!("the sync waits: {e:?}"))));
+    }
+}
+
+/// Compares one range and makes equal what differs.
+fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Result<ChunkCost> {
+    let len = usize::try_from(chunk.len)?;
+    let mut local = Buf::new(len)?;
+    bdev.read_at(&mut local, 0, len, chunk.offset)?;
+    let ask = SyncDigest { resource: m.name, offset: chunk.offset, length: chunk.len, grain: DEFAULT_GRAIN };
+    let payload = c.call(&ask, 0)?;
+    let reply = SyncDigests::decode(payload).map_err(|_| EPROTO)?;
+    status(reply.status)?;
+    let mut ranges = KVec::new();
+    for d in differing::<KernelDigest>(local.get(..len).ok_or(EIO)?, DEFAULT_GRAIN, reply.data).map_err(|_| EPROTO)? {
+        ranges.push(d, GFP_KERNEL)?;
+    }
+    let mut cost = ChunkCost::default();
+    for d in &ranges {
+        let offset = chunk.offset.saturating_add(u64::from(d.start));
+        let from = usize::try_from(d.start)?;
+        let n = usize::try_from(d.len)?;
+        let part = local.get_mut(from..from.saturating_add(n)).ok_or(EPROTO)?;
+        if d.zero {
+            part.fill(0);
+            cost.zeroed = cost.zeroed.saturating_add(u64::from(d.len));
+        } else {
+            let ask = SyncRead { resource: m.name, offset, length: d.len };
+            let payload = c.call(&ask, 0)?;
+            let reply = SyncData::decode(payload).map_err(|_| EPROTO)?;
+            status(reply.status)?;
+            if reply.offset != offset || reply.data.len() != n {
+                return Err(EPROTO);
+            }
+            part.copy_from_slice(reply.data);
+            cost.transferred = cost.transferred.saturating_add(u64::from(d.len));
+        }
+        bdev.write_at(&local, from, n, offset, false)?;
+    }
+    Ok(cost)
+}
+
+fn status(s: SyncStatus) -> Result {
+    match s {
+        SyncStatus::Data => Ok(()),
+        SyncStatus::Unavailable | SyncStatus::Restart => Err(EAGAIN),
+        SyncStatus::DiskError | SyncStatus::OutOfRange => Err(EREMOTEIO),
+    }
+}
+
+/// Makes what was written durable, then says so.
+fn save(m: &Member, bdev: &BlockDevice) {
+    let found = m.sync.plan.lock().as_ref().map(|p| (p.progress(), p.stats()));
+    let Some((done, stats)) = found else { return };
+    if done == m.size().unwrap_or(0) {
+        // Only `finish` may say that the disk is complete.
+        return;
+    }
+    if bdev.flush().is_ok() {
+        let me = m.me();
+        m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
+        let equal = stats.compared.saturating_sub(stats.transferred).saturating_sub(stats.zeroed);
+        m.set(format_args!("verifystatus-{me}"), format_args!("{},{}", equal >> 12, (stats.transferred + stats.zeroed) >> 12));
+        m.set(format_args!("actual-{me}/sync-pos"), format_args!("{done}"));
+    }
+}
+
+/// Everything was compared: asks the primary for its position, which the replica has to reach.
+fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
+    let payload = c.call(&SyncEnd { resource: m.name }, 0)?;
+    let pos = SyncPos::decode(payload).map_err(|_| EPROTO)?;
+    status(pos.status)?;
+    let creator = pos.creator.ok_or(EPROTO)?;
+    bdev.flush()?;
+    let me = m.me();
+    let link = ReplayLink { log: LogName { number: pos.number, creator }, pos: pos.pos, rest: 0 };
+    // The order matters: a crash in between leaves a sync that has to look at nothing any more, never a disk that counts
+    // as consistent too early.
+    m.set(format_args!("syncpos-{me}"), format_args!("{link}"));
+    crate::engine::paths::sync_resource_dir(&m.name)?;
+    let size = m.size().ok_or(EINVAL)?;
+    m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
+    m.set(format_args!("syncstatus-{me}"), format_args!("{size}"));
+    m.set_trouble(None);
+    pr_info!("{}: sync complete, {} bytes travelled; consistent at {:?} {}\n", m.name.as_str(), m.sync.transferred.load(Relaxed), link.log, link.pos);
+    Ok(())
+}
+
+/// The primary's half: digests of its raw disk.
+pub(crate) fn digests(bdev: &BlockDevice, ask: &SyncDigest) -> Result<KVec<u8>> {
+    let len = usize::try_from(ask.length)?;
+    let mut buf = Buf::new(len)?;
+    bdev.read_at(&mut buf, 0, len, ask.offset)?;
+    let mut out = KVec::from_elem(0, digests_len(len, ask.grain).ok_or(EINVAL)?, GFP_KERNEL)?;
+    digest_chunk::<KernelDigest>(buf.get(..len).ok_or(EIO)?, ask.grain, &mut out).map_err(|_| EINVAL)?;
+    Ok(out)
+}
