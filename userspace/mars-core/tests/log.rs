@@ -63,7 +63,7 @@ fn scan(log: &Log, bytes: &[u8]) -> (Vec<Vec<Rec>>, EndReason) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(common::cases(64))]
 
     #[test]
     fn what_was_written_is_read(batches in batches(), shift in 9u32..13, zeros in 0usize..3) {

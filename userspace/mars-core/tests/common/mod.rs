@@ -128,6 +128,17 @@ impl Log {
     }
 }
 
+/// So many cases; MARS_TEST_FACTOR in the environment multiplies them. A failure is printed in its
+/// smallest form, and not written to a file.
+pub fn cases(n: u32) -> ProptestConfig {
+    let factor = std::env::var("MARS_TEST_FACTOR").map_or(1, |s| s.parse().unwrap_or(1));
+    ProptestConfig {
+        cases: n.saturating_mul(factor),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 /// Bytes that need no store of their own in a failing case.
 pub fn bytes(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
