@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! invalidate.
+//!
+//! Interrupted: first everything is switched off, then `syncstatus`=0 says that the replica is worthless, and only then
+//! positions are rewritten. So the replica is never taken for good meanwhile. Running the command again starts over.
+
+use super::switch::{all_off, put, wait_detached, Switch};
+use super::{operation, peers, replica, report_split};
+use crate::ctx::Ctx;
+use crate::error::{Failure, Result};
+use crate::out;
+use crate::tree::model::Resource;
+use crate::tree::store::Trigger;
+use std::collections::BTreeSet;
+
+/// `invalidate`.
+pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.joined(name)?;
+    report_split(&res);
+    need_not_primary(ctx, &res, "invalidate")?;
+    let primary = replica::source(ctx, &res)?.host.clone();
+    peers::need_alive(ctx, &primary, "a fresh replica needs the primary")?;
+    if ctx.own(&res)?.actual.primary {
+        return Err(
+            Failure::refused(format!("'{}' is still actual primary of '{name}'", ctx.me)).hint(
+                format!("close the device and `marsadm secondary {name}` first"),
+            ),
+        );
+    }
+    operation(ctx, name, |op| {
+        op.step(ctx, "off")?;
+        all_off(ctx, &res)?;
+        if ctx.can_wait() {
+            wait_detached(ctx, name)?;
+        }
+        op.step(ctx, "worthless")?;
+        let me = &ctx.me;
+        ctx.store.set(&res.path(&format!("syncstatus-{me}")), "0")?;
+        for key in ["syncpos", "verifystatus"] {
+            ctx.store.delete(&res.path(&format!("{key}-{me}")))?;
+        }
+        ctx.store.barrier()?;
+        op.step(ctx, "history")?;
+        ctx.store.delete(&res.path(&format!("replay-{me}")))?;
+        replica::drop_versions(ctx, &res, &BTreeSet::new())?;
+        op.step(ctx, "purge")?;
+        replica::purge_own_logs(ctx, &ctx.resource(name)?)?;
+        op.step(ctx, "position")?;
+        ctx.store.trigger(Trigger::Remote)?;
+        peers::ping(ctx, std::slice::from_ref(&primary), false)?;
+        let fresh = ctx.resource(name)?;
+        replica::start_from(ctx, &fresh, &primary)?;
+        op.step(ctx, "on")?;
+        for what in [Switch::Attach, Switch::Fetch, Switch::Replay, Switch::Sync] {
+            put(ctx, &fresh, what, true)?;
+        }
+        ctx.store.trigger(Trigger::Remote)?;
+        out::info(format_args!(
+            "the replica of '{name}' on '{me}' is being made anew from '{primary}' (`marsadm view {name}`)"
+        ));
+        Ok(())
+    })
+}
+
+/// Refuses on the designated or actual primary.
+pub fn need_not_primary(ctx: &Ctx, res: &Resource, what: &str) -> Result<()> {
+    let actual = res.member(&ctx.me).is_some_and(|m| m.actual.primary);
+    if res.designated() != Some(&ctx.me) && !actual {
+        return Ok(());
+    }
+    let kind = if actual { "actual" } else { "designated" };
+    Err(Failure::refused(format!(
+        "'{}' is the {kind} primary of '{}': {what} there would destroy the data",
+        ctx.me, res.name
+    ))
+    .hint(format!(
+        "make another host primary first: `marsadm primary {}` there",
+        res.name
+    )))
+}

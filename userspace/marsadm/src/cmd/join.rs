@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! join-resource.
+//!
+//! Interrupted: `syncstatus`=0 comes first, so that whatever is there is never taken for a good replica; `data-<host>`,
+//! which makes the host a member, comes last but one. Running the command again does everything once more, or (when it is
+//! a member already) sets the attach switch.
+
+use super::create::{check_names, unique_device};
+use super::{operation, peers, replica, report_split};
+use crate::cli::DiskArgs;
+use crate::ctx::{parse_size, Ctx};
+use crate::error::{Failure, Result};
+use crate::out;
+use crate::sys::disk;
+use crate::tree::model::Resource;
+use crate::tree::split::human;
+use crate::tree::store::{Entry, Trigger};
+use std::collections::BTreeSet;
+
+/// How often the start is chosen again when the primary deletes logs meanwhile.
+const ROUNDS: u32 = 5;
+
+/// `join-resource RESOURCE DISK [DEVICE]`.
+pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
+    let name = &args.resource;
+    check_names(ctx, args)?;
+    ctx.need_mountpoint()?;
+    let me = &ctx.me;
+    let device = args.device.as_deref().unwrap_or(name);
+    peers::ping(ctx, &peers::others(ctx), false)?;
+    let res = ctx.resource(name)?;
+    let disk_path = args.disk.to_str().unwrap_or_default();
+    if let Some(member) = res.member(me) {
+        if member.disk.as_deref() == Some(disk_path) && member.replay.is_some() {
+            return resume(ctx, name);
+        }
+        if !ctx.opt.force {
+            return Err(Failure::refused(format!(
+                "host '{me}' is already a member of '{name}', with the disk {}",
+                member.disk.as_deref().unwrap_or("?")
+            ))
+            .hint(format!("to change the disk: `marsadm down {name}`, `marsadm leave-resource {name}`, then join again")));
+        }
+    }
+    report_split(&res);
+    let primary = replica::source(ctx, &res)?.host.clone();
+    peers::need_alive(ctx, &primary, "joining needs the primary")?;
+    let size = res.size.ok_or_else(|| {
+        Failure::refused(format!("the size of '{name}' is not known yet"))
+            .hint("`marsadm wait-cluster`, then try again")
+    })?;
+    if let Some(text) = &args.size {
+        let wanted = parse_size(text)?;
+        if wanted != size {
+            return Err(Failure::usage(format!(
+                "resource '{name}' has {size} bytes; another size cannot be chosen"
+            )));
+        }
+    }
+    unique_device(ctx, name, device)?;
+    let disk = disk::check(ctx, &args.disk)?;
+    if disk.size < size {
+        return Err(Failure::refused(format!(
+            "the disk {} is too small: it has {} bytes, resource '{name}' has {size} ({})",
+            disk.path,
+            disk.size,
+            human(size)
+        )));
+    }
+    if disk.size > size {
+        out::info(format_args!(
+            "the disk is larger than the resource: {} stay unused",
+            human(disk.size - size)
+        ));
+    }
+    no_newer_remains(ctx, &res, &primary)?;
+
+    operation(ctx, name, |op| {
+        op.step(ctx, "prepare")?;
+        let dir = format!("resource-{name}");
+        for sub in ["defaults", "local", "actual", "todo"] {
+            ctx.store.mkdir(&format!("{dir}/{sub}-{me}"))?;
+        }
+        let set = |key: &str, value: &str| ctx.store.set(&format!("{dir}/{key}"), value);
+        set(&format!("todo-{me}/attach"), "0")?;
+        for switch in ["connect", "sync", "allow-replay"] {
+            set(&format!("todo-{me}/{switch}"), "1")?;
+        }
+        set(&format!("syncstatus-{me}"), "0")?;
+        ctx.store.delete(&format!("{dir}/syncpos-{me}"))?;
+        ctx.store.delete(&format!("{dir}/verifystatus-{me}"))?;
+        set(&format!("actual-{me}/if-on"), "0")?;
+        op.step(ctx, "position")?;
+        position(ctx, name, &primary)?;
+        op.step(ctx, "member")?;
+        set(&format!("device-{me}"), device)?;
+        set(&format!("data-{me}"), &disk.path)?;
+        op.step(ctx, "check")?;
+        settle(ctx, name, &primary)?;
+        op.step(ctx, "attach")?;
+        set(&format!("todo-{me}/attach"), "1")?;
+        ctx.store.trigger(Trigger::Remote)?;
+        out::info(format_args!(
+            "host '{me}' has joined resource '{name}'; {} are being synced from '{primary}' (`marsadm view {name}`)",
+            human(size)
+        ));
+        Ok(())
+    })
+}
+
+/// Own remains of this resource that are newer than what the primary has would be taken for logs of the new replica.
+fn no_newer_remains(ctx: &Ctx, res: &Resource, primary: &str) -> Result<()> {
+    let Some(current) = res
+        .member(primary)
+        .and_then(|p| p.replay.as_ref())
+        .map(|p| p.log.number)
+    else {
+        return Ok(());
+    };
+    let newer = res
+        .logs
+        .iter()
+        .find(|l| l.name.creator.as_str() == ctx.me && l.name.number >= current && l.size > 0);
+    match newer {
+        Some(log) if !ctx.opt.force => Err(Failure::refused(format!(
+            "there is a log {} of this host, as new as the primary's: remains of an earlier split brain?",
+            log.name
+        ))
+        .hint(format!("`marsadm leave-resource {} --force` removes what is left", res.name))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes the start of the replica.
+fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
+    let res = ctx.resource(name)?;
+    let log = replica::start_from(ctx, &res, primary)?;
+    let keep = BTreeSet::from([log.number.saturating_sub(1), log.number]);
+    replica::drop_versions(ctx, &res, &keep)
+}
+
+/// Between looking at the primary's position and becoming visible as a member, the primary may have moved on and its
+/// logs may have been deleted: then the start is chosen again.
+fn settle(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
+    ctx.store.trigger(Trigger::Remote)?;
+    for _ in 0..ROUNDS {
+        peers::ping(ctx, &[primary.to_owned()], false)?;
+        let res = ctx.resource(name)?;
+        let own = ctx.own(&res)?;
+        let Some(start) = own.replay.as_ref().map(|p| p.log) else {
+            return Err(Failure::refused(format!(
+                "the replay link of '{}' has vanished",
+                ctx.me
+            )));
+        };
+        let tombstone = matches!(
+            ctx.store.entry(&res.path(&start.to_string())),
+            Some(Entry::Link(..))
+        );
+        if !tombstone {
+            return Ok(());
+        }
+        out::info(format_args!(
+            "{start} was deleted meanwhile: starting with a newer one"
+        ));
+        position(ctx, name, primary)?;
+        ctx.store.trigger(Trigger::Remote)?;
+    }
+    Err(
+        Failure::refused("logs of the primary are deleted faster than this host can join")
+            .hint("stop `marsadm cron` on the members for a moment, then run the command again"),
+    )
+}
+
+/// The same command again.
+fn resume(ctx: &Ctx, name: &str) -> Result<()> {
+    operation(ctx, name, |_| {
+        ctx.store
+            .ensure(&format!("resource-{name}/todo-{}/attach", ctx.me), "1")?;
+        ctx.store.trigger(Trigger::Remote)?;
+        out::info(format_args!(
+            "host '{}' is a member of '{name}' already, as wanted",
+            ctx.me
+        ));
+        Ok(())
+    })
+}

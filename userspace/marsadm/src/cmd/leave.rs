@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! leave-resource and delete-resource.
+//!
+//! leave-resource, interrupted: `data-<host>` goes first (no member any more), `device-<host>` last; as long as any own
+//! link is left, running the command again removes the rest. delete-resource, interrupted: `size` goes first; run again,
+//! it removes what is left.
+
+use super::switch::running;
+use super::{invalidate, operation, replica};
+use crate::ctx::Ctx;
+use crate::error::{Failure, Result};
+use crate::out;
+use crate::tree::model::Resource;
+use crate::tree::store::{Entry, Trigger};
+use std::collections::BTreeSet;
+
+/// Own links of a member, in the order in which they go.
+const OWN: &[&str] = &[
+    "data",
+    "syncstatus",
+    "syncpos",
+    "verifystatus",
+    "replay",
+    "skip-check",
+    "actsize",
+    "syncfrom",
+    "connect",
+];
+
+/// `leave-resource`.
+pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.resource(name)?;
+    let me = &ctx.me;
+    let own = res.members.get(me);
+    if own.is_none() && !has_remains(ctx, &res) {
+        if res.real_members().next().is_none() {
+            return Err(Failure::refused(format!(
+                "host '{me}' is not a member of resource '{name}'"
+            )));
+        }
+        out::info(format_args!(
+            "host '{me}' is not a member of '{name}': nothing to do"
+        ));
+        return Ok(());
+    }
+    if !ctx.opt.force {
+        invalidate::need_not_primary(ctx, &res, "leaving").or_else(|f| {
+            // The last member may give up its role by itself.
+            Err(f.hint(format!(
+                "or, to give up the resource: `marsadm secondary {name}`, `marsadm down {name}`"
+            )))
+        })?;
+        if let Some(own) = own {
+            let mut on: Vec<&str> = running(own);
+            let t = own.todo;
+            for (switch, word) in [
+                (t.attach, "todo attach"),
+                (t.fetch, "todo connect"),
+                (t.sync, "todo sync"),
+                (t.replay, "todo allow-replay"),
+            ] {
+                if switch {
+                    on.push(word);
+                }
+            }
+            if !on.is_empty() {
+                return Err(Failure::refused(format!(
+                    "'{name}' is not down on '{me}': {}",
+                    on.join(", ")
+                ))
+                .hint(format!("`marsadm down {name}` first")));
+            }
+        }
+    }
+    operation(ctx, name, |op| {
+        op.step(ctx, "member")?;
+        let own = |key: &str| res.path(&format!("{key}-{me}"));
+        ctx.store.delete(&own("data"))?;
+        ctx.store.barrier()?;
+        op.step(ctx, "links")?;
+        for key in OWN {
+            ctx.store.delete(&own(key))?;
+        }
+        for dir in ["todo", "actual", "defaults", "local"] {
+            let dir = own(dir);
+            for link in ctx.store.list(&dir) {
+                ctx.store.delete(&format!("{dir}/{link}"))?;
+            }
+        }
+        op.step(ctx, "logs")?;
+        replica::drop_versions(ctx, &res, &BTreeSet::new())?;
+        replica::purge_own_logs(ctx, &ctx.resource(name)?)?;
+        op.step(ctx, "device")?;
+        ctx.store.delete(&own("device"))?;
+        if res.designated() == Some(me) {
+            ctx.store
+                .set(&res.path("primary"), crate::tree::model::NOBODY)?;
+        }
+        ctx.store.trigger(Trigger::Full)?;
+        out::info(format_args!(
+            "host '{me}' has left resource '{name}'; the contents of its disk stay as they are"
+        ));
+        let rest: Vec<String> = ctx
+            .store
+            .resource(name)
+            .map(|r| r.real_members().map(|m| m.host.clone()).collect())
+            .unwrap_or_default();
+        if rest.is_empty() {
+            out::info(format_args!(
+                "'{name}' has no members any more; `marsadm delete-resource {name}` removes it"
+            ));
+        }
+        Ok(())
+    })
+}
+
+/// Whether links of the host are left, after an interrupted run.
+fn has_remains(ctx: &Ctx, res: &Resource) -> bool {
+    OWN.iter().chain(&["device"]).any(|key| {
+        ctx.store
+            .get(&res.path(&format!("{key}-{}", ctx.me)))
+            .is_some()
+    })
+}
+
+/// `delete-resource`.
+pub fn delete_resource(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.resource(name)?;
+    let members: Vec<&str> = res.real_members().map(|m| m.host.as_str()).collect();
+    if !members.is_empty() && !ctx.opt.force {
+        return Err(Failure::refused(format!("resource '{name}' still has members: {}", members.join(", "))).hint(
+            format!("on each: `marsadm down {name}` and `marsadm leave-resource {name}`; for a host that is lost, here: \
+                     `marsadm leave-resource {name} --host=HOST --force`"),
+        ));
+    }
+    let alive: Vec<&str> = res
+        .actual_primaries()
+        .iter()
+        .map(|m| m.host.as_str())
+        .collect();
+    if !alive.is_empty() {
+        return Err(
+            Failure::refused(format!("'{name}' is in use on {}", alive.join(", ")))
+                .hint(format!("`marsadm down {name}` there first")),
+        );
+    }
+    operation(ctx, name, |op| {
+        op.step(ctx, "tombstones")?;
+        ctx.store.delete(&res.path("size"))?;
+        ctx.store.barrier()?;
+        let dir = format!("resource-{name}");
+        for entry in ctx.store.list(&dir) {
+            if entry == "maxnr" {
+                continue;
+            }
+            let path = format!("{dir}/{entry}");
+            if ctx.store.entry(&path) == Some(Entry::Dir) {
+                for link in ctx.store.list(&path) {
+                    ctx.store.delete(&format!("{path}/{link}"))?;
+                }
+            } else {
+                ctx.store.delete(&path)?;
+            }
+        }
+        ctx.store.trigger(Trigger::Full)?;
+        out::info(format_args!("resource '{name}' is deleted"));
+        Ok(())
+    })
+}

@@ -1,0 +1,521 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! primary (planned and forced) and secondary.
+//!
+//! Planned, interrupted: before `(none)` is written nothing has changed. After it nobody is designated: running the
+//! command again resumes the handover, `marsadm primary` on the old host takes it back. When the old primary does not let
+//! go within the deadline, the tool takes it back by itself. Forced: one link is written; run again, it waits for the rest.
+
+use super::switch::{need_closed, opened_by, put, Switch};
+use super::{operation, peers, report_split};
+use crate::ctx::Ctx;
+use crate::error::{Failure, Kind, Result};
+use crate::ops::Op;
+use crate::out;
+use crate::tree::model::{Member, Resource, NOBODY};
+use crate::tree::split::{human, splits, Split};
+use crate::tree::store::{Stamp, Trigger};
+use crate::tree::values::Position;
+use crate::wait::{fail_if_stuck, Deadline, Look};
+
+/// `primary`.
+pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.joined(name)?;
+    ctx.need_module("becoming primary")?;
+    let own = ctx.own(&res)?;
+    if res.designated() == Some(&ctx.me) && own.actual.primary {
+        report_split(&res);
+        out::info(format_args!(
+            "host '{}' is primary of '{name}' already",
+            ctx.me
+        ));
+        return Ok(());
+    }
+    need_good_replica(ctx, &res, own)?;
+    if ctx.opt.force {
+        operation(ctx, name, |op| forced(ctx, op, name))
+    } else {
+        operation(ctx, name, |op| planned(ctx, op, name))
+    }
+}
+
+/// Only a replica that equals some state of the primary may become one, forced or not (P1).
+fn need_good_replica(ctx: &Ctx, res: &Resource, own: &Member) -> Result<()> {
+    if !own.is_synced(res.size) {
+        return Err(Failure::refused(format!(
+            "the replica of '{}' on '{}' is incomplete: {} of {} are synced",
+            res.name,
+            ctx.me,
+            human(own.syncstatus.unwrap_or(0)),
+            human(res.size.unwrap_or(0))
+        ))
+        .hint("wait until the sync is complete; an incomplete replica cannot become primary, not even by force"));
+    }
+    if !own.is_consistent(res.size) {
+        let needed = own
+            .syncpos
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        return Err(Failure::refused(format!(
+            "the replica of '{}' on '{}' is not consistent yet: replay must first reach {needed}",
+            res.name, ctx.me
+        ))
+        .hint(format!("`marsadm resume-replay {0}`, and wait until `marsadm view {0}` shows UpToDate or OutDated", res.name)));
+    }
+    Ok(())
+}
+
+/// The host that is or was primary before, other than the acting one.
+fn old_primary(ctx: &Ctx, res: &Resource) -> Option<String> {
+    let designated = res.designated().filter(|h| *h != ctx.me).map(str::to_owned);
+    let actual = || {
+        res.actual_primaries()
+            .iter()
+            .map(|m| m.host.clone())
+            .find(|h| *h != ctx.me)
+    };
+    let last = || res.last_primary.clone().filter(|h| *h != ctx.me);
+    designated
+        .or_else(actual)
+        .or_else(last)
+        .filter(|h| res.member(h).is_some())
+}
+
+fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
+    let deadline = Deadline::new(ctx);
+    let res = ctx.resource(name)?;
+    let old = old_primary(ctx, &res);
+    if res.designated() == Some(&ctx.me) {
+        // Designated already, for instance by an interrupted run: only the effect is missing.
+        return become_primary(ctx, op, name, old.as_deref(), &deadline);
+    }
+    if let Some(old) = &old {
+        peers::ping(ctx, std::slice::from_ref(old), false)?;
+    }
+    preconditions(ctx, name, old.as_deref())?;
+    if let Some(old) = &old {
+        op.step(ctx, "catch-up")?;
+        caught_up(ctx, name, old, false, &deadline)?;
+    }
+    let res = ctx.resource(name)?;
+    unchanged(ctx, &res, old.as_deref())?;
+    op.step(ctx, "none")?;
+    if res.designated().is_some() {
+        // Weak: if somebody else is designated at the same time elsewhere, that one wins.
+        ctx.store
+            .set_at(&res.path("primary"), NOBODY, Stamp::Weak)?;
+        ctx.store.trigger(Trigger::Remote)?;
+    }
+    op.step(ctx, "release")?;
+    if ctx.store.is_dry_run() {
+        out::dry(format_args!(
+            "would then wait for the old primary and write primary -> {}",
+            ctx.me
+        ));
+        return Ok(());
+    }
+    if let Some(old) = &old {
+        if let Err(failure) = caught_up(ctx, name, old, true, &deadline) {
+            return Err(take_back(ctx, name, old, failure));
+        }
+    }
+    let res = ctx.resource(name)?;
+    if let Some(other) = res.designated().filter(|d| *d != ctx.me) {
+        return Err(Failure::refused(format!(
+            "meanwhile '{other}' was made primary of '{name}'"
+        )));
+    }
+    become_primary(ctx, op, name, old.as_deref(), &deadline)
+}
+
+/// All that must hold before a planned handover, told in one go.
+fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
+    let res = ctx.resource(name)?;
+    let own = ctx.own(&res)?;
+    let splits = splits(&res);
+    if let Some(split) = splits.first() {
+        return Err(Failure::refused(split.describe(name)).hint(format!(
+            "a planned handover is not possible between histories that differ. {}",
+            Split::remedy(&res)
+        )));
+    }
+    let off: Vec<&str> = [
+        (own.todo.attach, "attach"),
+        (own.todo.fetch, "fetch"),
+        (own.todo.replay, "replay"),
+    ]
+    .iter()
+    .filter_map(|(on, word)| (!on).then_some(*word))
+    .collect();
+    if !off.is_empty() {
+        return Err(Failure::refused(format!(
+            "on '{}' these switches are off: {}",
+            ctx.me,
+            off.join(", ")
+        ))
+        .hint(format!("`marsadm up {name}`, then try again")));
+    }
+    fail_if_stuck(own)?;
+    if own.actual.replay_code < 0 {
+        return Err(Failure::refused(format!(
+            "the replay on '{}' has stopped with error {}",
+            ctx.me, own.actual.replay_code
+        ))
+        .hint(format!(
+            "`marsadm view {name}` says more; `marsadm invalidate {name}` makes a fresh replica"
+        )));
+    }
+    if own.actual.emergency {
+        return Err(Failure::refused(format!(
+            "'{}' is in emergency mode: its /mars is full",
+            ctx.me
+        ))
+        .hint("free space there first, e.g. `marsadm log-delete-all all`"));
+    }
+    let syncing: Vec<&str> = res
+        .real_members()
+        .filter(|m| m.host != ctx.me && Some(m.host.as_str()) != old)
+        .filter(|m| !m.is_synced(res.size) && ctx.is_alive(&m.host))
+        .map(|m| m.host.as_str())
+        .collect();
+    if !syncing.is_empty() && !ctx.opt.ignore_sync {
+        return Err(Failure::refused(format!(
+            "replicas elsewhere are still being synced from the old primary: {}",
+            syncing.join(", ")
+        ))
+        .hint("wait, or use --ignore-sync: their syncs then start again from the new primary"));
+    }
+    let Some(old) = old.and_then(|h| res.member(h)) else {
+        return Ok(());
+    };
+    need_closed(ctx, &res, old)?;
+    if !has_all_of(own, old) {
+        peers::need_alive(ctx, &old.host, "its last writes have not arrived here yet").map_err(|f| {
+            f.hint(format!(
+                "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// The end of what a member has logged, as far as is known.
+fn end_of(member: &Member) -> Option<Position> {
+    let replay = member.replay.clone()?;
+    let newest = member
+        .versions
+        .values()
+        .last()
+        .map(|v| Position::new(v.link.this.log, v.link.this.pos));
+    let candidates = [Some(replay.clone()), newest, member.log_end.clone()];
+    // A position of another history (from before an invalidate) cannot be compared by its number alone.
+    candidates
+        .into_iter()
+        .flatten()
+        .filter(|p| p.log.number != replay.log.number || p.log == replay.log)
+        .reduce(|a, b| if b > a { b } else { a })
+}
+
+/// Whether `own` has replayed everything of `old`.
+fn has_all_of(own: &Member, old: &Member) -> bool {
+    let (Some(have), Some(end)) = (&own.replay, end_of(old)) else {
+        return false;
+    };
+    have.reaches(&end)
+}
+
+/// Waits until everything of the old primary is replayed here; with `released`, also until its device is gone and all is
+/// written back there.
+fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadline) -> Result<()> {
+    if ctx.store.is_dry_run() {
+        return Ok(());
+    }
+    let what = if released {
+        "release by the old primary"
+    } else {
+        "catching up"
+    };
+    deadline.wait_resource(ctx, name, what, |res| {
+        let own = ctx.own(res)?;
+        let Some(old) = res.member(old) else {
+            return Ok(Look::Done(()));
+        };
+        if let Some(split) = splits(res).first() {
+            return Err(Failure::refused(split.describe(name)).hint(Split::remedy(res)));
+        }
+        fail_if_stuck(own)?;
+        if old.actual.open_count > 0 && !released {
+            need_closed(ctx, res, old)?;
+        }
+        let (Some(have), Some(end)) = (&own.replay, end_of(old)) else {
+            return Ok(Look::Missing("the positions are not known yet".into()));
+        };
+        if !have.reaches(&end) {
+            return Ok(Look::Missing(format!(
+                "'{}' is at {end}, here replay is at {have}{}",
+                old.host,
+                own.fetch_pos
+                    .as_ref()
+                    .map(|p| format!(" and fetch at {p}"))
+                    .unwrap_or_default()
+            )));
+        }
+        if released && (old.actual.primary || old.actual.if_on) {
+            let mut text = format!("the device on '{}' still exists", old.host);
+            if old.actual.open_count > 0 {
+                text = opened_by(ctx, old);
+            }
+            return Ok(Look::Missing(text));
+        }
+        if released && !old.replay.as_ref().is_some_and(|p| p.reaches(&end)) {
+            return Ok(Look::Missing(format!(
+                "'{}' has not written everything back yet",
+                old.host
+            )));
+        }
+        Ok(Look::Done(()))
+    })
+}
+
+/// Between the checks and the writing somebody else may have decided otherwise.
+fn unchanged(ctx: &Ctx, res: &Resource, old: Option<&str>) -> Result<()> {
+    match res.designated() {
+        None => Ok(()),
+        Some(d) if d == ctx.me || Some(d) == old => Ok(()),
+        Some(d) => Err(Failure::refused(format!(
+            "meanwhile '{d}' was made primary of '{}'",
+            res.name
+        ))),
+    }
+}
+
+/// The old primary did not let go: it gets its role back, so that there is one at all.
+fn take_back(ctx: &Ctx, name: &str, old: &str, failure: Failure) -> Failure {
+    let Ok(res) = ctx.resource(name) else {
+        return failure;
+    };
+    let still = res
+        .member(old)
+        .is_some_and(|m| m.actual.primary || m.actual.open_count > 0);
+    if !still || res.designated().is_some() {
+        return failure.hint(format!(
+            "nobody is primary of '{name}' now: run the command again, or `marsadm primary {name}` on '{old}'"
+        ));
+    }
+    let written = ctx
+        .store
+        .set(&res.path("primary"), old)
+        .and_then(|()| ctx.store.trigger(Trigger::Remote));
+    match written {
+        Ok(()) => failure.hint(format!(
+            "the handover was taken back: '{old}' is the designated primary again"
+        )),
+        Err(e) => failure.hint(format!(
+            "and taking it back failed ({e}): `marsadm primary {name}` on '{old}'"
+        )),
+    }
+}
+
+/// Writes the designation and waits for the device.
+fn become_primary(
+    ctx: &Ctx,
+    op: &mut Op,
+    name: &str,
+    old: Option<&str>,
+    deadline: &Deadline,
+) -> Result<()> {
+    op.step(ctx, "designate")?;
+    let res = ctx.resource(name)?;
+    if res.designated() != Some(&ctx.me) {
+        if let Some(last) = res.last_primary.as_deref().or(old).filter(|l| *l != ctx.me) {
+            ctx.store
+                .ensure(&res.path("userspace/prev-primary"), last)?;
+        }
+        ctx.store.set(&res.path("primary"), &ctx.me)?;
+        ctx.store
+            .ensure(&res.path("userspace/last-primary"), &ctx.me)?;
+    }
+    put(ctx, &res, Switch::Attach, true)?;
+    ctx.store.trigger(Trigger::Remote)?;
+    op.step(ctx, "device")?;
+    if ctx.can_wait() {
+        wait_primary(ctx, name, deadline)?;
+    }
+    op.step(ctx, "up")?;
+    let res = ctx.resource(name)?;
+    for what in [Switch::Fetch, Switch::Sync, Switch::Replay] {
+        put(ctx, &res, what, true)?;
+    }
+    ctx.store.trigger(Trigger::Remote)?;
+    let device = ctx
+        .own(&res)?
+        .device
+        .clone()
+        .unwrap_or_else(|| name.to_owned());
+    out::info(format_args!(
+        "host '{}' is primary of '{name}': /dev/mars/{device}",
+        ctx.me
+    ));
+    Ok(())
+}
+
+fn wait_primary(ctx: &Ctx, name: &str, deadline: &Deadline) -> Result<()> {
+    deadline.wait_resource(ctx, name, "device", |res| {
+        let own = ctx.own(res)?;
+        if own.actual.primary && own.actual.if_on {
+            return Ok(Look::Done(()));
+        }
+        if res.designated() != Some(&ctx.me) {
+            return Err(Failure::refused(format!(
+                "meanwhile '{}' was made primary of '{name}'",
+                res.primary.as_deref().unwrap_or(NOBODY)
+            )));
+        }
+        fail_if_stuck(own)?;
+        let reason = own
+            .state_reason()
+            .map(|r| format!(": {r}"))
+            .unwrap_or_default();
+        Ok(Look::Missing(format!(
+            "the device does not exist yet (state '{}'{reason})",
+            own.state_word()
+        )))
+    })
+}
+
+fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
+    let deadline = Deadline::new(ctx);
+    let res = ctx.resource(name)?;
+    let own = ctx.own(&res)?;
+    report_split(&res);
+    let old = old_primary(ctx, &res);
+    if own.todo.fetch && res.designated() != Some(&ctx.me) {
+        return Err(Failure::refused(format!(
+            "for a forced failover, fetching must be off on '{}', so that nothing arrives meanwhile",
+            ctx.me
+        ))
+        .hint(format!("`marsadm pause-fetch {name}`, then `marsadm primary --force {name}`")));
+    }
+    if !own.todo.replay || !own.todo.attach {
+        return Err(
+            Failure::refused(format!("attach and replay must be on on '{}'", ctx.me)).hint(
+                format!(
+                    "`marsadm attach {name}` and `marsadm resume-replay {name}`, then try again"
+                ),
+            ),
+        );
+    }
+    op.step(ctx, "stop-fetch")?;
+    if ctx.can_wait() {
+        deadline.wait_resource(ctx, name, "end of fetching", |res| {
+            Ok(if ctx.own(res)?.actual.fetching {
+                Look::Missing("a fetch is still running".into())
+            } else {
+                Look::Done(())
+            })
+        })?;
+    }
+    if let Some(old) = old.as_deref().and_then(|h| res.member(h)) {
+        loss(ctx, &res, own, old);
+    }
+    become_primary(ctx, op, name, old.as_deref(), &deadline)
+}
+
+/// Says what a forced failover cuts off (P9).
+fn loss(ctx: &Ctx, res: &Resource, own: &Member, old: &Member) {
+    if old.actual.open_count > 0 {
+        out::warn(format_args!(
+            "{}: you are forcing a SPLIT BRAIN",
+            opened_by(ctx, old)
+        ));
+    } else if old.actual.primary && ctx.is_alive(&old.host) {
+        out::warn(format_args!(
+            "'{}' is alive and primary: a planned handover (without --force) would lose nothing",
+            old.host
+        ));
+    }
+    let have = [own.fetch_pos.clone(), own.replay.clone()]
+        .into_iter()
+        .flatten()
+        .reduce(|a, b| if b > a { b } else { a });
+    let (Some(have), Some(end)) = (have, end_of(old)) else {
+        return;
+    };
+    let heard = ctx.silence(&ctx.store.host(&old.host), ctx.store.now());
+    let heard = heard.map_or_else(|| "never".into(), |s| format!("{} s ago", s.as_secs()));
+    if have.reaches(&end) {
+        out::info(format_args!(
+            "everything that '{}' is known to have logged is here (last heard {heard})",
+            old.host
+        ));
+    } else if have.log == end.log {
+        out::warn(format_args!(
+            "cut off: at least {} of log of '{}' ({have} is here, {end} was known there; last heard {heard})",
+            human(end.pos.saturating_sub(have.pos)),
+            old.host
+        ));
+    } else {
+        let between: u64 = res
+            .member(&old.host)
+            .map(|m| {
+                m.versions
+                    .values()
+                    .filter(|v| v.link.this.log.number > have.log.number)
+                    .map(|v| v.link.this.pos)
+                    .sum()
+            })
+            .unwrap_or(0);
+        out::warn(format_args!(
+            "cut off: at least {} of log of '{}' ({have} is here, {end} was known there; last heard {heard})",
+            human(between),
+            old.host
+        ));
+    }
+}
+
+/// `secondary`.
+pub fn secondary(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.joined(name)?;
+    report_split(&res);
+    let own = ctx.own(&res)?;
+    if let Some(other) = res.designated().filter(|d| *d != ctx.me) {
+        if !own.actual.primary {
+            out::info(format_args!(
+                "host '{}' is not primary of '{name}' ('{other}' is): nothing to do",
+                ctx.me
+            ));
+            return Ok(());
+        }
+        need_closed(ctx, &res, own)?;
+    } else if res.designated().is_some() {
+        need_closed(ctx, &res, own)?;
+        ctx.store.set(&res.path("primary"), NOBODY)?;
+    }
+    ctx.store.trigger(Trigger::Remote)?;
+    if !ctx.can_wait() {
+        return Ok(());
+    }
+    let waited = Deadline::new(ctx).wait_resource(ctx, name, "end of the primary role", |res| {
+        let own = ctx.own(res)?;
+        if !own.actual.if_on && !own.actual.primary {
+            return Ok(Look::Done(()));
+        }
+        Ok(Look::Missing(if own.actual.open_count > 0 {
+            opened_by(ctx, own)
+        } else {
+            "the device still exists".into()
+        }))
+    });
+    if let Err(f) = waited {
+        return Err(if f.kind == Kind::Timeout {
+            f.hint(
+                "the module goes on trying: it becomes secondary as soon as the device is closed",
+            )
+        } else {
+            f
+        });
+    }
+    out::info(format_args!("host '{}' is secondary of '{name}'", ctx.me));
+    Ok(())
+}

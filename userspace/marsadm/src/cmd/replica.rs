@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What join-resource, invalidate and leave-resource share: where a replica starts, and which logs nobody needs.
+
+use crate::ctx::Ctx;
+use crate::error::{Failure, Result};
+use crate::out;
+use crate::tree::model::{Member, Resource};
+use crate::tree::values::{LogName, Position};
+use std::collections::BTreeSet;
+
+/// The designated primary as the source of a replica here; refused if there is none that could be.
+pub fn source<'a>(ctx: &Ctx, res: &'a Resource) -> Result<&'a Member> {
+    let Some(primary) = res.designated() else {
+        return Err(Failure::refused(format!(
+            "resource '{}' has no designated primary at the moment, so there is nothing to sync from",
+            res.name
+        ))
+        .hint(format!("`marsadm primary {}` on the host with the data", res.name)));
+    };
+    if primary == ctx.me {
+        return Err(Failure::refused(format!(
+            "host '{}' is itself the designated primary of '{}'",
+            ctx.me, res.name
+        ))
+        .hint(format!(
+            "`marsadm primary {}` on another member first",
+            res.name
+        )));
+    }
+    let member = res.member(primary).ok_or_else(|| {
+        Failure::refused(format!(
+            "the designated primary '{primary}' is no member of '{}'",
+            res.name
+        ))
+        .hint("let another member become primary")
+    })?;
+    if member.replay.is_none() {
+        return Err(Failure::refused(format!(
+            "nothing is known yet about the position of the primary '{primary}' of '{}'",
+            res.name
+        ))
+        .hint("`marsadm wait-cluster`, then try again"));
+    }
+    if member.actual.emergency {
+        return Err(Failure::refused(format!(
+            "the primary '{primary}' of '{}' is in emergency mode: its /mars is full and it does not log",
+            res.name
+        ))
+        .hint(format!("free space in /mars on '{primary}' first")));
+    }
+    Ok(member)
+}
+
+/// Writes the position from which this host shall follow: the start of the log that the primary is in, with the
+/// primary's own history.
+pub fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
+    let member = res.member(primary).ok_or_else(|| {
+        Failure::refused(format!(
+            "'{primary}' is no member of '{}' any more",
+            res.name
+        ))
+    })?;
+    let log = member
+        .replay
+        .as_ref()
+        .map(|p| p.log)
+        .ok_or_else(|| Failure::refused(format!("the position of '{primary}' is not known")))?;
+    let first = log.number.saturating_sub(1);
+    for number in first..=log.number {
+        if let Some(version) = member.versions.get(&number) {
+            let path = res.path(&format!("version-{number:09}-{}", ctx.me));
+            ctx.store.ensure(&path, &version.text)?;
+        }
+    }
+    ctx.store.ensure(
+        &res.path(&format!("skip-check-{}", ctx.me)),
+        &log.number.to_string(),
+    )?;
+    let start = Position::new(log, 0).replay_value();
+    ctx.store
+        .set(&res.path(&format!("replay-{}", ctx.me)), &start)?;
+    Ok(log)
+}
+
+/// Tombstones own version links whose number is not in `keep`.
+pub fn drop_versions(ctx: &Ctx, res: &Resource, keep: &BTreeSet<u32>) -> Result<()> {
+    let suffix = format!("-{}", ctx.me);
+    for name in ctx.store.list(&format!("resource-{}", res.name)) {
+        let Some((number, host)) = crate::tree::values::parse_version_name(&name) else {
+            continue;
+        };
+        if host.as_str() == ctx.me && name.ends_with(&suffix) && !keep.contains(&number) {
+            ctx.store.delete(&res.path(&name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tombstones the logs written by this host that no other member's history or position names.
+pub fn purge_own_logs(ctx: &Ctx, res: &Resource) -> Result<()> {
+    let mut needed: BTreeSet<LogName> = BTreeSet::new();
+    for member in res.real_members().filter(|m| m.host != ctx.me) {
+        needed.extend(member.replay.as_ref().map(|p| p.log));
+        for v in member.versions.values() {
+            needed.insert(v.link.this.log);
+            needed.extend(v.link.previous.map(|p| p.log));
+        }
+    }
+    let mine = res
+        .logs
+        .iter()
+        .filter(|l| l.name.creator.as_str() == ctx.me);
+    for log in mine.filter(|l| !needed.contains(&l.name)) {
+        out::verbose(
+            1,
+            format_args!("{} is in nobody's history any more: deleted", log.name),
+        );
+        ctx.store.delete(&res.path(&log.name.to_string()))?;
+    }
+    Ok(())
+}

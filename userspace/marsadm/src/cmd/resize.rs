@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! resize.
+//!
+//! Interrupted: `syncstatus-<host>` (never less than before) is written before `size`, which is the decision; run again,
+//! the rest follows.
+
+use super::{operation, report_split};
+use crate::ctx::{parse_size, Ctx};
+use crate::error::{Failure, Result};
+use crate::out;
+use crate::sys::disk::GRAIN;
+use crate::tree::split::human;
+use crate::tree::store::Trigger;
+
+/// `resize RESOURCE [SIZE]`.
+pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
+    let res = ctx.joined(name)?;
+    ctx.need_module("resize")?;
+    report_split(&res);
+    let own = ctx.own(&res)?;
+    if !own.actual.primary || res.designated() != Some(&ctx.me) {
+        return Err(
+            Failure::refused(format!("'{}' is not primary of '{name}'", ctx.me)).hint(format!(
+                "run it on '{}'",
+                res.designated().unwrap_or("the primary")
+            )),
+        );
+    }
+    let unknown: Vec<&str> = res
+        .real_members()
+        .filter(|m| m.actsize.is_none())
+        .map(|m| m.host.as_str())
+        .collect();
+    if !unknown.is_empty() {
+        return Err(Failure::refused(format!(
+            "the size of the disk is not known on {}",
+            unknown.join(", ")
+        ))
+        .hint("attach the resource there first"));
+    }
+    let smallest = res
+        .real_members()
+        .filter_map(|m| Some((m.actsize?, m.host.as_str())))
+        .min();
+    let Some((possible, limiting)) = smallest else {
+        return Err(Failure::refused(format!("'{name}' has no members")));
+    };
+    let possible = possible - possible % GRAIN;
+    let old = res.size.unwrap_or(0);
+    let new = match size {
+        Some(text) => parse_size(text)?,
+        None => possible,
+    };
+    if new % GRAIN != 0 {
+        return Err(Failure::usage(format!(
+            "the size {new} is no multiple of {GRAIN}"
+        )));
+    }
+    if new > possible {
+        return Err(Failure::refused(format!(
+            "{new} is more than the disks can hold: {possible} ({}), limited by '{limiting}'",
+            human(possible)
+        ))
+        .hint(format!("grow the disk on '{limiting}' first")));
+    }
+    if new < old {
+        return Err(Failure::refused(format!(
+            "'{name}' has {old} bytes; it cannot shrink to {new}"
+        )));
+    }
+    if new == old {
+        out::info(format_args!(
+            "'{name}' has {} already, the most that its disks hold",
+            human(old)
+        ));
+        return Ok(());
+    }
+    operation(ctx, name, |op| {
+        op.step(ctx, "syncstatus")?;
+        ctx.store.set(
+            &res.path(&format!("syncstatus-{}", ctx.me)),
+            &new.to_string(),
+        )?;
+        ctx.store.barrier()?;
+        op.step(ctx, "size")?;
+        ctx.store.set(&res.path("size"), &new.to_string())?;
+        ctx.store.trigger(Trigger::Remote)?;
+        out::info(format_args!(
+            "'{name}': {} -> {}; the other members sync the new part",
+            human(old),
+            human(new)
+        ));
+        Ok(())
+    })
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Waiting for an effect, with a deadline (P8).
+
+use crate::ctx::Ctx;
+use crate::error::{Failure, Result};
+use crate::out;
+use crate::tree::model::{Member, Resource};
+use crate::tree::store::Trigger;
+use std::time::{Duration, Instant};
+
+/// How often the tree is looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// How often the module is asked to look, while nothing happens.
+const NUDGE: Duration = Duration::from_secs(2);
+
+/// What a look at the tree says.
+pub enum Look<T> {
+    /// The condition holds.
+    Done(T),
+    /// Not yet; what is missing.
+    Missing(String),
+}
+
+/// A point in time after which nobody waits any more.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    end: Instant,
+    seconds: u64,
+}
+
+impl Deadline {
+    /// So many seconds from now.
+    pub fn seconds(seconds: u64) -> Self {
+        // About a hundred years are as good as for ever, and cannot overflow.
+        let end = Instant::now() + Duration::from_secs(seconds.min(3_000_000_000));
+        Self { end, seconds }
+    }
+
+    /// As `--timeout` says.
+    pub fn new(ctx: &Ctx) -> Self {
+        Self::seconds(ctx.opt.timeout)
+    }
+
+    /// Polls until `look` is done, fails, or the time is over.
+    pub fn wait<T>(
+        &self,
+        ctx: &Ctx,
+        what: &str,
+        mut look: impl FnMut() -> Result<Look<T>>,
+    ) -> Result<T> {
+        let mut nudged = Instant::now();
+        let begin = Instant::now();
+        loop {
+            let missing = match look()? {
+                Look::Done(value) => return Ok(value),
+                Look::Missing(text) => text,
+            };
+            let now = Instant::now();
+            if now >= self.end {
+                return Err(Failure::timeout(format!(
+                    "{what}: not reached within {} s\n{missing}",
+                    self.seconds
+                )));
+            }
+            if now.duration_since(nudged) >= NUDGE {
+                nudged = now;
+                ctx.store.trigger(Trigger::Remote)?;
+            }
+            let waited = now.duration_since(begin).as_secs();
+            out::progress(&format!("{what} ({waited} s): {missing}"));
+            std::thread::sleep(POLL.min(self.end.saturating_duration_since(now)));
+        }
+    }
+
+    /// Polls a resource until `look` at it is done.
+    pub fn wait_resource<T>(
+        &self,
+        ctx: &Ctx,
+        name: &str,
+        what: &str,
+        mut look: impl FnMut(&Resource) -> Result<Look<T>>,
+    ) -> Result<T> {
+        self.wait(ctx, what, || look(&ctx.resource(name)?))
+    }
+}
+
+/// Fails early when the engine of this host says that it needs an administrator: waiting longer would not help.
+pub fn fail_if_stuck(member: &Member) -> Result<()> {
+    let reason = member.state_reason().unwrap_or("see the kernel log");
+    let f = match member.state_word() {
+        "disk-error" => Failure::refused(format!(
+            "the module on '{}' cannot use the disk {}: {reason}",
+            member.host,
+            member.disk.as_deref().unwrap_or("")
+        ))
+        .hint("repair or reconnect the disk; the module tries again by itself"),
+        "defective-log" => Failure::refused(format!(
+            "a transaction log on '{}' is defective: {reason}",
+            member.host
+        ))
+        .hint("`marsadm invalidate` there makes a fresh replica from the primary"),
+        "no-space" => Failure::refused(format!("/mars is full on '{}': {reason}", member.host))
+            .hint("free space there, e.g. `marsadm log-delete-all all`"),
+        _ if member.actual.disk_error < 0 => Failure::refused(format!(
+            "the module on '{}' cannot open the disk {}: error {}",
+            member.host,
+            member.disk.as_deref().unwrap_or(""),
+            member.actual.disk_error
+        ))
+        .hint("is the disk present, and not in use by somebody else (mounted, LVM, RAID)?"),
+        _ => return Ok(()),
+    };
+    Err(f)
+}
