@@ -29,7 +29,7 @@ pub const FIELD_HEAD: usize = 8;
 pub mod types {
     /// Unsigned integer, 8 bytes. A truth value is 0 or 1.
     pub const UINT: u16 = 1;
-    /// Text in UTF-8 without NUL.
+    /// Text in UTF-8 without control characters: it may be printed to a terminal or a kernel log.
     pub const TEXT: u16 = 2;
     /// Bytes.
     pub const BYTES: u16 = 3;
@@ -185,18 +185,23 @@ impl<'a> Value<'a> for &'a str {
     const TYPE: u16 = types::TEXT;
 
     fn from_bytes(bytes: &'a [u8]) -> Option<Self> {
-        str::from_utf8(bytes)
-            .ok()
-            .filter(|text| !text.contains('\0'))
+        str::from_utf8(bytes).ok().filter(|text| is_printable(text))
     }
 
     fn put(&self, out: &mut KVec<u8>) -> Result<(), WireError> {
+        if !is_printable(self) {
+            return Err(WireError::BadValue("text"));
+        }
         append(out, self.as_bytes())
     }
 
     fn missing() -> Option<Self> {
         Some("")
     }
+}
+
+fn is_printable(text: &str) -> bool {
+    !text.contains(char::is_control)
 }
 
 impl<'a> Value<'a> for &'a [u8] {

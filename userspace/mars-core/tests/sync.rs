@@ -65,6 +65,9 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
+    // Hashing is slow in a build for tests.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn p9_p10_whatever_fails_progress_is_monotone_and_the_images_become_equal(
         sectors in prop::collection::vec(0u8..4, 0..400),

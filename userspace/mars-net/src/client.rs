@@ -146,8 +146,7 @@ impl Client {
             age_ms,
             text,
         } = Reached::decode(&payload)?;
-        let text = mars_core::wire::message::Printable(text).to_string();
-        Ok((contact, Duration::from_millis(age_ms), text))
+        Ok((contact, Duration::from_millis(age_ms), text.into()))
     }
 
     /// Makes a host known to the cluster under an address, and gets the whole tree.

@@ -40,7 +40,6 @@ use super::message::{
     ErrorReply,
     Kind,
     Message,
-    Printable,
     MAX_TEXT, //
 };
 use super::schema::{
@@ -136,7 +135,7 @@ impl Refusal {
     pub fn from_peer(reply: &ErrorReply<'_>) -> Self {
         Self {
             by_peer: true,
-            ..Self::new(reply.code, format_args!("{}", Printable(reply.text)))
+            ..Self::new(reply.code, format_args!("{}", reply.text))
         }
     }
 
@@ -190,17 +189,20 @@ struct Text(KVec<u8>);
 
 impl Write for Text {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = MAX_TEXT.saturating_sub(self.0.len());
-        let mut end = room.min(text.len());
-        while !text.is_char_boundary(end) {
-            end = end.saturating_sub(1);
+        text.chars().try_for_each(|c| self.write_char(c))
+    }
+
+    fn write_char(&mut self, c: char) -> fmt::Result {
+        // Texts of messages have no control characters.
+        let c = if c.is_control() { '?' } else { c };
+        let mut bytes = [0; 4];
+        let bytes = c.encode_utf8(&mut bytes).as_bytes();
+        if self.0.len().saturating_add(bytes.len()) > MAX_TEXT {
+            return Err(fmt::Error);
         }
-        let part = text.as_bytes().get(..end).unwrap_or_default();
         self.0
-            .extend_from_slice(part, GFP_KERNEL)
-            .map_err(|_| fmt::Error)?;
-        // A later, shorter part must not follow a gap.
-        (end == text.len()).then_some(()).ok_or(fmt::Error)
+            .extend_from_slice(bytes, GFP_KERNEL)
+            .map_err(|_| fmt::Error)
     }
 }
 

@@ -35,8 +35,7 @@ use crate::wire::message::handshake::{
 use crate::wire::message::{
     ErrorCode,
     Kind,
-    Message,
-    Printable, //
+    Message, //
 };
 use crate::wire::schema::put_field;
 use crate::wire::session::{
@@ -193,7 +192,7 @@ impl<'a> ServerHandshake<'a> {
                     hello.host,
                     hello.proto_min,
                     hello.proto_max,
-                    Printable(hello.version),
+                    hello.version,
                     me.host,
                     me.version
                 ),

@@ -300,26 +300,13 @@ structs! {
     struct ErrorReply<'a> {
         /// Why.
         1 code: ErrorCode,
-        /// For the administrator: what is wrong and what to do. From the network: print it only by [`Printable`].
+        /// For the administrator: what is wrong and what to do.
         2 text: &'a str,
     } where (|m: &ErrorReply<'_>| rule(m.text.len() <= MAX_TEXT, "text"))
 }
 
 impl<'a> Message<'a> for ErrorReply<'a> {
     const KIND: Kind = Kind::Error;
-}
-
-/// Shows text from the network without control characters.
-#[derive(Clone, Copy, Debug)]
-pub struct Printable<'a>(pub &'a str);
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use fmt::Write;
-        self.0
-            .chars()
-            .try_for_each(|c| f.write_char(if c.is_control() { '?' } else { c }))
-    }
 }
 
 /// `name` names the field that breaks the rule.

@@ -3,6 +3,7 @@
 //! The network protocol, as a hostile peer would use it (P6).
 
 mod frame;
+mod golden;
 mod handshake;
 mod messages;
 mod properties;

@@ -4,6 +4,7 @@
 
 use kernel::alloc::KVec;
 use kernel::inject;
+use mars_core::wire::auth::Refusal;
 use mars_core::wire::message::bulk::*;
 use mars_core::wire::message::handshake::*;
 use mars_core::wire::message::meta::*;
@@ -453,9 +454,27 @@ fn given_more_entries_than_fit_when_a_tree_is_written_then_the_part_keeps_its_li
 }
 
 #[test]
-fn given_control_characters_in_a_text_when_printed_then_they_are_gone() {
-    let text = Printable("a\x1b[31m\nb\r").to_string();
-    assert_eq!(text, "a?[31m?b?");
+fn given_control_characters_in_a_text_when_received_or_sent_then_they_are_refused() {
+    for bad in ["a\x1b[31m", "two\nlines", "nul\0", "\u{9b}x"] {
+        let payload = field(2, 2, bad.as_bytes());
+        assert_eq!(
+            ErrorReply::decode(&payload),
+            Err(WireError::BadValue("text"))
+        );
+        let reply = ErrorReply {
+            code: ErrorCode::Busy,
+            text: bad,
+        };
+        let mut out = kvec(b"before");
+        assert_eq!(reply.encode(&mut out), Err(WireError::BadValue("text")));
+        assert_eq!(out.len(), 6);
+    }
+    let refusal = Refusal::new(ErrorCode::Busy, format_args!("a\x1b[31m\nb\r"));
+    assert_eq!(refusal.text(), "a?[31m?b?");
+    let long = Refusal::new(ErrorCode::Busy, format_args!("{}", "ä".repeat(1000)));
+    assert_eq!(long.text().len(), MAX_TEXT);
+    assert!(refusal.reply().encode(&mut KVec::new()).is_ok());
+    assert!(long.reply().encode(&mut KVec::new()).is_ok());
 }
 
 #[test]

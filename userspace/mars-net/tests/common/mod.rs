@@ -221,7 +221,7 @@ fn answer(
             let reached = Reached {
                 contact,
                 age_ms: 1500,
-                text: "connected\n",
+                text: "connected",
             };
             tx.message::<HostDigest, _>(id, &reached, out)?;
         }
