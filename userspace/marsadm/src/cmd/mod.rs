@@ -4,8 +4,10 @@
 
 mod cluster;
 mod create;
+mod failover;
 mod invalidate;
 mod join;
+mod join_cluster;
 mod leave;
 mod logs;
 mod misc;
@@ -24,7 +26,8 @@ use crate::tree::model::Resource;
 use crate::tree::split;
 use crate::{out, view};
 
-pub use cluster::{PeerLink, TOOL_VERSION};
+pub use cluster::TOOL_VERSION;
+pub use join_cluster::PeerLink;
 
 /// Runs the command; the error is the exit code.
 pub fn run(cli: Cli) -> std::result::Result<(), u8> {
@@ -83,9 +86,9 @@ fn dispatch(ctx: &Ctx, command: Command) -> std::result::Result<(), u8> {
             ip,
             port,
             key,
-        } => one(cluster::join(
+        } => one(join_cluster::join(
             ctx,
-            &cluster::JoinArgs {
+            &join_cluster::JoinArgs {
                 peer,
                 peer_ip,
                 ip,
