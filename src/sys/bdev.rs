@@ -35,8 +35,7 @@ struct Holder(#[expect(dead_code)] u64);
 
 /// An opened block device.
 ///
-/// Dropping it closes the device, which sleeps; in a kernel thread it is really closed then, and
-/// others can use it at once.
+/// Dropping it closes the device, which sleeps; others can use it at once.
 ///
 /// # Invariants
 ///

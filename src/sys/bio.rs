@@ -46,11 +46,10 @@ use kernel::{
 
 use super::{
     bdev::BlockDevice,
-    buf::{
-        Buf,
-        NoIoScope, //
-    },
-    generated as c, //
+    buf::Buf,
+    event::Event,
+    generated as c,
+    thread::NoIo, //
 };
 
 /// log2 of the block layer's unit.
@@ -408,7 +407,7 @@ pub(crate) struct Plug {
 impl Plug {
     /// Starts collecting. (If there is no memory for it, it is only slower.) Plugs may nest.
     pub(crate) fn new() -> Self {
-        let _noio = NoIoScope::enter();
+        let _noio = NoIo::enter();
         let plug = KBox::new(Opaque::uninit(), GFP_KERNEL).ok();
         if let Some(p) = &plug {
             // SAFETY: The memory is valid for a `blk_plug` and does not move: it is boxed. It is
@@ -438,6 +437,12 @@ pub(crate) trait Wake: Send + Sync {
     /// Called when an I/O has finished, possibly in an interrupt, with interrupts disabled and a
     /// spinlock held: it must only wake up. It must not call the group back.
     fn wake(&self);
+}
+
+impl Wake for Event {
+    fn wake(&self) {
+        self.signal();
+    }
 }
 
 /// A finished I/O.
@@ -582,7 +587,7 @@ impl<T: Send> IoGroup<T> {
         fua: bool,
         tag: T,
     ) -> Result<(), (Error, T)> {
-        let _noio = NoIoScope::enter();
+        let _noio = NoIo::enter();
         let mut data = KVec::new();
         for (buf, off, len) in frags {
             if let Err(e) = Self::add(&mut data, bdev, buf, off, len) {
@@ -656,7 +661,7 @@ impl<T: Send> IoGroup<T> {
         if offset & u64::from(bdev.logical_block_size().wrapping_sub(1)) != 0 {
             return Err((EINVAL, tag));
         }
-        let _noio = NoIoScope::enter();
+        let _noio = NoIo::enter();
         let memory = match KBox::<Op<T>>::new_uninit(GFP_KERNEL) {
             Ok(m) => m,
             Err(e) => return Err((e.into(), tag)),

@@ -15,10 +15,7 @@ use core::{
     slice, //
 };
 
-use kernel::{
-    prelude::*,
-    types::NotThreadSafe, //
-};
+use kernel::prelude::*;
 
 use super::generated as c;
 
@@ -143,34 +140,5 @@ impl Drop for Buf {
             // SAFETY: By the type invariants, `ptr` was allocated with this length and is owned.
             unsafe { c::mars_c_buf_free(self.ptr.as_ptr().cast(), self.len) };
         }
-    }
-}
-
-/// A scope in which no allocation of this thread starts I/O, whatever flags it is given.
-///
-/// # Invariants
-///
-/// `flags` was returned by `memalloc_noio_save` in this thread.
-pub(super) struct NoIoScope {
-    flags: c_uint,
-    _not_send: NotThreadSafe,
-}
-
-impl NoIoScope {
-    /// Begins a scope; scopes may nest.
-    pub(super) fn enter() -> Self {
-        // INVARIANT: As stated; `NotThreadSafe` keeps the object in this thread.
-        Self {
-            // SAFETY: The function may always be called.
-            flags: unsafe { c::mars_c_noio_save() },
-            _not_send: NotThreadSafe,
-        }
-    }
-}
-
-impl Drop for NoIoScope {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariants, `flags` belong to this thread's open scope.
-        unsafe { c::mars_c_noio_restore(self.flags) };
     }
 }

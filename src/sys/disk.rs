@@ -43,8 +43,8 @@ use kernel::{
 
 use super::{
     bio::IncomingBio,
-    buf::NoIoScope,
-    generated as c, //
+    generated as c,
+    thread::NoIo, //
 };
 
 /// log2 of the block layer's unit.
@@ -357,7 +357,7 @@ unsafe extern "C" fn submit_bio<T: DiskOps>(bio: *mut bindings::bio) {
     let inner = unsafe { inner::<T>((*(*bio.as_ptr()).bi_bdev).bd_disk) };
     // SAFETY: The bio is valid, split, and ours to complete.
     let bio = unsafe { IncomingBio::from_raw(bio) };
-    let _noio = NoIoScope::enter();
+    let _noio = NoIo::enter();
     inner.ops.submit(bio);
 }
 

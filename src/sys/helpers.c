@@ -300,14 +300,15 @@ struct file *mars_c_bdev_open(const char *path, void *holder)
 	return ERR_PTR(err);
 }
 
-/* In a kernel thread the device really is closed on return. */
+/*
+ * The device really is closed on return: whoever stops using it may hand it
+ * over, and unloading the module must not wait for what the caller only does
+ * when it returns to user space.
+ */
 void mars_c_bdev_close(struct file *file)
 {
 	bdev_yield_claim(file);
-	if (current->flags & PF_KTHREAD)
-		__fput_sync(file);
-	else
-		fput(file);
+	__fput_sync(file);
 	mars_block_put();
 }
 
@@ -1465,6 +1466,14 @@ int mars_c_ifindex(const char *name)
 }
 
 /* --- the machine --- */
+
+u64 mars_c_memory_bytes(void)
+{
+	struct sysinfo info;
+
+	si_meminfo(&info);
+	return (u64)info.totalram * info.mem_unit;
+}
 
 int mars_c_nodename(char *buf, size_t size)
 {

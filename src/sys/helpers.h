@@ -13,6 +13,7 @@
 #include <linux/blkdev.h>
 #include <linux/errno.h>
 #include <linux/gfp.h>
+#include <linux/mm.h>
 #include <linux/sizes.h>
 #include <linux/types.h>
 /* --- includes of the other half --- */
@@ -185,5 +186,6 @@ int mars_c_ifindex(const char *name);
 /* --- the machine --- */
 
 int mars_c_nodename(char *buf, size_t size);
+u64 mars_c_memory_bytes(void);
 
 #endif
