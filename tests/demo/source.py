@@ -24,7 +24,7 @@ ALWAYS = ("fs", "net", "kernel", "mm")
 # Big files, then small ones.
 FOR_BYTES = ("drivers/gpu/drm/amd/include", "drivers/net")
 FOR_FILES = ("drivers/net", "drivers/block", "drivers/media", "include")
-RECIPE = "1"
+RECIPE = "2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Source:
     sums: str
     files: int
     size: int
+    # What a file system with blocks of 4 KiB needs for it.
+    blocks: int
 
 
 def _walk(top: pathlib.Path, folder: str) -> typing.Iterator[tuple[str, int]]:
@@ -77,7 +79,7 @@ def make() -> Source:
     text = sums.read_text()
     lines = text.splitlines()
     head = lines[0].split()
-    return Source(image, "\n".join(lines[1:]) + "\n", int(head[1]), int(head[2]))
+    return Source(image, "\n".join(lines[1:]) + "\n", int(head[1]), int(head[2]), int(head[3]))
 
 
 def _build(top: pathlib.Path, folder: pathlib.Path, image: pathlib.Path, sums: pathlib.Path) -> None:
@@ -108,7 +110,7 @@ def _build(top: pathlib.Path, folder: pathlib.Path, image: pathlib.Path, sums: p
             env={**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"},
         )
         listed = tmp / "sums"
-        listed.write_text(f"# {len(chosen)} {sum(chosen.values())}\n" + "".join(lines))
+        listed.write_text(f"# {len(chosen)} {sum(chosen.values())} {size}\n" + "".join(lines))
         listed.rename(sums)
         made.rename(image)
     finally:

@@ -139,7 +139,7 @@ class Story:
         with self.show.step(f"copy {tree.files} files while {b.name} follows; the link is cut meanwhile") as step:
             # The page cache shall not hide how fast the device is.
             a.run("echo $((8 << 20)) > /proc/sys/vm/dirty_background_bytes; echo $((24 << 20)) > /proc/sys/vm/dirty_bytes")
-            copy = copying.Copy(self.show, a, b, tree.size, MOUNT)
+            copy = copying.Copy(self.show, a, b, tree.blocks, MOUNT)
             copy.run(f"set -o pipefail; tar -C {ORIGINAL}/tree -cf - -T {ORIGINAL}/list | tar -C {MOUNT} -xf - && sync")
             passed, text = copy.proves_independence()
             step.check(passed, f"the copy did not wait for the replica: {text}" if passed else text)
