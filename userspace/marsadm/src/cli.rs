@@ -14,6 +14,7 @@ use std::path::PathBuf;
 /// The tool writes what is wanted into the symlink tree below /mars; the kernel module of each host acts on it and
 /// publishes what is. Commands that change more than one thing may be interrupted at any moment and run again.
 #[derive(Parser, Debug)]
+#[command(args_override_self = true)]
 #[command(name = "marsadm", version, styles = Styles::plain(), max_term_width = 100)]
 #[command(
     subcommand_required = true,

@@ -9,8 +9,9 @@ use crate::tree::model::{Member, Resource};
 use crate::tree::store::Trigger;
 use std::time::{Duration, Instant};
 
-/// How often the tree is looked at.
+/// How often the tree is looked at; at first more often, because most effects come at once.
 const POLL: Duration = Duration::from_millis(200);
+const FIRST_POLL: Duration = Duration::from_millis(10);
 /// How often the module is asked to look, while nothing happens.
 const NUDGE: Duration = Duration::from_secs(2);
 
@@ -51,6 +52,7 @@ impl Deadline {
     ) -> Result<T> {
         let mut nudged = Instant::now();
         let begin = Instant::now();
+        let mut pause = FIRST_POLL;
         loop {
             let missing = match look()? {
                 Look::Done(value) => return Ok(value),
@@ -69,7 +71,8 @@ impl Deadline {
             }
             let waited = now.duration_since(begin).as_secs();
             out::progress(&format!("{what} ({waited} s): {missing}"));
-            std::thread::sleep(POLL.min(self.end.saturating_duration_since(now)));
+            std::thread::sleep(pause.min(self.end.saturating_duration_since(now)));
+            pause = POLL.min(pause * 2);
         }
     }
 

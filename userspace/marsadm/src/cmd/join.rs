@@ -7,7 +7,7 @@
 //! a member already) sets the attach switch.
 
 use super::create::{check_names, unique_device};
-use super::{operation, peers, replica, report_split};
+use super::{operation, peers, replica, report_split, switch};
 use crate::cli::DiskArgs;
 use crate::ctx::{parse_size, Ctx};
 use crate::error::{Failure, Result};
@@ -105,7 +105,7 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
             "host '{me}' has joined resource '{name}'; {} are being synced from '{primary}' (`marsadm view {name}`)",
             human(size)
         ));
-        Ok(())
+        switch::up_wait(ctx, name)
     })
 }
 
@@ -183,6 +183,6 @@ fn resume(ctx: &Ctx, name: &str) -> Result<()> {
             "host '{}' is a member of '{name}' already, as wanted",
             ctx.me
         ));
-        Ok(())
+        switch::up_wait(ctx, name)
     })
 }

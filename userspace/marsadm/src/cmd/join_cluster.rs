@@ -52,18 +52,6 @@ pub fn join(ctx: &Ctx, args: &JoinArgs) -> Result<()> {
         .hint("make a fresh file system for /mars, or use --force"));
     }
     let known = ctx.store.get(&format!("ips/ip-{}", args.peer));
-    if let (Some(known), Some(given)) = (&known, &args.peer_ip) {
-        if net::parse_ip(known)? != net::parse_ip(given)? && !ctx.opt.force {
-            return Err(Failure::refused(format!(
-                "the address of '{}' is known to be {known}, not {given}",
-                args.peer
-            ))
-            .hint(format!(
-                "`marsadm lowlevel-set-host-ip {} ADDRESS` changes it",
-                args.peer
-            )));
-        }
-    }
     let address = net::resolve(
         &args.peer,
         args.peer_ip.as_deref(),

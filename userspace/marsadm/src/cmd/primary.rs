@@ -25,6 +25,8 @@ pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
     let own = ctx.own(&res)?;
     if res.designated() == Some(&ctx.me) && own.actual.primary {
         report_split(&res);
+        // What an interrupted run may have left to do.
+        operation(ctx, name, |_| all_on(ctx, name))?;
         out::info(format_args!(
             "host '{}' is primary of '{name}' already",
             ctx.me
@@ -343,11 +345,8 @@ pub fn become_primary(
         wait_primary(ctx, name, deadline)?;
     }
     op.step(ctx, "up")?;
+    all_on(ctx, name)?;
     let res = ctx.resource(name)?;
-    for what in [Switch::Fetch, Switch::Sync, Switch::Replay] {
-        put(ctx, &res, what, true)?;
-    }
-    ctx.store.trigger(Trigger::Remote)?;
     let device = ctx
         .own(&res)?
         .device
@@ -358,6 +357,15 @@ pub fn become_primary(
         ctx.me
     ));
     Ok(())
+}
+
+/// The implicit `up` at the end.
+fn all_on(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.resource(name)?;
+    for what in [Switch::Fetch, Switch::Sync, Switch::Replay] {
+        put(ctx, &res, what, true)?;
+    }
+    ctx.store.trigger(Trigger::Remote)
 }
 
 fn wait_primary(ctx: &Ctx, name: &str, deadline: &Deadline) -> Result<()> {

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Commands that are killed at the beginning of each of their steps, and run again (P8).
+
+use crate::harness::Cluster;
+
+/// Kills `line` at each of `steps`, checks what is left, runs it again, and checks the end.
+fn at_each_step(
+    steps: &[&str],
+    prepare: impl Fn() -> Cluster,
+    host: &str,
+    line: impl Fn(&Cluster) -> String,
+    meanwhile: impl Fn(&Cluster, &str),
+    end: impl Fn(&Cluster, &str),
+) {
+    for step in steps {
+        let c = prepare();
+        let line = line(&c);
+        let ran = c.killed(host, &line, step);
+        assert_eq!(ran.code, 99, "{step}: {ran:#?}");
+        let shown = c.adm(host, "view all").ok();
+        assert!(
+            shown.err.contains("was interrupted") && shown.err.contains(step),
+            "{step}: {shown:#?}"
+        );
+        meanwhile(&c, step);
+        c.adm(host, &line).ok();
+        end(&c, step);
+        assert_eq!(c.adm(host, "ops").ok().out, "", "{step}");
+    }
+}
+
+#[test]
+fn create_resource() {
+    at_each_step(
+        &["tree", "member", "attach"],
+        || Cluster::of(&["hosta"]),
+        "hosta",
+        |c| format!("create-resource mydata {}", c.disk("hosta")),
+        |c, step| assert_eq!(c.get("data-hosta").is_some(), step == "attach", "{step}"),
+        |c, step| {
+            assert_eq!(c.get("actual-hosta/is-primary").unwrap(), "1", "{step}");
+            assert_eq!(
+                c.get("replay-hosta").unwrap(),
+                "log-000000001-hosta,0,0",
+                "{step}"
+            );
+        },
+    );
+}
+
+#[test]
+fn join_resource() {
+    at_each_step(
+        &["prepare", "position", "member", "check", "attach"],
+        || {
+            let c = Cluster::of(&["hosta", "hostb"]);
+            c.create();
+            c
+        },
+        "hostb",
+        |c| format!("join-resource mydata {}", c.disk("hostb")),
+        |c, step| {
+            if step != "prepare" {
+                assert_eq!(
+                    c.get("syncstatus-hostb").unwrap(),
+                    "0",
+                    "never taken for a good replica"
+                );
+            }
+            c.adm("hostb", "primary mydata").failed(2, &[]);
+        },
+        |c, _| c.settle("hostb"),
+    );
+}
+
+#[test]
+fn planned_primary() {
+    at_each_step(
+        &["catch-up", "none", "release", "designate", "device", "up"],
+        || {
+            let c = Cluster::pair();
+            c.write("hosta", 1, 20_000);
+            c
+        },
+        "hostb",
+        |_| "primary mydata".into(),
+        |c, step| {
+            let expected = match step {
+                "catch-up" | "none" => "hosta",
+                "release" | "designate" => "(none)",
+                _ => "hostb",
+            };
+            assert_eq!(c.get("primary").unwrap(), expected, "{step}");
+        },
+        |c, step| {
+            assert_eq!(c.get("primary").unwrap(), "hostb", "{step}");
+            assert_eq!(c.get("actual-hostb/is-primary").unwrap(), "1", "{step}");
+            assert_eq!(c.get("actual-hosta/is-primary").unwrap(), "0", "{step}");
+            c.settle("hosta");
+            assert!(
+                !c.adm("hosta", "view mydata").ok().out.contains("SPLIT"),
+                "{step}"
+            );
+        },
+    );
+}
+
+#[test]
+fn an_interrupted_handover_can_be_taken_back() {
+    for step in ["none", "release", "designate"] {
+        let c = Cluster::pair();
+        assert_eq!(c.killed("hostb", "primary mydata", step).code, 99);
+        c.adm("hosta", "primary mydata").ok();
+        assert_eq!(c.get("primary").unwrap(), "hosta");
+        c.until("is-primary", || {
+            c.get("actual-hosta/is-primary").as_deref() == Some("1")
+        });
+        c.adm("hostb", "ops --forget mydata").ok();
+        assert_eq!(c.adm("hostb", "ops").ok().out, "");
+    }
+}
+
+#[test]
+fn forced_primary() {
+    at_each_step(
+        &["stop-fetch", "designate", "device", "up"],
+        || {
+            let c = Cluster::pair();
+            c.kernel().silent.insert("hosta".into());
+            c.adm("hostb", "pause-fetch mydata").ok();
+            c
+        },
+        "hostb",
+        |_| "primary --force mydata".into(),
+        |_, _| (),
+        |c, step| assert_eq!(c.get("actual-hostb/is-primary").unwrap(), "1", "{step}"),
+    );
+}
+
+#[test]
+fn invalidate() {
+    at_each_step(
+        &["off", "worthless", "history", "purge", "position", "on"],
+        Cluster::pair,
+        "hostb",
+        |_| "invalidate mydata".into(),
+        |c, step| {
+            if !["off", "worthless"].contains(&step) {
+                c.adm("hostb", "primary mydata").failed(2, &["incomplete"]);
+            }
+        },
+        |c, step| {
+            c.settle("hostb");
+            for key in ["attach", "connect", "sync", "allow-replay"] {
+                assert_eq!(
+                    c.get(&format!("todo-hostb/{key}")).unwrap(),
+                    "1",
+                    "{step} {key}"
+                );
+            }
+        },
+    );
+}
+
+#[test]
+fn leave_resource() {
+    at_each_step(
+        &["member", "links", "logs", "device"],
+        || {
+            let c = Cluster::pair();
+            c.adm("hostb", "down mydata").ok();
+            c
+        },
+        "hostb",
+        |_| "leave-resource mydata".into(),
+        |_, _| (),
+        |c, step| {
+            for key in ["data", "device", "replay", "syncstatus"] {
+                assert_eq!(c.get(&format!("{key}-hostb")), None, "{step} {key}");
+            }
+            assert!(c
+                .adm("hostb", "leave-resource mydata")
+                .ok()
+                .out
+                .contains("nothing to do"));
+        },
+    );
+}
+
+#[test]
+fn delete_resource() {
+    at_each_step(
+        &["tombstones"],
+        || {
+            let c = Cluster::of(&["hosta"]);
+            c.create();
+            for line in ["secondary mydata", "down mydata", "leave-resource mydata"] {
+                c.adm("hosta", line).ok();
+            }
+            c
+        },
+        "hosta",
+        |_| "delete-resource mydata".into(),
+        |_, _| (),
+        |c, _| assert_eq!(c.get("size"), None),
+    );
+}

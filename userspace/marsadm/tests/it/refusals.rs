@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What is refused, and that it is said who, what, why and what to do.
+
+use crate::harness::Cluster;
+use std::fs;
+use std::time::{Duration, Instant};
+
+#[test]
+fn disks_are_checked() {
+    let c = Cluster::of(&["hosta"]);
+    c.adm("hosta", "create-resource mydata /no/such/disk")
+        .failed(2, &["/no/such/disk"]);
+    c.adm("hosta", "create-resource mydata relative")
+        .failed(1, &["full path"]);
+    c.adm("hosta", "create-resource mydata /tmp")
+        .failed(2, &["not a block device"]);
+    let small = c.tree.0.join("../small");
+    fs::write(&small, vec![0; 65536]).unwrap();
+    c.adm(
+        "hosta",
+        &format!("create-resource mydata {}", small.display()),
+    )
+    .failed(2, &["65536 bytes"]);
+    let line = format!("create-resource mydata {} mydata 1G", c.disk("hosta"));
+    c.adm("hosta", &line).failed(2, &["larger than the disk"]);
+    let line = format!("create-resource mydata {} mydata 5000", c.disk("hosta"));
+    c.adm("hosta", &line).failed(1, &["no multiple of 4096"]);
+    c.adm("hosta", &format!("create-resource all {}", c.disk("hosta")))
+        .failed(1, &["reserved"]);
+    c.adm(
+        "hosta",
+        &format!("create-resource my/data {}", c.disk("hosta")),
+    )
+    .failed(1, &["my/data"]);
+    assert!(!c.path("").exists(), "nothing was made");
+    // An odd size is rounded down, and said.
+    let odd = c.tree.0.join("../odd");
+    fs::write(&odd, vec![0; 100_000]).unwrap();
+    let ran = c
+        .adm(
+            "hosta",
+            &format!("create-resource mydata {}", odd.display()),
+        )
+        .ok();
+    assert!(
+        ran.out.contains("last 1696 bytes are not used"),
+        "{}",
+        ran.out
+    );
+    assert_eq!(c.get("size").unwrap(), "98304");
+    // The same again is no error; another disk is.
+    c.adm(
+        "hosta",
+        &format!("create-resource mydata {}", odd.display()),
+    )
+    .ok();
+    c.adm(
+        "hosta",
+        &format!("create-resource mydata {}", c.disk("hosta")),
+    )
+    .failed(2, &["exists already"]);
+    c.adm(
+        "hosta",
+        &format!("create-resource other {} mydata", c.disk("hosta")),
+    )
+    .failed(2, &["device name"]);
+}
+
+#[test]
+fn joining_needs_a_living_primary_and_a_fitting_disk() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    let join = format!("join-resource mydata {}", c.disk("hostb"));
+    c.adm("hostb", &join).failed(2, &["does not exist"]);
+    c.create();
+    let small = c.tree.0.join("../small");
+    fs::write(&small, vec![0; 1 << 20]).unwrap();
+    c.adm(
+        "hostb",
+        &format!("join-resource mydata {}", small.display()),
+    )
+    .failed(2, &["too small"]);
+    c.adm(
+        "hosta",
+        &format!("join-resource mydata {}", c.disk("hostc")),
+    )
+    .failed(2, &["already a member"]);
+    c.adm("hosta", "secondary mydata").ok();
+    c.adm("hostb", &join).failed(2, &["no designated primary"]);
+    c.adm("hosta", "primary mydata").ok();
+    c.kernel().silent.insert("hosta".into());
+    std::thread::sleep(Duration::from_millis(1100));
+    c.adm("hostb", &format!("{join} --window 1"))
+        .failed(2, &["does not answer", "hosta"]);
+    assert_eq!(c.get("data-hostb"), None);
+    c.kernel().silent.clear();
+    c.adm("hostb", &join).ok();
+    c.adm("hostb", &join).ok();
+    let other = format!("join-resource mydata {}", c.disk("hostc"));
+    c.adm("hostb", &other)
+        .failed(2, &["already a member", "leave-resource"]);
+}
+
+#[test]
+fn an_incomplete_replica_never_becomes_primary() {
+    let c = Cluster::of(&["hosta", "hostb"]);
+    c.create();
+    c.kernel().hold_sync = true;
+    c.adm(
+        "hostb",
+        &format!("join-resource mydata {}", c.disk("hostb")),
+    )
+    .ok();
+    c.adm("hostb", "primary mydata")
+        .failed(2, &["incomplete", "0 B of 10.000 MiB"]);
+    c.adm("hostb", "pause-fetch mydata").ok();
+    c.adm("hostb", "primary --force mydata")
+        .failed(2, &["not even by force"]);
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+}
+
+#[test]
+fn a_handover_waits_for_syncs_elsewhere_unless_told_otherwise() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    c.create();
+    c.adm(
+        "hostb",
+        &format!("join-resource mydata {}", c.disk("hostb")),
+    )
+    .ok();
+    c.settle("hostb");
+    c.kernel().hold_sync = true;
+    c.adm(
+        "hostc",
+        &format!("join-resource mydata {}", c.disk("hostc")),
+    )
+    .ok();
+    c.adm("hostb", "primary mydata")
+        .failed(2, &["hostc", "--ignore-sync"]);
+    c.adm("hostb", "primary mydata --ignore-sync").ok();
+}
+
+#[test]
+fn a_handover_needs_the_switches_and_the_old_primary() {
+    let c = Cluster::pair();
+    c.adm("hostb", "pause-replay mydata").ok();
+    c.adm("hostb", "primary mydata")
+        .failed(2, &["switches are off: replay", "up mydata"]);
+    c.adm("hostb", "pause-fetch mydata").ok();
+    c.write("hosta", 1, 5000);
+    c.kernel().silent.insert("hosta".into());
+    c.adm("hostb", "up mydata").ok();
+    let line = "primary mydata --window 1";
+    c.adm("hostb", line)
+        .failed(2, &["hosta", "last writes", "primary --force mydata"]);
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+}
+
+#[test]
+fn an_old_primary_that_does_not_let_go_gets_its_role_back() {
+    let c = Cluster::pair();
+    // It says that it is closed, but never gives up the device.
+    c.kernel().lazy.insert("hosta".into());
+    let begin = Instant::now();
+    let ran = c.adm("hostb", "primary mydata --timeout 2");
+    let ran = ran.failed(3, &["the device on 'hosta' still exists", "taken back"]);
+    assert!(begin.elapsed() < Duration::from_secs(15), "{ran:?}");
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+}
+
+#[test]
+fn a_stuck_engine_ends_the_waiting_at_once() {
+    let c = Cluster::pair();
+    let key = ("mydata".to_owned(), "hostb".to_owned());
+    c.kernel()
+        .state
+        .insert(key.clone(), "disk-error cannot open: no medium".into());
+    let begin = Instant::now();
+    c.until("state", || {
+        c.get("actual-hostb/state")
+            .is_some_and(|s| s.starts_with("disk-error"))
+    });
+    c.adm("hostb", "primary mydata")
+        .failed(2, &["cannot open: no medium"]);
+    let ran = c.adm("hostb", "attach mydata").failed(2, &["no medium"]);
+    assert!(begin.elapsed() < Duration::from_secs(10), "{ran:?}");
+    let ran = c.adm("hostb", "view mydata").ok();
+    assert!(ran.out.contains("DISK_ERROR="), "{}", ran.out);
+    assert!(
+        ran.out.contains("disk-error: cannot open: no medium"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.contains("-> repair"), "{}", ran.out);
+}
+
+#[test]
+fn detaching_an_open_device_is_refused() {
+    let c = Cluster::pair();
+    c.open("hosta", 1);
+    for command in ["detach mydata", "down mydata"] {
+        c.adm("hosta", command)
+            .failed(2, &["/dev/mars/mydata", "hosta", "opened by mount(412)"]);
+    }
+    assert_eq!(c.get("todo-hosta/attach").unwrap(), "1");
+    assert_eq!(c.get("todo-hosta/connect").unwrap(), "1");
+    c.adm("hosta", "wait-umount mydata --timeout 1")
+        .failed(3, &["open-count 1"]);
+    c.open("hosta", 0);
+    c.adm("hosta", "wait-umount mydata").ok();
+    c.adm("hosta", "wait-resource mydata todo-attach-off --timeout 1")
+        .failed(3, &["todo-attach is on"]);
+    c.adm("hosta", "wait-resource mydata is-nonsense")
+        .failed(1, &["is-nonsense"]);
+}
+
+#[test]
+fn rotation_happens_at_the_primary() {
+    let c = Cluster::pair();
+    c.adm("hostb", "log-rotate mydata")
+        .failed(2, &["not primary", "hosta"]);
+    c.adm("hostb", "log-rotate all").ok();
+}
+
+#[test]
+fn two_commands_on_one_resource_do_not_meet() {
+    let c = Cluster::pair();
+    c.kernel().lazy.insert("hosta".into());
+    let mut first = c
+        .command("hostb", "primary mydata --timeout 3")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    c.until("the first one works", || {
+        c.get("primary").as_deref() == Some("(none)")
+    });
+    c.adm("hostb", "invalidate mydata --force").failed(2, &[]);
+    c.adm("hostb", "leave-resource mydata --force")
+        .failed(2, &["is working on 'mydata'", "primary mydata"]);
+    first.wait().unwrap();
+}
