@@ -284,9 +284,7 @@ impl Replayer {
                 pos: self.scanner.pos(),
                 min,
             },
-            Scan::End(EndReason::Unsupported) => {
-                self.defective(Flaw::Scan(EndReason::Unsupported))
-            }
+            Scan::End(EndReason::Unsupported) => self.defective(Flaw::Scan(EndReason::Unsupported)),
             Scan::End(reason) => match self.extent {
                 Extent::Unknown => Next::End(reason),
                 Extent::Known(_) => self.defective(Flaw::Scan(reason)),

@@ -132,7 +132,11 @@ fn flush_in_ns(view: &View, policy: &Policy) -> Option<u64> {
     let all_done = view.dirty_bytes == 0 && view.in_flight == 0;
     if all_done && (view.draining || view.idle) {
         // Not more often than ten times in a second, for an application that writes a little and often.
-        let least = if view.draining { 0 } else { policy.publish_ns / 10 };
+        let least = if view.draining {
+            0
+        } else {
+            policy.publish_ns / 10
+        };
         return Some(least.saturating_sub(since));
     }
     Some(policy.publish_ns.saturating_sub(since))
@@ -149,7 +153,10 @@ fn depth(view: &View, policy: &Policy) -> (usize, u64) {
         let rest = policy.retry_ns.saturating_sub(since);
         return (usize::from(rest == 0), rest);
     }
-    let soon = view.incoming_per_s.saturating_mul(policy.gather_ns / 1_000_000) / 1000;
+    let soon = view
+        .incoming_per_s
+        .saturating_mul(policy.gather_ns / 1_000_000)
+        / 1000;
     let expected = view
         .dirty_bytes
         .saturating_add(usize::try_from(soon).unwrap_or(usize::MAX));
@@ -287,8 +294,21 @@ mod tests {
         };
         let d = now(v);
         assert!(!d.flush && d.sleep_ms <= 100);
-        assert!(now(View { last_flush_ns: 99 * S, ..v }).flush);
-        assert!(!now(View { last_flush_ns: 0, unpublished: false, ..v }).flush);
+        assert!(
+            now(View {
+                last_flush_ns: 99 * S,
+                ..v
+            })
+            .flush
+        );
+        assert!(
+            !now(View {
+                last_flush_ns: 0,
+                unpublished: false,
+                ..v
+            })
+            .flush
+        );
     }
 
     #[test]
@@ -301,14 +321,29 @@ mod tests {
         };
         let d = now(v);
         assert_eq!((d.start, d.sleep_ms), (0, 750));
-        assert_eq!(now(View { last_error_ns: 99 * S, ..v }).start, 1);
-        assert_eq!(now(View { last_error_ns: 99 * S, in_flight: 1, ..v }).start, 0);
+        assert_eq!(
+            now(View {
+                last_error_ns: 99 * S,
+                ..v
+            })
+            .start,
+            1
+        );
+        assert_eq!(
+            now(View {
+                last_error_ns: 99 * S,
+                in_flight: 1,
+                ..v
+            })
+            .start,
+            0
+        );
     }
 
     #[test]
     fn given_any_view_when_asked_then_a_dirty_buffer_never_sleeps_without_an_end() {
         for bits in 0..64u32 {
-            let flag = |n: u32| bits >> n & 1 == 1;
+            let flag = |n: u32| (bits >> n) & 1 == 1;
             let v = View {
                 draining: flag(0),
                 failing: flag(1),

@@ -108,7 +108,8 @@ impl<T> Fifo<T> {
         let len = self.ring.len().saturating_mul(2).max(RING);
         let mut ring = KVec::with_capacity(len, GFP_KERNEL)?;
         for _ in 0..len {
-            ring.push_within_capacity(KVec::new()).map_err(|_| AllocError)?;
+            ring.push_within_capacity(KVec::new())
+                .map_err(|_| AllocError)?;
         }
         let mut number = self.first;
         while number < self.next {
@@ -191,7 +192,9 @@ mod tests {
         let mut rng = 1u64;
         let mut number = 0u64;
         for round in 0..20_000u64 {
-            rng = rng.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            rng = rng
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             // Phases of growing and of shrinking, several rings long.
             let grow = (round / 3000) % 2 == 0;
             if (rng >> 33) % 10 < if grow { 8 } else { 2 } {

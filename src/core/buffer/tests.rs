@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Tests of the write buffer, and a check of all its invariants for [`model`].
+//! Tests of the write buffer, and a check of all its invariants for the simulated [`world`].
 
 mod model;
+mod world;
 
 use super::*;
 use std::{
@@ -76,8 +77,15 @@ fn data(value: u8, length: u32) -> Option<Bytes> {
 }
 
 fn write(b: &mut Buffer, offset: u64, length: u32, value: u8) -> Seq {
-    b.admit(Kind::Write, offset, length, u64::from(value), 0, data(value, length))
-        .unwrap()
+    b.admit(
+        Kind::Write,
+        offset,
+        length,
+        u64::from(value),
+        0,
+        data(value, length),
+    )
+    .unwrap()
 }
 
 fn log_all(b: &mut Buffer, pos: u64) {
@@ -246,7 +254,10 @@ fn given_a_batch_that_failed_when_untaken_then_the_logger_gets_it_again() {
 fn given_a_batch_that_is_admitted_in_part_when_all_of_it_is_written_then_the_mark_stays_before() {
     let mut b = Buffer::new();
     let put = |b: &mut Buffer, at, end| {
-        let end = LogPos { number: 1, pos: end };
+        let end = LogPos {
+            number: 1,
+            pos: end,
+        };
         b.admit_durable(Kind::Write, at, 8, 0, 0, data(1, 8), end)
             .unwrap();
         for io in plan(b, 64) {
@@ -315,7 +326,14 @@ fn given_parts_in_the_buffer_when_looked_up_then_the_pieces_are_the_newest_and_s
     assert_eq!(b.lookup(2, 16, &mut out), Ok(Coverage::Full));
     let shape: Vec<_> = out
         .iter()
-        .map(|o| (o.offset, o.length, o.data_offset, o.data.as_ref().map(|d| d[0])))
+        .map(|o| {
+            (
+                o.offset,
+                o.length,
+                o.data_offset,
+                o.data.as_ref().map(|d| d[0]),
+            )
+        })
         .collect();
     let want = [
         (2, 2, 2, Some(1)),
