@@ -94,6 +94,17 @@ pub(crate) struct State {
     pub(crate) undurable_since: Option<u64>,
 }
 
+impl State {
+    /// Takes note of an I/O that failed; the data stays in the buffer and will be tried again.
+    fn fail(&mut self, e: Error) {
+        if self.disk_error.is_none() {
+            pr_err!("writing back to the disk failed: {:?}; the data stays in buffer and log, it will be tried again\n", e);
+        }
+        self.disk_error = Some(e);
+        self.last_error_ns = time::mono_ns();
+    }
+}
+
 /// Buffer of one backing disk.
 #[pin_data]
 pub(crate) struct Pipeline {
@@ -322,13 +333,7 @@ fn reap(pipe: &Pipeline, group: &IoGroup<Tag>) {
             s.buffer.io_done(done.tag, done.result.is_ok());
             match done.result {
                 Ok(()) => s.disk_error = None,
-                Err(e) => {
-                    if s.disk_error.is_none() {
-                        pr_err!("writing back to the disk failed: {:?}; the data stays in buffer and log, it will be tried again\n", e);
-                    }
-                    s.disk_error = Some(e);
-                    s.last_error_ns = time::mono_ns();
-                }
+                Err(e) => s.fail(e),
             }
         });
     }
@@ -366,7 +371,7 @@ fn submit(pipe: &Pipeline, group: &IoGroup<Tag>, plan: &mut KVec<WritebackIo<Sli
         if let Err((e, id)) = sent {
             pipe.with(|s| {
                 s.buffer.io_done(id, false);
-                s.disk_error = Some(e);
+                s.fail(e);
             });
         }
     }
@@ -383,7 +388,7 @@ fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &impl Fn(Lo
         }
         Err(e) => {
             pr_err!("flushing the disk failed: {:?}; the replay position stays where it is\n", e);
-            pipe.with(|s| s.disk_error = Some(e));
+            pipe.with(|s| s.fail(e));
         }
     }
 }

@@ -136,6 +136,7 @@ fn listen(ctx: &ThreadCtx, env: &Arc<Env>, listener: &Listener, offset: u16) {
         let socket = match listener.accept(POLL_MS) {
             Ok(Some(s)) => s,
             Ok(None) => continue,
+            Err(_) if ctx.should_stop() => break,
             Err(e) => {
                 crate::engine::text::warn_limited(format_args!("accepting a connection failed: {e:?}"));
                 ctx.sleep_ms(200);

@@ -3,6 +3,7 @@
 //! Writing a batch into a buffer of the caller.
 
 use super::{
+    entries_end,
     meta_size,
     record::{
         self,
@@ -218,6 +219,11 @@ impl<'a> BatchWriter<'a> {
         raw.write_to_prefix(self.buf)
             .map_err(|_| LogError::TooShort)?;
         let meta = meta_size(self.count).ok_or(LogError::BadCount)?;
+        let entries = entries_end(BATCH_HEADER_SIZE, self.count).ok_or(LogError::BadCount)?;
+        self.buf
+            .get_mut(entries..meta)
+            .ok_or(LogError::TooShort)?
+            .fill(0);
         let sum = meta_crc::<D>(self.buf.get(..meta).ok_or(LogError::TooShort)?)
             .ok_or(LogError::TooShort)?;
         raw.meta_crc = sum.into();

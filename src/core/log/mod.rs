@@ -101,14 +101,27 @@ impl LogContext {
     }
 }
 
-/// Bytes in front of the payloads of a batch with `count` records.
+/// Bytes in front of the payloads of a batch with `count` records: header, entries, and zeros up to a
+/// multiple of [`SECTOR`]. So a payload has the alignment in the file (and in a buffer that was read from
+/// there) that disks ask of memory, and replay writes it without copying it first.
 pub(crate) fn meta_size(count: u32) -> Option<usize> {
     if count == 0 || count > MAX_RECORDS {
         return None;
     }
+    padded_meta(entries_end(BATCH_HEADER_SIZE, count)?)
+}
+
+/// Where the entries of a batch end whose header has `header` bytes.
+pub(crate) fn entries_end(header: usize, count: u32) -> Option<usize> {
     num::to_usize(count)
         .checked_mul(RECORD_SIZE)?
-        .checked_add(BATCH_HEADER_SIZE)
+        .checked_add(header)
+}
+
+/// Where the payloads start behind entries that end at `end`.
+pub(crate) fn padded_meta(end: usize) -> Option<usize> {
+    let sectors = num::align_up(u32::try_from(end).ok()?, MIN_ALIGN)?;
+    Some(num::to_usize(sectors))
 }
 
 /// Why a log can't be written or its header not be read.

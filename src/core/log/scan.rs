@@ -14,6 +14,8 @@ use super::{
         RecordKind,
         RecordView, //
     },
+    entries_end,
+    padded_meta,
     LogContext,
     LogHeader,
     BATCH_HEADER_SIZE,
@@ -245,7 +247,10 @@ impl Scanner {
         }
         // From here on the header is what its writer wrote, and lengths are only limited by the format.
         self.check_place(raw)?;
-        let entries = <[RawRecord]>::ref_from_bytes(meta.get(lens.header..).unwrap_or(&[]))
+        if !meta.get(lens.entries..).is_some_and(is_zero) {
+            return Err(EndReason::BadPadding.into());
+        }
+        let entries = <[RawRecord]>::ref_from_bytes(meta.get(lens.header..lens.entries).unwrap_or(&[]))
             .map_err(|_| EndReason::BadLength)?;
         check_entries(entries, lens)?;
         let Some(whole) = buf.get(..lens.total) else {
@@ -303,13 +308,13 @@ impl Scanner {
         if !good {
             return Err(EndReason::BadLength);
         }
-        let meta = num::to_usize(count)
-            .checked_mul(RECORD_SIZE)
-            .and_then(|n| n.checked_add(header))
+        let entries = entries_end(header, count).ok_or(EndReason::BadLength)?;
+        let meta = padded_meta(entries)
             .filter(|&meta| meta <= num::to_usize(used))
             .ok_or(EndReason::BadLength)?;
         Ok(Lengths {
             header,
+            entries,
             meta,
             used: num::to_usize(used),
             total: num::to_usize(total),
@@ -334,10 +339,13 @@ impl Scanner {
     }
 }
 
-/// Lengths of a batch within the limits of the format: `header <= meta <= used <= total`.
+/// Lengths of a batch within the limits of the format: `header <= entries <= meta <= used <= total`.
 #[derive(Clone, Copy)]
 struct Lengths {
     header: usize,
+    /// End of the entries.
+    entries: usize,
+    /// Start of the payloads.
     meta: usize,
     used: usize,
     total: usize,

@@ -361,7 +361,7 @@ fn the_layout_is_the_documented_one() {
     assert_eq!(b[16..24], 1u64.to_le_bytes());
     assert_eq!(b[24..32], 4096u64.to_le_bytes());
     assert_eq!(b[32..36], 1024u32.to_le_bytes());
-    assert_eq!(b[36..40], (64 + 40 + 512u32).to_le_bytes());
+    assert_eq!(b[36..40], (512 + 512u32).to_le_bytes());
     assert_eq!(b[40..44], 1u32.to_le_bytes());
     assert_eq!(b[44..48], log.header_crc.to_le_bytes());
     assert_eq!(b[48..56], 99u64.to_le_bytes());
@@ -370,7 +370,7 @@ fn the_layout_is_the_documented_one() {
     assert_eq!(b[72..80], 0u64.to_le_bytes());
     assert_eq!(b[80..88], 1u64.to_le_bytes());
     assert_eq!(b[88..92], 512u32.to_le_bytes());
-    assert_eq!(&b[104..104 + 512], &bytes(512, 1)[..]);
+    assert_eq!(&b[512..512 + 512], &bytes(512, 1)[..]);
 }
 
 #[test]
