@@ -11,7 +11,11 @@ use crate::util::*;
 const DOCUMENT: &str = include_str!("../../../../Documentation/protocol.md");
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// The hexadecimal digits that follow `title` in the document.
