@@ -192,6 +192,8 @@ impl<'a> Batch<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Replayer {
     scanner: Scanner,
+    /// Where the last batch was handed out.
+    before: Scanner,
     number: u32,
     extent: Extent,
     stop: Option<u64>,
@@ -201,8 +203,10 @@ pub struct Replayer {
 impl Replayer {
     /// Starts in log `number` at `from`; `device` is the size of the backing disk in bytes.
     pub fn new(number: u32, ctx: LogContext, from: ScanPos, extent: Extent, device: u64) -> Self {
+        let scanner = Scanner::resume(ctx, from);
         Self {
-            scanner: Scanner::resume(ctx, from),
+            scanner,
+            before: scanner,
             number,
             extent,
             stop: None,
@@ -233,6 +237,12 @@ impl Replayer {
             number: self.number,
             pos: self.scanner.pos(),
         }
+    }
+
+    /// The last batch could not be admitted, or not all of it (memory, a signal): it will be handed out again. What was
+    /// admitted of it may be admitted again, in order; the mark has not moved into it.
+    pub fn put_back(&mut self) {
+        self.scanner = self.before;
     }
 
     /// From where a later replayer can go on.
@@ -273,6 +283,7 @@ impl Replayer {
                 if let Some(what) = self.outside(&view) {
                     return self.defective(what);
                 }
+                self.before = self.scanner;
                 self.scanner = ahead;
                 let number = self.number;
                 Next::Batch(Batch { view, number })

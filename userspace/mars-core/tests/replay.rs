@@ -243,7 +243,9 @@ fn given_damage_below_the_known_end_when_replayed_then_it_is_a_defect_that_can_b
     let mut log = log_of(512, &batches);
     let second = ends(512, &batches)[1];
     let last = log.bytes.len();
-    log.bytes[second as usize + 200] ^= 1;
+    let payload = &batches[1][0].payload;
+    let at = log.bytes.windows(512).position(|w| w == payload).unwrap();
+    log.bytes[at + 200] ^= 1;
     let mut m = Machine::new(&log, start(&log), Extent::Known(last as u64));
     let Next::Defective(defect) = m.run() else {
         panic!("damage was not seen");
@@ -261,6 +263,26 @@ fn given_damage_below_the_known_end_when_replayed_then_it_is_a_defect_that_can_b
     assert_eq!(m.disk, expected(&batches[..1]));
     // Fetched again.
     m.log = &good;
+    assert!(matches!(m.run(), Next::CaughtUp));
+    m.drain();
+    assert_eq!(m.disk, expected(&batches));
+}
+
+#[test]
+fn given_a_batch_that_could_not_be_admitted_when_put_back_then_it_comes_again() {
+    let batches = three();
+    let log = log_of(512, &batches);
+    let mut m = Machine::new(&log, start(&log), Extent::Known(log.next.pos));
+    m.replayer.put_back();
+    let first = m.replayer.at();
+    assert!(matches!(
+        m.replayer
+            .next::<HostDigest>(&log.bytes[HEADER_SIZE..], true),
+        Next::Batch(_)
+    ));
+    m.replayer.put_back();
+    m.replayer.put_back();
+    assert_eq!(m.replayer.at(), first);
     assert!(matches!(m.run(), Next::CaughtUp));
     m.drain();
     assert_eq!(m.disk, expected(&batches));
