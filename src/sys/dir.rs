@@ -169,7 +169,7 @@ pub(crate) fn read_link(path: &CStr, value: &mut KVec<u8>) -> Result<(u64, u32)>
 
 /// Makes the symlink `path` with this value and this time of modification. Whatever was there, a
 /// symlink or a regular file, is replaced in one step; other readers see the one or the other,
-/// and never a new value with a wrong time.
+/// and never a new value with a wrong time. `EINVAL` if the value is empty.
 ///
 /// Not durable before [`sync_dir`]. The name `.tmp-<name>` is used meanwhile.
 pub(crate) fn replace_link(path: &CStr, value: &CStr, sec: u64, nsec: u32) -> Result {
@@ -187,7 +187,8 @@ pub(crate) fn mkdir_p(path: &CStr, mode: u32) -> Result {
     to_result(unsafe { generated::mars_c_mkdir_p(path.as_char_ptr(), mode) })
 }
 
-/// Removes a name that is no directory.
+/// Removes a name that is no directory. What a file occupies is free once nobody has it open; XFS
+/// takes a moment more.
 pub(crate) fn unlink(path: &CStr) -> Result {
     // SAFETY: `path` is a C string.
     to_result(unsafe { generated::mars_c_unlink(path.as_char_ptr()) })

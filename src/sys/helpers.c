@@ -10,6 +10,7 @@
 #include <linux/ctype.h>
 #include <linux/fs.h>
 #include <linux/kallsyms.h>
+#include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/rcupdate.h>
@@ -439,6 +440,48 @@ struct gendisk *mars_c_disk_alloc(const struct block_device_operations *fops, vo
 	return disk;
 }
 
+/* Disks that are visible: the driver core answers a name's second use with a stack trace. */
+struct mars_disk {
+	struct list_head list;
+	struct gendisk *disk;
+};
+
+static LIST_HEAD(mars_disks);
+static DEFINE_MUTEX(mars_disks_lock);
+
+static int mars_disk_register(struct gendisk *disk)
+{
+	struct mars_disk *new = kmalloc_obj(*new);
+	struct mars_disk *old;
+
+	if (!new)
+		return -ENOMEM;
+	new->disk = disk;
+	guard(mutex)(&mars_disks_lock);
+	list_for_each_entry(old, &mars_disks, list) {
+		if (!strcmp(old->disk->disk_name, disk->disk_name)) {
+			kfree(new);
+			return -EEXIST;
+		}
+	}
+	list_add(&new->list, &mars_disks);
+	return 0;
+}
+
+static void mars_disk_unregister(struct gendisk *disk)
+{
+	struct mars_disk *d;
+
+	guard(mutex)(&mars_disks_lock);
+	list_for_each_entry(d, &mars_disks, list) {
+		if (d->disk == disk) {
+			list_del(&d->list);
+			kfree(d);
+			return;
+		}
+	}
+}
+
 /* On success ->free_disk must end with mars_c_disk_released(). */
 int mars_c_disk_add(struct gendisk *disk, const char *name, u64 sectors)
 {
@@ -448,12 +491,24 @@ int mars_c_disk_add(struct gendisk *disk, const char *name, u64 sectors)
 		return -ENAMETOOLONG;
 	if (!bioset_initialized(&mars_bio_set))
 		return -ENODEV;
+	err = mars_disk_register(disk);
+	if (err)
+		return err;
 	set_capacity(disk, sectors);
 	atomic_inc(&mars_block_users);
 	err = device_add_disk(NULL, disk, NULL);
-	if (err)
+	if (err) {
 		mars_block_put();
+		mars_disk_unregister(disk);
+	}
 	return err;
+}
+
+/* Undoes mars_c_disk_add(); the caller's reference remains. */
+void mars_c_disk_del(struct gendisk *disk)
+{
+	del_gendisk(disk);
+	mars_disk_unregister(disk);
 }
 
 void mars_c_disk_released(void)
@@ -702,6 +757,9 @@ ssize_t mars_c_file_write(struct file *file, const void *buf, size_t len, u64 po
 {
 	loff_t at = pos;
 
+	/* kernel_write() would warn. */
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EBADF;
 	if (!mars_range_ok(pos, len))
 		return -EFBIG;
 	return kernel_write(file, buf, len, &at);
@@ -1055,7 +1113,7 @@ int mars_c_replace_link(const char *path, const char *value, s64 sec, u32 nsec)
 	char *name;
 	int err;
 
-	if (nsec >= NSEC_PER_SEC)
+	if (nsec >= NSEC_PER_SEC || !value[0])
 		return -EINVAL;
 	err = mars_parent(path, &parent, &last);
 	if (err)
