@@ -7,11 +7,14 @@ use crate::error::{Failure, Result};
 use crate::out;
 use crate::tree::model::{Member, Resource};
 use crate::tree::store::Trigger;
+use mars_core::lamport::LamportTime;
 use std::time::{Duration, Instant};
 
 /// How often the tree is looked at; at first more often, because most effects come at once.
 const POLL: Duration = Duration::from_millis(200);
 const FIRST_POLL: Duration = Duration::from_millis(10);
+/// The module tries again what failed after five seconds.
+const GRACE: Duration = Duration::from_secs(8);
 /// How often the module is asked to look, while nothing happens.
 const NUDGE: Duration = Duration::from_secs(2);
 
@@ -26,21 +29,40 @@ pub enum Look<T> {
 /// A point in time after which nobody waits any more.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
+    begin: Instant,
+    begin_stamp: LamportTime,
     end: Instant,
     seconds: u64,
 }
 
 impl Deadline {
     /// So many seconds from now.
-    pub fn seconds(seconds: u64) -> Self {
+    pub fn seconds(ctx: &Ctx, seconds: u64) -> Self {
+        let begin = Instant::now();
         // About a hundred years are as good as for ever, and cannot overflow.
-        let end = Instant::now() + Duration::from_secs(seconds.min(3_000_000_000));
-        Self { end, seconds }
+        let end = begin + Duration::from_secs(seconds.min(3_000_000_000));
+        Self {
+            begin,
+            begin_stamp: ctx.store.now(),
+            end,
+            seconds,
+        }
     }
 
     /// As `--timeout` says.
     pub fn new(ctx: &Ctx) -> Self {
-        Self::seconds(ctx.opt.timeout)
+        Self::seconds(ctx, ctx.opt.timeout)
+    }
+
+    /// Fails early when the engine of a member needs an administrator: waiting longer would not help. What it said before
+    /// the waiting began counts only after a while, because it may have tried nothing since.
+    pub fn fail_if_stuck(&self, member: &Member) -> Result<()> {
+        let fresh = member.actual.state_stamp > self.begin_stamp;
+        if fresh || self.begin.elapsed() > GRACE {
+            fail_if_stuck(member)
+        } else {
+            Ok(())
+        }
     }
 
     /// Polls until `look` is done, fails, or the time is over.
@@ -88,7 +110,7 @@ impl Deadline {
     }
 }
 
-/// Fails early when the engine of this host says that it needs an administrator: waiting longer would not help.
+/// Fails when the engine of a member says that it needs an administrator.
 pub fn fail_if_stuck(member: &Member) -> Result<()> {
     let reason = member.state_reason().unwrap_or("see the kernel log");
     let f = match member.state_word() {

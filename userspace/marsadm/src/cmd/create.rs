@@ -14,7 +14,7 @@ use crate::sys::disk::{self, GRAIN};
 use crate::tree::split::human;
 use crate::tree::store::Trigger;
 use crate::tree::values::{log_name, Position, VersionValue};
-use crate::wait::{fail_if_stuck, Deadline, Look};
+use crate::wait::{Deadline, Look};
 
 /// `create-resource RESOURCE DISK [DEVICE [SIZE]]`.
 pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
@@ -131,9 +131,10 @@ fn wait_device(ctx: &Ctx, name: &str) -> Result<()> {
     if !ctx.can_wait() {
         return Ok(());
     }
-    Deadline::new(ctx).wait_resource(ctx, name, "device", |res| {
+    let deadline = Deadline::new(ctx);
+    deadline.wait_resource(ctx, name, "device", |res| {
         let own = ctx.own(res)?;
-        fail_if_stuck(own)?;
+        deadline.fail_if_stuck(own)?;
         Ok(if own.actual.if_on || own.actual.primary {
             Look::Done(())
         } else {

@@ -14,6 +14,7 @@ use crate::out;
 use crate::tree::model::Resource;
 use crate::tree::store::{Entry, Trigger};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Own links of a member, in the order in which they go.
 const OWN: &[&str] = &[
@@ -45,11 +46,11 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         return Ok(());
     }
     if !ctx.opt.force {
-        invalidate::need_not_primary(ctx, &res, "leaving").or_else(|f| {
+        invalidate::need_not_primary(ctx, &res, "leaving").map_err(|f| {
             // The last member may give up its role by itself.
-            Err(f.hint(format!(
+            f.hint(format!(
                 "or, to give up the resource: `marsadm secondary {name}`, `marsadm down {name}`"
-            )))
+            ))
         })?;
         if let Some(own) = own {
             let mut on: Vec<&str> = running(own);
@@ -82,12 +83,10 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         for key in OWN {
             ctx.store.delete(&own(key))?;
         }
-        for dir in ["todo", "actual", "defaults", "local"] {
-            let dir = own(dir);
-            for link in ctx.store.list(&dir) {
-                ctx.store.delete(&format!("{dir}/{link}"))?;
-            }
+        for dir in ["todo", "defaults", "local"] {
+            delete_in(ctx, &own(dir))?;
         }
+        forget_actual(ctx, &own("actual"))?;
         op.step(ctx, "logs")?;
         replica::drop_versions(ctx, &res, &BTreeSet::new())?;
         replica::purge_own_logs(ctx, &ctx.resource(name)?)?;
@@ -113,6 +112,35 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Tombstones all links in a directory; says whether there were any.
+fn delete_in(ctx: &Ctx, dir: &str) -> Result<bool> {
+    let mut any = false;
+    for link in ctx.store.list(dir) {
+        let path = format!("{dir}/{link}");
+        any |= ctx.store.get(&path).is_some();
+        ctx.store.delete(&path)?;
+    }
+    Ok(any)
+}
+
+/// Tombstones what the module published. It may say it once more until it has seen that the host is no member.
+fn forget_actual(ctx: &Ctx, dir: &str) -> Result<()> {
+    delete_in(ctx, dir)?;
+    if !ctx.can_wait() || ctx.is_remote() {
+        return Ok(());
+    }
+    ctx.store.trigger(Trigger::Local)?;
+    let mut quiet = 0;
+    for _ in 0..15 {
+        std::thread::sleep(Duration::from_millis(200));
+        quiet = if delete_in(ctx, dir)? { 0 } else { quiet + 1 };
+        if quiet == 4 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Whether links of the host are left, after an interrupted run.

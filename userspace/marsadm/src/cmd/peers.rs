@@ -28,7 +28,7 @@ pub fn ping(ctx: &Ctx, peers: &[String], strict: bool) -> Result<Vec<String>> {
         let quiet = |h: &&String| ctx.store.host(h).time.is_none_or(|t| t <= start);
         peers.iter().filter(quiet).cloned().collect()
     };
-    let result = Deadline::seconds(patience).wait(ctx, "answers of the peers", || {
+    let result = Deadline::seconds(ctx, patience).wait(ctx, "answers of the peers", || {
         let missing = silent();
         Ok(if missing.is_empty() {
             Look::Done(())

@@ -246,7 +246,7 @@ fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadli
         if let Some(split) = splits(res).first() {
             return Err(Failure::refused(split.describe(name)).hint(Split::remedy(res)));
         }
-        fail_if_stuck(own)?;
+        deadline.fail_if_stuck(own)?;
         if old.actual.open_count > 0 && !released {
             need_closed(ctx, res, old)?;
         }
@@ -380,7 +380,7 @@ fn wait_primary(ctx: &Ctx, name: &str, deadline: &Deadline) -> Result<()> {
                 res.primary.as_deref().unwrap_or(NOBODY)
             )));
         }
-        fail_if_stuck(own)?;
+        deadline.fail_if_stuck(own)?;
         let reason = own
             .state_reason()
             .map(|r| format!(": {r}"))

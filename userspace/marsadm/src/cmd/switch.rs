@@ -11,7 +11,7 @@ use crate::out;
 use crate::sys::disk;
 use crate::tree::model::{Member, Resource};
 use crate::tree::store::Trigger;
-use crate::wait::{fail_if_stuck, Deadline, Look};
+use crate::wait::{Deadline, Look};
 
 /// A switch of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,9 +119,10 @@ pub fn up_wait(ctx: &Ctx, name: &str) -> Result<()> {
     if not_loaded(ctx) {
         return Ok(());
     }
-    Deadline::new(ctx).wait_resource(ctx, name, "attach", |res| {
+    let deadline = Deadline::new(ctx);
+    deadline.wait_resource(ctx, name, "attach", |res| {
         let own = ctx.own(res)?;
-        fail_if_stuck(own)?;
+        deadline.fail_if_stuck(own)?;
         Ok(if own.actual.attached {
             Look::Done(())
         } else {

@@ -44,7 +44,8 @@ pub fn check(ctx: &Ctx, disk: &Path) -> Result<Disk> {
     }
     let meta = fs::metadata(disk).trying(|| format!("the disk '{shown}' cannot be used"))?;
     let is_block = meta.file_type().is_block_device();
-    if !is_block && !(ctx.opt.file_disks && meta.file_type().is_file()) {
+    let is_test = ctx.opt.file_disks && meta.file_type().is_file();
+    if !(is_block || is_test) {
         return Err(Failure::refused(format!("'{shown}' is not a block device")));
     }
     if is_block {

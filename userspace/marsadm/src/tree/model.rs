@@ -78,6 +78,10 @@ pub struct Actual {
     pub disk_error: i64,
     /// Word and reason of the engine.
     pub state: Option<(String, String)>,
+    /// When it said so.
+    pub state_stamp: LamportTime,
+    /// Bytes that the primary still holds in memory.
+    pub buffered: Option<u64>,
     /// Messages `msg-err-*` that are not OK: key and text.
     pub errors: Vec<(String, String)>,
 }
@@ -292,13 +296,17 @@ impl Store {
                 open_count: number("open-count")
                     .and_then(|n| u64::try_from(n).ok())
                     .unwrap_or(0),
-                holder: actual("device-holder").filter(|v| !v.trim().is_empty()),
+                holder: actual("device-holder").filter(|v| !v.trim().is_empty() && v != NOBODY),
                 flying: number("if-flying")
                     .and_then(|n| u64::try_from(n).ok())
                     .unwrap_or(0),
                 replay_code: number("replay-code").unwrap_or(0),
                 disk_error: number("disk-error").unwrap_or(0),
                 state: actual("state").map(|v| values::split_state(&v)),
+                state_stamp: self
+                    .link(&format!("{dir}/actual-{host}/state"))
+                    .map_or(LamportTime::ZERO, |(_, stamp)| stamp),
+                buffered: actual("write-back").and_then(|v| v.parse().ok()),
                 errors,
             },
             replay: own("replay").as_deref().and_then(Position::parse_replay),

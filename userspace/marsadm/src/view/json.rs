@@ -135,6 +135,7 @@ struct Actual {
     open_count: u64,
     holder: Option<String>,
     in_flight: u64,
+    buffered_bytes: Option<u64>,
     replay_code: i64,
     disk_error: i64,
 }
@@ -300,6 +301,7 @@ fn member(f: &Found, m: &Member, s: &State) -> MemberView {
             open_count: a.open_count,
             holder: a.holder.clone(),
             in_flight: a.flying,
+            buffered_bytes: a.buffered,
             replay_code: a.replay_code,
             disk_error: a.disk_error,
         },

@@ -111,7 +111,7 @@ impl Tree {
 
     fn size(&self, path: &str) -> Option<u64> {
         let meta = fs::symlink_metadata(self.0.join(path)).ok()?;
-        meta.is_file().then(|| meta.len())
+        meta.is_file().then_some(meta.len())
     }
 }
 
