@@ -10,6 +10,7 @@ unexpected restart or death fails that very test. Consoles are kept in build/vm/
 
 import pathlib
 import re
+import shutil
 import sys
 
 import pytest
@@ -17,21 +18,17 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 
 # pylint: disable=wrong-import-position
-from marsvm import HostSpec, VmError, default_disks, payload, util  # noqa: E402
+from marsvm import Cluster, HostSpec, VmError, default_disks, disks, payload, template, util  # noqa: E402
 from marsvm.host import environment  # noqa: E402
-from marsvm.pool import Pool  # noqa: E402
 
 # No test may wait for ever; most are much faster. Scaled like all time limits.
 TEST_TIMEOUT = 300
 
-_pool = pytest.StashKey()
 _used = pytest.StashKey()
 _failed = pytest.StashKey()
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "needs_module: needs build/module/mars.ko")
-    config.stash[_pool] = Pool()
     if config.option.durations is None:
         config.option.durations = 10
 
@@ -48,29 +45,24 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.timeout(util.scaled(TEST_TIMEOUT)))
 
 
-def pytest_sessionfinish(session):
-    session.config.stash[_pool].close()
-    from marsvm import disks
-
+def pytest_sessionfinish():
+    template.close_all()
     disks.close_templates()
 
 
-def _folder(item):
+def _folder(item, n):
+    """For the consoles of a test's n-th cluster; what an earlier run left is removed."""
     name = re.sub(r"[^\w.=-]+", "_", item.nodeid.replace("tests/", "", 1)).strip("_")
     path = util.BUILD / "vm" / name
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    if n == 0:
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+    return path / str(n + 1)
 
 
 def _judge(item):
-    """What is wrong with the machines of a test; saves their consoles."""
-    found = []
-    for cluster in item.stash.get(_used, []):
-        for host in cluster.hosts:
-            host.sync_log()
-            (_folder(item) / f"{host.name}.console").write_text(host.log())
-            found += host.check()
-    return found
+    """What is wrong with the machines of a test."""
+    return [p for cluster in item.stash.get(_used, []) for host in cluster for p in host.check()]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -94,41 +86,45 @@ def pytest_runtest_call(item):
 def mars_hosts(request):
     """Factory of running hosts: `mars_hosts(2)`, `mars_hosts(1, cpus=4)`, `mars_hosts(3, spec)`.
 
-    Keywords are fields of HostSpec, and of default_disks (mars, data, raw: sizes in bytes).
-    `fresh`: machines that were booted for this test. `reuse=False`: they are not used again.
+    Keywords are fields of HostSpec, and of default_disks (mars, data, raw: sizes in bytes). The
+    machines are new ones, with empty disks. At the end of the test the module must be removable
+    from every host that still runs, unless `unload` is false.
     """
-    pool = request.config.stash[_pool]
     used = request.node.stash.setdefault(_used, [])
-    keep = {}
+    unload = []
 
-    def make(count=2, spec=None, *, fresh=False, reuse=True, **fields):
+    def make(count=2, spec=None, **fields):
+        if fields.pop("unload", True):
+            unload.append(len(used))
         sizes = {k: fields.pop(k) for k in ("mars", "data", "raw") if k in fields}
         if sizes:
             fields["disks"] = default_disks(**sizes)
-        if spec is None:
-            spec = HostSpec(**fields)
-        specs = tuple(spec) if isinstance(spec, (list, tuple)) else (spec,) * count
-        cluster = pool.take(count, specs, None, fresh)
+        cluster = Cluster(count, spec or HostSpec(**fields), log_dir=_folder(request.node, len(used)))
         used.append(cluster)
-        keep[cluster] = reuse
-        for host in cluster:
-            host.check()
         return cluster
 
     yield make
 
-    failed = request.node.stash.get(_failed, False)
     errors = []
-    for cluster in used:
-        if failed or not keep[cluster]:
+    try:
+        if not request.node.stash.get(_failed, False):
+            for cluster in (used[i] for i in unload):
+                errors += _unload(cluster)
+    finally:
+        for cluster in used:
             cluster.close()
-            continue
-        try:
-            pool.give_back(cluster)
-        except VmError as e:
-            errors.append(str(e))
     if errors:
         pytest.fail("\n".join(errors), pytrace=False)
+
+
+def _unload(cluster):
+    cluster.heal()
+    running = [h for h in cluster if h.is_on]
+    try:
+        cluster.each(lambda host: host.unload(), running)
+    except VmError as e:
+        return [f"at the end of the test: {e}"]
+    return [f"when the module was removed: {p}" for host in running for p in host.check()]
 
 
 @pytest.fixture

@@ -133,6 +133,29 @@ def test_disks_survive_power_cut_crash_and_reboot_and_the_link_stays_cut(mars_ho
     assert not a.run("mount").out.count("/mars")
     a.mount_mars()
     assert a.run("cat /mars/file").out == "kept"
+    a.reboot()
+    a.mount_mars()
+    assert a.run("cat /mars/file").out == "kept"
+    assert "recovery complete" not in a.dmesg()
+
+
+def test_copies_of_a_booted_machine_are_not_twins(mars_hosts):
+    a, b = mars_hosts(2)
+    own = "cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx1"
+    seen = [h.run(own).out.splitlines() for h in (a, b)]
+    a.crash()
+    seen.append(a.run(own).out.splitlines())
+    assert len({s[0] for s in seen}) == len({s[1] for s in seen}) == 3
+    for host in (a, b):
+        assert abs(float(host.run("date +%s.%N").out) - time.time()) < scaled(5)
+
+
+def test_a_real_boot(mars_hosts):
+    (a,) = mars_hosts(1)
+    a.power_cut()
+    a.boot(cold=True)
+    assert "Linux version" in a.log()
+    a.run("ip addr show lo | grep -q 10.77.0.1")
 
 
 def test_shutdown_and_boot(mars_hosts):
@@ -146,7 +169,7 @@ def test_shutdown_and_boot(mars_hosts):
     assert a.run("cat /mars/x").out == "1"
 
 
-def test_a_cleaned_host_has_empty_disks(mars_hosts):
+def test_a_new_host_has_empty_disks(mars_hosts):
     (a,) = mars_hosts(1)
     assert a.run("mountpoint -q /mars", check=False).rc != 0
     a.mount_mars()

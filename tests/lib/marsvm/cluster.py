@@ -2,9 +2,11 @@
 """A few machines that see each other, each pair over a wire of its own."""
 
 import atexit
+import concurrent.futures
 import pathlib
 import shutil
 import tempfile
+import threading
 import weakref
 
 from . import accel as accelerators
@@ -12,6 +14,7 @@ from . import payload
 from . import util
 from .disks import Folder
 from .host import Host
+from .machine import card
 from .spec import HostSpec
 
 # Only what is in here is ever killed.
@@ -41,7 +44,7 @@ class Wire:
 
     def arguments(self, host):
         peer = self.other(host)
-        n = peer.number
+        n = host.slot(peer)
         if host is self.ends[0]:
             side = "server=on"
         else:
@@ -52,15 +55,12 @@ class Wire:
             # A hub port between socket and card can be cut without the card's noticing.
             "-netdev",
             f"hubport,id=h{n},hubid={n},netdev=s{n}",
-            "-netdev",
-            f"hubport,id=c{n},hubid={n}",
-            "-device",
-            f"virtio-net-pci,netdev=c{n},mac={host.mac(peer)},addr={4 + n:#x},romfile=",
+            *card(n),
         ]
 
     def apply(self, host):
         """Brings the state of `host`'s end into line."""
-        n = self.other(host).number
+        n = host.slot(self.other(host))
         host.qmp("set_link", name=f"h{n}", up=self.cut == "")
         host.qmp("set_link", name=f"c{n}", up=self.cut != "carrier")
 
@@ -83,6 +83,7 @@ class Cluster:
         self.log_dir = pathlib.Path(log_dir or util.BUILD / "vm" / self.run_dir.name)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.closed = False
+        self._payload_lock = threading.Lock()
         _alive.add(self)
         try:
             self.hosts = [
@@ -101,22 +102,24 @@ class Cluster:
             self.close()
             raise
 
-    def initrd(self, base, ko=None):
-        """Path of the initramfs with this checkout's build; made at each call."""
-        path = self.run_dir / f"initrd-{pathlib.Path(base).name}"
-        data = payload.initrd(base, ko)
-        tmp = path.with_suffix(".tmp")
-        tmp.write_bytes(data)
-        tmp.rename(path)
+    def payload(self, ko=None):
+        """The disk with this checkout's build, as it is now."""
+        path = self.run_dir / ("payload" if ko is None else f"payload-{pathlib.Path(ko).parent.name}")
+        with self._payload_lock:
+            payload.write_disk(path, ko)
         return path
+
+    def each(self, function, hosts=None):
+        """Calls `function(host)` for all hosts at the same time; the first error is raised."""
+        hosts = self.hosts if hosts is None else hosts
+        if len(hosts) < 2:
+            return [function(h) for h in hosts]
+        with concurrent.futures.ThreadPoolExecutor(len(hosts)) as threads:
+            return list(threads.map(function, hosts))
 
     def boot(self):
         """Boots all hosts that are off, at the same time."""
-        started = [h for h in self.hosts if not h.is_on]
-        for host in started:
-            host.boot(wait=False)
-        for host in started:
-            host.wait_up(self.boot_timeout)
+        self.each(lambda host: host.boot(), [h for h in self.hosts if not h.is_on])
 
     def cut(self, a, b, carrier=False):
         """Parts two hosts: silently, or with the carrier lost."""

@@ -53,23 +53,19 @@ class Disk:
         self.dev = dev
         self.path = folder / f"{host}-{spec.serial}.img"
         self.log_path = folder / f"{host}-{spec.serial}.log" if spec.record else None
-        self.create()
+        self.reset()
 
-    def create(self):
-        """The disk as it comes from the factory. Only while no machine uses it."""
+    def reset(self):
+        """As it comes from the factory. Only while no machine uses it."""
         with open(self.path, "wb") as f:
             f.truncate(self.spec.size)
         if self.log_path:
             with open(self.log_path, "wb") as f:
                 f.truncate(0)
-        self.fill()
-
-    def fill(self):
-        """Writes what a new disk contains on one that is all zeroes."""
         if self.spec.ext4:
             copy_data(ext4_template(self.spec.size), self.path)
 
-    def arguments(self, index, read_only=False):
+    def arguments(self, index):
         """QEMU's options for it."""
         spec = self.spec
         node = f"disk-{spec.serial}"

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of this checkout's build goes into each machine: the module and the tools."""
+"""What of this checkout's build goes into each machine: the module and the tools.
 
+It travels as a tar archive on a small disk of its own, because it changes with every build, and
+nothing else of a machine does.
+"""
+
+import io
 import os
 import pathlib
 import subprocess
+import tarfile
 
 from . import util
-from .cpio import Writer
+from .errors import VmError
+from .machine import PAYLOAD_SIZE
 
 KO = "/usr/lib/mars/mars.ko"
 TOOLS = {"marsadm": "/usr/sbin/marsadm", "marslog": "/usr/bin/marslog"}
@@ -58,9 +65,19 @@ def files(ko=None):
     return out
 
 
-def initrd(base, ko=None):
-    """The initramfs `base` with the payload appended, as bytes."""
-    writer = Writer()
-    for path, data, mode in files(ko):
-        writer.add("/payload" + path, data, mode)
-    return pathlib.Path(base).read_bytes() + writer.bytes()
+def write_disk(path, ko=None):
+    """The disk's contents, as a new file at `path`."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data, mode in files(ko):
+            info = tarfile.TarInfo(name.lstrip("/"))
+            info.size, info.mode = len(data), mode
+            tar.addfile(info, io.BytesIO(data))
+    data = out.getvalue()
+    if len(data) > PAYLOAD_SIZE:
+        raise VmError(f"module and tools do not fit into {PAYLOAD_SIZE} bytes; are they stripped?")
+    tmp = path.with_suffix(".tmp")
+    with open(tmp, "wb") as f:
+        f.write(data)
+        f.truncate(PAYLOAD_SIZE)
+    tmp.rename(path)

@@ -173,6 +173,13 @@ impl Agent {
                 },
                 None => failure(id, "no such command"),
             }),
+            Op::Wake { time_ns, seed } => self.answer(match wake(time_ns, &seed) {
+                Ok(()) => Answer {
+                    id,
+                    ..Answer::default()
+                },
+                Err(e) => failure(id, e),
+            }),
             Op::Reboot { how } => {
                 // Said before it is done: afterwards there is nobody to say it.
                 self.answer(Answer {
@@ -378,6 +385,14 @@ fn stacks(pgid: i32) -> String {
         }
     }
     out
+}
+
+fn wake(time_ns: u64, seed: &str) -> io::Result<()> {
+    sys::set_time(time_ns)?;
+    let seed = base64::decode(seed).ok_or_else(|| io::Error::other("not base 64"))?;
+    let mut random = OpenOptions::new().write(true).open("/dev/urandom")?;
+    random.write_all(&seed)?;
+    sys::reseed(&random)
 }
 
 fn put(path: &str, data: &str, append: bool, mode: u32) -> io::Result<()> {

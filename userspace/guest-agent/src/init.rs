@@ -2,15 +2,14 @@
 
 //! Process 1: from the initramfs into the root, then parent of everything.
 //!
-//! The disk with the serial number `root` is the root image. What lies under `/payload` in the
-//! initramfs (mars.ko and the tools, which the bench adds at each boot) becomes part of the root.
+//! The disk with the serial number `root` is the root image. mars.ko and the tools are not in it: they
+//! change with every build, and the bench brings them in later.
 
 use crate::sys;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
@@ -51,9 +50,6 @@ fn enter_root() -> io::Result<()> {
     sys::mount("tmpfs", "/rw", "tmpfs", 0, "mode=755,size=75%")?;
     fs::create_dir_all("/rw/upper")?;
     fs::create_dir_all("/rw/work")?;
-    if Path::new("/payload").is_dir() {
-        copy_tree(Path::new("/payload"), Path::new("/rw/upper"))?;
-    }
     sys::mount(
         "overlay",
         "/new",
@@ -115,19 +111,6 @@ fn find_root() -> io::Result<String> {
     Err(io::Error::other(
         "no disk has the serial number of the root",
     ))
-}
-
-fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)?.flatten() {
-        let (src, dst) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type()?.is_dir() {
-            fs::create_dir_all(&dst)?;
-            copy_tree(&src, &dst)?;
-        } else {
-            fs::copy(&src, &dst)?;
-        }
-    }
-    Ok(())
 }
 
 fn supervise() -> ! {

@@ -46,6 +46,8 @@ pub enum Op {
         offset: u64,
         len: usize,
     },
+    /// To a copy of a machine: the time of day, and what makes its random numbers its own (base 64).
+    Wake { time_ns: u64, seed: String },
     /// `restart`, `poweroff` or `halt`, without touching file systems.
     Reboot { how: String },
 }

@@ -88,6 +88,23 @@ pub fn set_nice(nice: i32) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
+pub fn set_time(ns: u64) -> io::Result<()> {
+    let time = libc::timespec {
+        tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(0),
+        tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
+    };
+    // SAFETY: `time` is valid for reading.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) }.into()).map(drop)
+}
+
+/// Makes the kernel use what was written to its random device from now on.
+pub fn reseed(random: &File) -> io::Result<()> {
+    /// `_IO('R', 0x07)`, see linux/random.h.
+    const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+    // SAFETY: A valid descriptor; the request has no argument.
+    check(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) }.into()).map(drop)
+}
+
 pub fn reboot(how: &str) -> io::Result<()> {
     let cmd = match how {
         "restart" => libc::LINUX_REBOOT_CMD_RESTART,
