@@ -16,6 +16,7 @@ help:
 	@echo '  module         the kernel module build/module/mars.ko'
 	@echo '  selftest       the module build/selftest/mars_selftest.ko, for tests only'
 	@echo '  userspace      the programs in build/cargo/release/'
+	@echo '  man            manual pages in build/man/, shell completions beside them'
 	@echo '  check          everything that is tested: lint, test-cargo, test-vm'
 	@echo '  lint           format, clippy, layer rules, stack depth, licences, ...'
 	@echo '  fmt            formats all Rust files'
@@ -67,6 +68,12 @@ userspace:
 	+@if [ -e userspace/Cargo.toml ]; then \
 		cargo build --release --manifest-path userspace/Cargo.toml; \
 	fi
+
+man: userspace
+	@build/cargo/release/marsadm --generate-man build/man
+	@for shell in bash fish zsh; do \
+		build/cargo/release/marsadm --generate-completion $$shell > build/man/marsadm.$$shell; \
+	done
 
 check:
 	@exec scripts/check

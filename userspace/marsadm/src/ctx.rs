@@ -168,8 +168,11 @@ impl Ctx {
     /// The resource, which must exist.
     pub fn resource(&self, name: &str) -> Result<Resource> {
         check_name("resource", name, self.opt.force)?;
-        self.store.resource(name).ok_or_else(|| {
-            let known = self.store.resources().join(", ");
+        let found = self.store.resource(name);
+        found.filter(|_| self.store.exists(name)).ok_or_else(|| {
+            let mut known = self.store.resources();
+            known.retain(|r| self.store.exists(r));
+            let known = known.join(", ");
             let f = Failure::refused(format!("resource '{name}' does not exist"));
             if known.is_empty() {
                 f.hint("`marsadm create-resource` or `marsadm join-resource` first")

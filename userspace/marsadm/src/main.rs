@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         }
     };
     out::set_verbose(cli.global.verbose);
+    out::set_dry_run(cli.global.dry_run);
     match cmd::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(code) => ExitCode::from(code),

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use crate::error::Failure;
 
 static VERBOSE: AtomicU8 = AtomicU8::new(0);
+static DRY_RUN: AtomicBool = AtomicBool::new(false);
 static PROGRESS_SHOWN: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
@@ -19,6 +20,11 @@ thread_local! {
 /// Sets how much is said.
 pub fn set_verbose(level: u8) {
     VERBOSE.store(level, Ordering::Relaxed);
+}
+
+/// Marks everything that is said as not done.
+pub fn set_dry_run(on: bool) {
+    DRY_RUN.store(on, Ordering::Relaxed);
 }
 
 /// Sets the name in front of messages, normally the resource being treated.
@@ -40,7 +46,12 @@ fn prefix() -> String {
 pub fn info(text: fmt::Arguments<'_>) {
     clear_progress();
     // A closed pipe is no reason to stop in the middle of a change.
-    let _ = writeln!(io::stdout(), "{}{text}", prefix());
+    let dry = if DRY_RUN.load(Ordering::Relaxed) {
+        "DRY-RUN: "
+    } else {
+        ""
+    };
+    let _ = writeln!(io::stdout(), "{dry}{}{text}", prefix());
 }
 
 /// A message for those who asked for more.
@@ -48,11 +59,6 @@ pub fn verbose(level: u8, text: fmt::Arguments<'_>) {
     if VERBOSE.load(Ordering::Relaxed) >= level {
         info(text);
     }
-}
-
-/// What `--dry-run` would do.
-pub fn dry(text: fmt::Arguments<'_>) {
-    info(format_args!("DRY-RUN: {text}"));
 }
 
 /// Something an administrator should know.

@@ -22,8 +22,19 @@ pub const TOOL_VERSION: &str = env!("CARGO_PKG_VERSION");
 pub fn create(ctx: &Ctx, ip: Option<&str>, key: &KeyArgs) -> Result<()> {
     if let Some(uuid) = ctx.store.get("uuid").filter(|u| u != "(any)") {
         if !ctx.opt.force {
-            return Err(Failure::refused(format!("host '{}' already belongs to the cluster '{uuid}'", ctx.me))
-                .hint("nothing is to be done if this is the cluster that you mean; `marsadm leave-cluster` leaves it"));
+            let left = ctx.store.get(&format!("ips/ip-{}", ctx.me)).is_none();
+            let (verb, hint) = if left {
+                ("has left", "make a fresh file system for /mars")
+            } else {
+                (
+                    "already belongs to",
+                    "nothing is to be done if this is the cluster that you mean; `marsadm leave-cluster` leaves it",
+                )
+            };
+            return Err(
+                Failure::refused(format!("host '{}' {verb} the cluster '{uuid}'", ctx.me))
+                    .hint(hint),
+            );
         }
     }
     let others: Vec<String> = ctx

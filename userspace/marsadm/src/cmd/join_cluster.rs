@@ -77,7 +77,7 @@ pub fn join(ctx: &Ctx, args: &JoinArgs) -> Result<()> {
     ops::run(ctx, ops::CLUSTER, |op| {
         op.step(ctx, "ask")?;
         if ctx.store.is_dry_run() {
-            out::dry(format_args!(
+            out::info(format_args!(
                 "would ask '{}' at {address} for the tree, as '{}' with {own}",
                 args.peer, ctx.me
             ));

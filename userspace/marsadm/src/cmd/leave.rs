@@ -178,18 +178,18 @@ pub fn delete_resource(ctx: &Ctx, name: &str) -> Result<()> {
         ctx.store.delete(&res.path("size"))?;
         ctx.store.barrier()?;
         let dir = format!("resource-{name}");
-        for entry in ctx.store.list(&dir) {
-            if entry == "maxnr" {
-                continue;
-            }
-            let path = format!("{dir}/{entry}");
-            if ctx.store.entry(&path) == Some(Entry::Dir) {
-                for link in ctx.store.list(&path) {
-                    ctx.store.delete(&format!("{path}/{link}"))?;
-                }
-            } else {
-                ctx.store.delete(&path)?;
-            }
+        // Directories first: as long as a link of the resource itself is left, the command can be run again.
+        let (dirs, files): (Vec<String>, Vec<String>) = ctx
+            .store
+            .list(&dir)
+            .into_iter()
+            .map(|name| format!("{dir}/{name}"))
+            .partition(|path| ctx.store.entry(path) == Some(Entry::Dir));
+        for sub in dirs {
+            delete_in(ctx, &sub)?;
+        }
+        for file in files.iter().filter(|f| !f.ends_with("/maxnr")) {
+            ctx.store.delete(file)?;
         }
         ctx.store.trigger(Trigger::Full)?;
         out::info(format_args!("resource '{name}' is deleted"));

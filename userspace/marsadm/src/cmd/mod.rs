@@ -153,7 +153,10 @@ fn dispatch(ctx: &Ctx, command: Command) -> std::result::Result<(), u8> {
                 thresh_logfiles,
                 keep_backup_hours,
             };
-            let names = or_all(resources.resources);
+            let names = match resources.resources {
+                names if names.is_empty() => ctx.store.resources_of(&ctx.me),
+                names => names,
+            };
             one(logs::purge_global(ctx, &limits))
                 .and(each(ctx, &names, |r| logs::cron(ctx, r, &limits)))
         }
@@ -185,15 +188,6 @@ fn one(result: Result<()>) -> std::result::Result<(), u8> {
         out::failure(&f);
         f.kind.code()
     })
-}
-
-/// `all` when nothing is named.
-fn or_all(args: Vec<String>) -> Vec<String> {
-    if args.is_empty() {
-        vec!["all".into()]
-    } else {
-        args
-    }
 }
 
 /// Runs a command over resources: one that fails does not stop the others.

@@ -111,7 +111,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     }
     op.step(ctx, "release")?;
     if ctx.store.is_dry_run() {
-        out::dry(format_args!(
+        out::info(format_args!(
             "would then wait for the old primary and write primary -> {}",
             ctx.me
         ));

@@ -62,7 +62,7 @@ pub fn load(store: &Store) -> Result<Option<ClusterKey>> {
 pub fn store(store: &Store, key: &ClusterKey) -> Result<()> {
     let path = path(store);
     if store.is_dry_run() {
-        out::dry(format_args!("would write {}", path.display()));
+        out::info(format_args!("would write {}", path.display()));
         return Ok(());
     }
     key::install(&path, key).map_err(|e| Failure::refused(e.to_string()))

@@ -5,7 +5,7 @@
 //! Reading never fails: what is missing or malformed is `None`, because a half-made or damaged resource must still be
 //! visible and repairable.
 
-use super::store::{Entry, Store};
+use super::store::{Entry, Store, TOMBSTONE};
 use super::values::{self, LogName, Position, VersionValue};
 use mars_core::lamport::LamportTime;
 use std::collections::BTreeMap;
@@ -187,6 +187,19 @@ impl Store {
             .filter(|r| self.entry(&format!("resource-{r}")) == Some(Entry::Dir))
             .map(str::to_owned)
             .collect()
+    }
+
+    /// Whether a resource is more than the shell that a deleted one leaves.
+    pub fn exists(&self, name: &str) -> bool {
+        let dir = format!("resource-{name}");
+        self.list(&dir).iter().any(|file| {
+            let live = match self.entry(&format!("{dir}/{file}")) {
+                Some(Entry::Link(value, _)) => value != TOMBSTONE,
+                Some(Entry::File(..)) => true,
+                _ => false,
+            };
+            live && file != "maxnr"
+        })
     }
 
     /// Names of the resources that a host takes part in, as member or guest.

@@ -191,7 +191,7 @@ impl Store {
             return Ok(());
         }
         if self.dry_run {
-            out::dry(format_args!("would create directory {}", path.display()));
+            out::info(format_args!("would create directory {}", path.display()));
             return Ok(());
         }
         // A tombstone, or what is left of a file, makes room.
@@ -237,7 +237,7 @@ impl Store {
         self.last.set(self.last.get().max(time));
         let path = self.path(rel);
         if self.dry_run {
-            out::dry(format_args!(
+            out::info(format_args!(
                 "would create symlink {} -> {value}",
                 path.display()
             ));
@@ -306,7 +306,7 @@ impl Store {
             return Ok(());
         }
         if self.dry_run {
-            out::dry(format_args!("would create file {}", path.display()));
+            out::info(format_args!("would create file {}", path.display()));
             return Ok(());
         }
         let name = path
@@ -331,7 +331,7 @@ impl Store {
     pub fn purge(&self, rel: &str) -> Result<()> {
         let path = self.path(rel);
         if self.dry_run {
-            out::dry(format_args!("would remove {}", path.display()));
+            out::info(format_args!("would remove {}", path.display()));
             return Ok(());
         }
         match fs::remove_file(&path) {

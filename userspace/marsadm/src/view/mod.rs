@@ -39,7 +39,7 @@ pub fn view(ctx: &Ctx, args: &[String], json: bool) -> Result<()> {
     let found: Vec<Found> = names
         .iter()
         .filter_map(|n| ctx.store.resource(n))
-        .filter(|r| !all || !r.members.is_empty())
+        .filter(|r| !all || ctx.store.exists(&r.name))
         .map(|r| find(ctx, r))
         .collect();
     if json {
