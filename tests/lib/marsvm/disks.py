@@ -53,17 +53,37 @@ class Disk:
         self.dev = dev
         self.path = folder / f"{host}-{spec.serial}.img"
         self.log_path = folder / f"{host}-{spec.serial}.log" if spec.record else None
+        self.base_path = folder / f"{host}-{spec.serial}.base" if spec.record else None
         self.reset()
 
     def reset(self):
         """As it comes from the factory. Only while no machine uses it."""
         with open(self.path, "wb") as f:
             f.truncate(self.spec.size)
-        if self.log_path:
-            with open(self.log_path, "wb") as f:
-                f.truncate(0)
         if self.spec.ext4:
             copy_data(ext4_template(self.spec.size), self.path)
+
+    def load(self, image):
+        """Takes the contents of a file as its own. Only while no machine uses it."""
+        with open(self.path, "wb") as f:
+            f.truncate(self.spec.size)
+        copy_data(image, self.path)
+
+    def power_on(self):
+        """A recording begins anew with each boot."""
+        if self.spec.record:
+            with open(self.base_path, "wb") as f:
+                f.truncate(self.spec.size)
+            copy_data(self.path, self.base_path)
+            with open(self.log_path, "wb"):
+                pass
+
+    def recording(self):
+        """What was written since the last boot (marsvm.powercut)."""
+        assert self.spec.record, f"{self.spec.serial} is not recorded: DiskSpec(record=True)"
+        from .powercut import Recording
+
+        return Recording(self.log_path, self.base_path)
 
     def arguments(self, index):
         """QEMU's options for it."""

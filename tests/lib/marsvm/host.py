@@ -182,6 +182,7 @@ class Host:
         argv = arguments(self.spec, self.cluster.accel, files, ram)
         argv += payload_disk(self.cluster.payload(*files[3:]))
         for i, disk in enumerate(self.disks):
+            disk.power_on()
             argv += disk.arguments(i)
         for wire in self.wires.values():
             argv += wire.arguments(self)
@@ -256,9 +257,13 @@ class Host:
         """The machine is gone from one instruction to the next; boot() starts it again.
 
         What the guest wrote and never flushed may survive in the host's page cache. Disks with
-        `record` show what a real loss of power may leave.
+        `record` show what a real loss of power may leave (Disk.recording).
         """
         self._expect_death = True
+        if self.is_on and any(d.spec.record for d in self.disks):
+            # Completes the recording of requests that are under way.
+            with contextlib.suppress(VmError):
+                self.qmp("stop")
         self.kill()
 
     def crash(self, how="reset", wait=True, cold=False):

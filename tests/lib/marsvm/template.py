@@ -121,7 +121,9 @@ def _make(path, spec, cards, accelerator, files, timeout):
             f.truncate(machines.PAYLOAD_SIZE)
         argv += machines.payload_disk(here / "payload")
         for i, disk in enumerate(spec.disks):
-            argv += Disk(disk, here, "template", "").arguments(i)
+            scratch = Disk(disk, here, "template", "")
+            scratch.power_on()
+            argv += scratch.arguments(i)
         for slot in range(1, cards + 1):
             argv += machines.card(slot)
         machine = Machine("template", argv, here / "console", here / "qemu")
