@@ -8,21 +8,20 @@ use super::{
         meta_crc,
         RawBatch, //
     },
+    entries_end,
+    padded_meta,
     record::{
         self,
         RawRecord,
         RecordKind,
         RecordView, //
     },
-    entries_end,
-    padded_meta,
     LogContext,
     LogHeader,
     BATCH_HEADER_SIZE,
     HEADER_SIZE,
     MAX_BATCH,
-    MAX_RECORDS,
-    RECORD_SIZE, //
+    MAX_RECORDS, //
 };
 use crate::{
     digest::{
@@ -250,8 +249,9 @@ impl Scanner {
         if !meta.get(lens.entries..).is_some_and(is_zero) {
             return Err(EndReason::BadPadding.into());
         }
-        let entries = <[RawRecord]>::ref_from_bytes(meta.get(lens.header..lens.entries).unwrap_or(&[]))
-            .map_err(|_| EndReason::BadLength)?;
+        let entries =
+            <[RawRecord]>::ref_from_bytes(meta.get(lens.header..lens.entries).unwrap_or(&[]))
+                .map_err(|_| EndReason::BadLength)?;
         check_entries(entries, lens)?;
         let Some(whole) = buf.get(..lens.total) else {
             return Err(Stop::NeedMore(lens.total));

@@ -125,6 +125,17 @@ struct Node {
     next_free: u32,
 }
 
+impl Node {
+    fn entry(&self) -> Entry<'_> {
+        Entry {
+            path: &self.path,
+            value: &self.value,
+            stamp: self.stamp,
+            generation: self.generation,
+        }
+    }
+}
+
 /// The mirror.
 ///
 /// # Invariants
@@ -241,7 +252,7 @@ impl Tree {
     }
 
     /// What changed after generation `since`, in the order of the changes, each entry once (with its
-    /// last state). A reader that stops in between goes on after the generation of the last entry it
+    /// last state), phantoms included (see [`tombstone`]). A reader that stops in between goes on after the generation of the last entry it
     /// has taken; one that comes to the end has everything up to [`Self::generation`].
     pub fn changed_since(&self, since: u64) -> impl Iterator<Item = Entry<'_>> {
         let start = self.changes.partition_point(|&(g, _)| g <= since);
@@ -249,8 +260,8 @@ impl Tree {
             .get(start..)
             .unwrap_or(&[])
             .iter()
-            .filter(|&&(g, slot)| self.node(slot).is_some_and(|n| n.generation == g))
-            .filter_map(|&(_, slot)| self.visible(slot))
+            .filter_map(|&(g, slot)| self.node(slot).filter(|n| n.generation == g))
+            .map(Node::entry)
     }
 
     /// Sets a value of this host. An equally old or older one is replaced.
@@ -318,7 +329,7 @@ impl Tree {
     }
 
     /// Forgets the tombstones in memory (see [`tombstone`]) that are older than `before`: when no
-    /// older value can be on its way any more.
+    /// older value can be on its way any more. To be called now and then, with a week, say.
     pub fn forget_phantoms(&mut self, before: LamportTime) {
         self.remove_if(|n| n.phantom && n.stamp < before);
     }
@@ -340,13 +351,7 @@ impl Tree {
 
     /// The entry in a slot, unless it is a phantom.
     fn visible(&self, slot: u32) -> Option<Entry<'_>> {
-        let node = self.node(slot).filter(|n| !n.phantom)?;
-        Some(Entry {
-            path: &node.path,
-            value: &node.value,
-            stamp: node.stamp,
-            generation: node.generation,
-        })
+        self.node(slot).filter(|n| !n.phantom).map(Node::entry)
     }
 
     /// Where in `by_path` a path is, or would be.

@@ -9,7 +9,9 @@
 use super::{
     copy,
     path::TreePath,
+    tombstone::is_tombstone,
     value,
+    Node,
     Tree,
     TreeError, //
 };
@@ -46,7 +48,7 @@ pub enum Seen {
 pub struct ScanSummary {
     /// Entries that are new or different.
     pub changed: u64,
-    /// Entries that are no longer there. Peers may still have them: pull everything again.
+    /// Entries that are no longer there, without tombstones. Peers still have them: pull everything again.
     pub removed: u64,
     /// The newest stamp seen; the Lamport clock must be later.
     pub newest: LamportTime,
@@ -132,12 +134,19 @@ impl Tree {
         };
         let mut removed = 0;
         if !scan.incomplete {
-            removed = self.remove_if(|n| {
+            let gone = |n: &Node| {
                 !n.phantom
                     && n.seen != scan.number
                     && n.generation <= scan.start
                     && n.path.starts_with(&scan.prefix)
-            });
+            };
+            // A tombstone that was collected is still remembered for a while.
+            for node in self.nodes.iter_mut() {
+                if node.generation != 0 && is_tombstone(&node.value) && gone(node) {
+                    node.phantom = true;
+                }
+            }
+            removed = self.remove_if(gone);
         }
         if removed > 0 {
             self.generation = self.generation.saturating_add(1);

@@ -6,9 +6,10 @@
 //! before it and loses against what comes after it, whatever the order of arrival. Every reader treats
 //! it as "does not exist". `marsadm cron` removes old tombstones from the disk.
 //!
-//! A host that never had the object does not create the tombstone of a peer on its disk. It remembers
-//! it in memory (a *phantom*), though: else an old value that arrives later by a detour would live on
-//! here, because nobody tells of the deletion a second time.
+//! A host that never had the object does not create the tombstone of a peer on its disk, but remembers it
+//! in memory (a *phantom*) and passes it on: else an old value that arrives later by a detour would live
+//! on here, because nobody tells of the deletion a second time. What `marsadm cron` has removed from the
+//! disk becomes a phantom, too. [`super::Tree::forget_phantoms`] forgets those that are old.
 
 /// The value that means "does not exist".
 pub const TOMBSTONE: &[u8] = b".deleted";

@@ -272,9 +272,28 @@ fn a_deletion_of_something_unknown_is_remembered_but_not_created() {
     let q = path("uuid");
     let put = |tree: &mut Tree, v: &[u8], s| tree.apply_remote(&q, v, t(s), now, &me).unwrap();
     assert_eq!(put(&mut tree, b".deleted", 7), MergeDecision::Phantom);
-    assert!(tree.entry(b"uuid").is_none() && tree.changed_since(0).count() == 1);
+    assert!(tree.entry(b"uuid").is_none());
+    // But it is passed on.
+    assert_eq!(tree.changed_since(0).count(), 2);
     tree.forget_phantoms(t(8));
+    assert_eq!(tree.changed_since(0).count(), 1);
     assert_eq!(put(&mut tree, b"x", 5), MergeDecision::Take);
+}
+
+#[test]
+fn a_tombstone_that_was_collected_is_remembered_for_a_while() {
+    let (mut tree, me, now) = (Tree::new(), name("gamma"), t(100));
+    let p = path("resource-r0/data-beta");
+    tree.apply_local(&p, b".deleted", t(7)).unwrap();
+    tree.begin_scan(b"").unwrap();
+    assert_eq!(tree.end_scan().removed, 0);
+    assert_eq!(tree.iter().count(), 0);
+    let old = tree.apply_remote(&p, b"/dev/x", t(5), now, &me);
+    assert_eq!(old, Ok(MergeDecision::NotNewer));
+    assert_eq!(
+        tree.apply_local(&p, b"/dev/y", t(9)),
+        Ok(LocalDecision::Changed)
+    );
 }
 
 #[test]
