@@ -123,7 +123,9 @@ fn repair(data: &mut [u8], start: ScanPos) {
         b[24..32].copy_from_slice(&(start.pos + at as u64).to_le_bytes());
         b[44..48].copy_from_slice(&chain.to_le_bytes());
         b[56..60].fill(0);
-        let meta = header.saturating_add(count.saturating_mul(RECORD_SIZE));
+        let meta = header
+            .saturating_add(count.saturating_mul(RECORD_SIZE))
+            .next_multiple_of(512);
         if header < BATCH_HEADER_SIZE || meta > b.len() {
             return;
         }

@@ -159,7 +159,8 @@ proptest! {
 fn fix_meta_crc(bytes: &mut [u8]) {
     let count = u32::from_le_bytes(bytes[40..44].try_into().unwrap()) as usize;
     let header = usize::from(u16::from_le_bytes(bytes[6..8].try_into().unwrap()));
-    let len = count.saturating_mul(RECORD_SIZE).saturating_add(header);
+    let entries = count.saturating_mul(RECORD_SIZE).saturating_add(header);
+    let len = entries.saturating_add(511) / 512 * 512;
     if (64..=bytes.len()).contains(&len) {
         bytes[56..60].fill(0);
         let crc = mars_core::digest::crc::<HostDigest>(&[&bytes[..len]]);
