@@ -7,7 +7,7 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module selftest userspace check lint fmt clippy test-cargo test-vm demo bench rust-analyzer
+GOALS := all module selftest userspace man check lint fmt clippy test-cargo test-vm demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:

@@ -316,6 +316,85 @@ mod tests {
         assert_eq!(compare(&[], &long), Relation::Unknown);
     }
 
+    /// All states of a member after at most three logs of two possible creators, each log with at most two bytes.
+    fn states() -> Vec<Vec<(u8, u8)>> {
+        let mut all: Vec<Vec<(u8, u8)>> = Vec::new();
+        let mut last: Vec<Vec<(u8, u8)>> = std::vec![Vec::new()];
+        for _ in 0..3 {
+            let longer = |s: &Vec<(u8, u8)>, log| s.iter().copied().chain([log]).collect();
+            last = last
+                .iter()
+                .flat_map(|s| (0..6).map(move |n| longer(s, (n / 3, n % 3))))
+                .collect();
+            all.extend(last.iter().cloned());
+        }
+        all
+    }
+
+    /// What the member publishes; each digest stands for exactly one history.
+    fn published(state: &[(u8, u8)]) -> Vec<VersionLink> {
+        let mut history = 1u128;
+        let mut previous = None;
+        let mut out = Vec::new();
+        for (number, (creator, pos)) in (1..).zip(state) {
+            history = history * 7 + u128::from(creator * 3 + pos) + 1;
+            let name = Name::new(if *creator == 0 { b"a" } else { b"b" }).unwrap();
+            let this = VersionPoint {
+                digest: history.to_le_bytes(),
+                log: LogName {
+                    number,
+                    creator: name,
+                },
+                pos: u64::from(*pos),
+            };
+            out.push(VersionLink { this, previous });
+            previous = Some(this);
+        }
+        out
+    }
+
+    /// Whether who is at `t` can have been at `s`: all but the last log of `s` are closed there.
+    fn is_past(s: &[(u8, u8)], t: &[(u8, u8)]) -> bool {
+        let ((creator, pos), closed) = s.split_last().unwrap();
+        let Some((c, p)) = t.get(closed.len()) else {
+            return false;
+        };
+        t.starts_with(closed) && c == creator && pos <= p
+    }
+
+    #[test]
+    fn p5_given_any_two_states_when_compared_then_split_means_that_neither_is_the_past_of_the_other(
+    ) {
+        let states: Vec<_> = states().into_iter().map(|s| (published(&s), s)).collect();
+        for (links_s, s) in &states {
+            for (links_t, t) in &states {
+                let expected = match (is_past(s, t), is_past(t, s)) {
+                    (true, true) => Some(Relation::Equal),
+                    (true, false) => Some(Relation::Behind),
+                    (false, true) => Some(Relation::Ahead),
+                    (false, false) => None,
+                };
+                match (compare(links_s, links_t), expected) {
+                    (Relation::Diverged(d), None) => {
+                        assert!(d.common.is_some() || d.number == 1, "{s:?} {t:?} {d:?}");
+                    }
+                    (relation, Some(expected)) => assert_eq!(relation, expected, "{s:?} {t:?}"),
+                    (relation, None) => panic!("{s:?} {t:?}: {relation:?}"),
+                }
+                // Old links are deleted: what is left never makes a split brain out of none.
+                for cut in 1..links_s.len() {
+                    if expected.is_some() {
+                        let relation = compare(&links_s[cut..], links_t);
+                        assert!(
+                            !matches!(relation, Relation::Diverged(_)),
+                            "{s:?} {t:?} {cut}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn given_doubles_when_searched_then_the_first_is_found() {
         let n = |s: &str| Name::new(s.as_bytes()).unwrap();

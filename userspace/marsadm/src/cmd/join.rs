@@ -15,7 +15,7 @@ use crate::out;
 use crate::sys::disk;
 use crate::tree::model::Resource;
 use crate::tree::split::human;
-use crate::tree::store::{Entry, Trigger};
+use crate::tree::store::Trigger;
 use std::collections::BTreeSet;
 
 /// How often the start is chosen again when the primary deletes logs meanwhile.
@@ -28,7 +28,17 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
     ctx.need_mountpoint()?;
     let me = &ctx.me;
     let device = args.device.as_deref().unwrap_or(name);
-    peers::ping(ctx, &peers::others(ctx), false)?;
+    // A host that has just joined the cluster may not know the resource yet; else only its primary has to answer.
+    let asked = match ctx
+        .store
+        .resource(name)
+        .as_ref()
+        .and_then(|r| r.designated())
+    {
+        Some(primary) if primary != me => vec![primary.to_owned()],
+        _ => peers::others(ctx),
+    };
+    peers::ping(ctx, &asked, false)?;
     let res = ctx.resource(name)?;
     let disk_path = args.disk.to_str().unwrap_or_default();
     if let Some(member) = res.member(me) {
@@ -140,36 +150,31 @@ fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
     replica::drop_versions(ctx, &res, &keep)
 }
 
-/// Between looking at the primary's position and becoming visible as a member, the primary may have moved on and its
-/// logs may have been deleted: then the start is chosen again.
+/// Between looking at the primary's position and becoming visible as a member, the primary may have moved on, and the log
+/// that was chosen as the start may be deleted. It cannot be as long as the primary itself is still in it; else the start
+/// is chosen again.
 fn settle(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
     ctx.store.trigger(Trigger::Remote)?;
     for _ in 0..ROUNDS {
         peers::ping(ctx, &[primary.to_owned()], false)?;
         let res = ctx.resource(name)?;
-        let own = ctx.own(&res)?;
-        let Some(start) = own.replay.as_ref().map(|p| p.log) else {
+        let number = |host| res.member(host)?.replay.as_ref().map(|p| p.log.number);
+        let Some(start) = number(&ctx.me) else {
             return Err(Failure::refused(format!(
                 "the replay link of '{}' has vanished",
                 ctx.me
             )));
         };
-        let tombstone = matches!(
-            ctx.store.entry(&res.path(&start.to_string())),
-            Some(Entry::Link(..))
-        );
-        if !tombstone {
+        if number(primary).is_none_or(|n| n <= start) {
             return Ok(());
         }
-        out::info(format_args!(
-            "{start} was deleted meanwhile: starting with a newer one"
-        ));
+        out::verbose(1, format_args!("'{primary}' has gone on: starting later"));
         position(ctx, name, primary)?;
         ctx.store.trigger(Trigger::Remote)?;
     }
     Err(
-        Failure::refused("logs of the primary are deleted faster than this host can join")
-            .hint("stop `marsadm cron` on the members for a moment, then run the command again"),
+        Failure::refused("logs of the primary are rotated faster than this host can join")
+            .hint("stop `marsadm cron` on the primary for a moment, then run the command again"),
     )
 }
 

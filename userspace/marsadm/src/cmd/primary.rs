@@ -188,11 +188,23 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
         ))
         .hint("wait, or use --ignore-sync: their syncs then start again from the new primary"));
     }
+    let third = res
+        .real_members()
+        .find(|m| m.actual.primary && m.host != ctx.me && Some(m.host.as_str()) != old);
+    if let Some(third) = third {
+        return Err(Failure::refused(format!(
+            "'{}' is primary of '{name}', too: {}",
+            third.host,
+            opened_by(ctx, third)
+        ))
+        .hint("close the device there; it is no longer designated, so its role ends then"));
+    }
     let Some(old) = old.and_then(|h| res.member(h)) else {
         return Ok(());
     };
     need_closed(ctx, &res, old)?;
-    if !has_all_of(own, old) {
+    // A silent host that was primary may still be; one that is none any more only matters for what it has written.
+    if !has_all_of(own, old) || old.actual.primary || old.actual.if_on {
         peers::need_alive(ctx, &old.host, "its last writes have not arrived here yet").map_err(|f| {
             f.hint(format!(
                 "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
