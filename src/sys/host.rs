@@ -3,7 +3,6 @@
 //! Facts about this machine.
 
 use super::{file::to_len, generated};
-use core::mem::MaybeUninit;
 use kernel::prelude::*;
 
 /// The longest name of a machine and its end.

@@ -130,6 +130,7 @@ pub(crate) fn files(ctx: &ThreadCtx, folder: &CStr) -> Result {
     ok!(dir::unlink(&path));
     let during = ok!(dir::statfs(folder)).avail;
     drop(file);
+    check!(during + (31 << 20) < before, before, during);
     let mut after = ok!(dir::statfs(folder)).avail;
     // XFS does it in the background.
     for _ in 0..100 {
