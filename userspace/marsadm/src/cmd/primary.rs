@@ -205,7 +205,7 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
     need_closed(ctx, &res, old)?;
     // A silent host that was primary may still be; one that is none any more only matters for what it has written.
     if !has_all_of(own, old) || old.actual.primary || old.actual.if_on {
-        peers::need_alive(ctx, &old.host, "its last writes have not arrived here yet").map_err(|f| {
+        peers::need_alive(ctx, &old.host, "it may still be primary, or its last writes may not have arrived here").map_err(|f| {
             f.hint(format!(
                 "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
             ))

@@ -240,3 +240,29 @@ fn two_commands_on_one_resource_do_not_meet() {
         .failed(2, &["is working on 'mydata'", "primary mydata"]);
     first.wait().unwrap();
 }
+
+#[test]
+fn a_silent_host_that_was_primary_may_still_be() {
+    let c = Cluster::pair();
+    c.kernel().silent.insert("hosta".into());
+    std::thread::sleep(Duration::from_millis(1100));
+    // Everything that is known to have been written is here, but that is not enough.
+    c.adm("hostb", "primary mydata --window 1")
+        .failed(2, &["hosta", "may still be primary", "--force"]);
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+}
+
+#[test]
+fn a_host_that_gave_up_the_role_before_it_went_away_is_not_needed() {
+    let c = Cluster::pair();
+    c.write("hosta", 1, 5000);
+    c.adm("hosta", "secondary mydata").ok();
+    c.settle("hostb");
+    c.until("replayed", || {
+        c.get("replay-hosta") == c.get("replay-hostb")
+    });
+    c.kernel().silent.insert("hosta".into());
+    std::thread::sleep(Duration::from_millis(1100));
+    c.adm("hostb", "primary mydata --window 1").ok();
+    assert_eq!(c.get("actual-hostb/is-primary").unwrap(), "1");
+}
