@@ -72,6 +72,7 @@ impl Cluster {
         if let Err(e) = env.store.scan() {
             crate::engine::text::warn_limited(format_args!("reading /mars failed: {e:?}; is it mounted?"));
         }
+        env.store.forget_old();
         env.refresh();
         self.serve();
         self.say_alive();

@@ -367,7 +367,7 @@ impl Control {
         let writeback = pipeline::spawn(&thread("wb")?, pipe.clone(), move |pos| publish_written(&publisher, pos))?;
         let kicker = m.clone();
         let logger = logger::spawn(&thread("log")?, pipe.clone(), m.progress.clone(), m.env.clock.clone(), log, move || kicker.kick.signal())?;
-        let device = Device::new(pipe.clone(), m.env.clock.clone())?;
+        let device = Device::new(pipe.clone(), m.clone())?;
         let reader = device.spawn_reader(&thread("rd")?)?;
         let me = m.me();
         let dev = m.get(format_args!("device-{me}")).ok_or(ENOENT)?;

@@ -35,6 +35,7 @@ use mars_core::{
 use crate::{
     engine::{
         clock::Clock,
+        member::Member,
         pipeline::{
             Pipeline,
             Slice, //
@@ -79,6 +80,8 @@ pub(crate) struct Counters {
 pub(crate) struct Device {
     pipe: Arc<Pipeline>,
     clock: Arc<Clock>,
+    /// Whom to tell that the device was opened or closed.
+    member: Arc<Member>,
     #[pin]
     mixed: Mutex<KVec<MixedRead>>,
     #[pin]
@@ -89,11 +92,12 @@ pub(crate) struct Device {
 
 impl Device {
     /// Makes the operations of a device over `pipe`.
-    pub(crate) fn new(pipe: Arc<Pipeline>, clock: Arc<Clock>) -> Result<Arc<Self>> {
+    pub(crate) fn new(pipe: Arc<Pipeline>, member: Arc<Member>) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
                 pipe,
-                clock,
+                clock: member.env.clock.clone(),
+                member,
                 mixed <- new_mutex!(KVec::new()),
                 mixed_work <- Event::new(),
                 counters: Counters {
@@ -232,6 +236,15 @@ impl Device {
 }
 
 impl DiskOps for Device {
+    // Peers want to know soon: a handover waits for it.
+    fn opened(&self) {
+        self.member.kick.signal();
+    }
+
+    fn closed(&self) {
+        self.member.kick.signal();
+    }
+
     fn submit(&self, bio: IncomingBio) {
         match bio.op() {
             BioOp::Read => self.read(bio),

@@ -188,7 +188,8 @@ impl Member {
     /// Writes this host's version link for `log`, which it has up to `pos`.
     pub(crate) fn set_version(&self, log: &LogName, pos: u64) {
         let me = self.me();
-        let before = log.number.checked_sub(1).and_then(|n| self.version(n, &me));
+        // The first log has no predecessor (as in the original, which has an artificial link 0 nevertheless).
+        let before = log.number.checked_sub(1).filter(|n| *n > 0).and_then(|n| self.version(n, &me));
         let previous = before.as_ref().map_or(&[][..], |(v, _)| v.as_bytes());
         let link = VersionLink::compute::<KernelDigest>(*log, pos, previous);
         match link {

@@ -29,15 +29,20 @@ use crate::{
         env::Env,
         tunables, //
     },
-    sys::thread::{
-        Thread,
-        ThreadCtx, //
+    sys::{
+        thread::{
+            Thread,
+            ThreadCtx, //
+        },
+        time, //
     }, //
 };
 
 /// Pause after a connection failed, and the longest that it grows to.
 const RETRY_MS: u32 = 500;
 const RETRY_MAX_MS: u32 = 5_000;
+/// The whole tree is asked for again after this time.
+const FULL_NS: u64 = 120_000_000_000;
 
 /// A peer that is followed; stops when dropped.
 pub(crate) struct Peer {
@@ -64,6 +69,7 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
     let mut pause = RETRY_MS;
     let mut since = 0;
     let mut instance = 0;
+    let mut full_at = time::mono_ns();
     while !ctx.should_stop() {
         let Ok(mut conn) = Conn::dial(env, &name, Purpose::Meta) else {
             ctx.sleep_ms(pause);
@@ -72,6 +78,11 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
         };
         pause = RETRY_MS;
         while !ctx.should_stop() {
+            // What was refused once, or vanished from the disk, is sent again only on demand.
+            if time::mono_ns().saturating_sub(full_at) > FULL_NS {
+                full_at = time::mono_ns();
+                since = 0;
+            }
             match exchange(env, &mut conn, &mut since, &mut instance) {
                 Ok(()) => env.heard(&name),
                 Err(_) => {

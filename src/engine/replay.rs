@@ -217,7 +217,10 @@ impl Session {
                                 }
                                 _ => None,
                             };
-                            self.pipe.admit_replayed(&a, data, end, stop)?;
+                            if let Err(e) = self.pipe.admit_replayed(&a, data, end, stop) {
+                                replayer.put_back();
+                                return Err(e);
+                            }
                         }
                         self.pipe.with(|s| s.buffer.passed(end));
                         used = used.saturating_add(usize::try_from(batch.bytes())?);

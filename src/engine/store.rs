@@ -27,7 +27,11 @@ use mars_core::{
     log::LogName,
     name::Name,
     tree::{
-        merge::MergeDecision,
+        merge::{
+            merge,
+            MergeDecision,
+            Version, //
+        },
         path::{
             is_local,
             TreePath, //
@@ -209,18 +213,25 @@ impl Store {
             return Ok(false);
         };
         let Ok(text) = core::str::from_utf8(value) else { return Ok(false) };
+        let log = LogName::parse(checked.leaf());
         let writer = self.writer.lock();
+        if let (Some(log), Some(resource)) = (log, checked.resource()) {
+            // Where a log file lies no link may go, except a tombstone when this host no longer needs the file.
+            if !is_tombstone(value) || !self.may_delete(&resource, &log) {
+                return Ok(false);
+            }
+        }
         let real = Clock::real();
-        let mut tree = self.tree.lock();
-        // A log file is no link, so memory does not know it; its tombstone is wanted nevertheless.
-        let log = is_tombstone(value) && tree.entry(path.as_bytes()).is_none() && self.is_deletable_log(&tree, &checked);
-        let decision = match tree.decide_remote(&checked, value, stamp, real, &self.me)? {
-            MergeDecision::Phantom if log => MergeDecision::Take,
-            // Remembered in memory only.
-            MergeDecision::Phantom => tree.apply_remote(&checked, value, stamp, real, &self.me)?,
-            d => d,
+        let decision = {
+            let mut tree = self.tree.lock();
+            match tree.decide_remote(&checked, value, stamp, real, &self.me)? {
+                // A log file is no link, so memory does not know it.
+                MergeDecision::Phantom if log.is_some() => MergeDecision::Take,
+                // Remembered in memory only.
+                MergeDecision::Phantom => tree.apply_remote(&checked, value, stamp, real, &self.me)?,
+                d => d,
+            }
         };
-        drop(tree);
         match decision {
             MergeDecision::Take => (),
             MergeDecision::TooFarAhead => {
@@ -229,24 +240,46 @@ impl Store {
             }
             _ => return Ok(false),
         }
+        // A tool may have written since the last scan: what is on the disk decides, not the copy in memory.
+        let mut old = KVec::new();
+        if let Ok((sec, nsec)) = dir::read_link(&*paths::absolute(path)?, &mut old) {
+            let local = Version { value: &old, stamp: LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO) };
+            if merge(Some(local), Version { value, stamp }, real) != MergeDecision::Take {
+                return Ok(false);
+            }
+        }
         self.clock.saw(stamp);
         self.write(path, text, stamp)?;
-        self.tree.lock().apply_local(&checked, value, stamp)?;
+        let mut tree = self.tree.lock();
+        if log.is_some() {
+            tree.apply_local(&checked, value, stamp)?;
+        } else {
+            tree.apply_remote(&checked, value, stamp, real, &self.me)?;
+        }
+        drop(tree);
         drop(writer);
         self.changed.notify_all();
         self.look_again();
         Ok(true)
     }
 
-    /// Whether `path` is a log that exists here as a file and that this host no longer needs.
-    fn is_deletable_log(&self, tree: &Tree, path: &TreePath<'_>) -> bool {
-        let (Some(resource), Some(log)) = (path.resource(), LogName::parse(path.leaf())) else {
-            return false;
-        };
-        let own = CString::try_from_fmt(format_args!("resource-{resource}/replay-{}", self.me));
-        let link = own.ok().and_then(|p| ReplayLink::parse(tree.get(p.to_bytes())?));
-        let exists = paths::absolute(path.as_str()).and_then(|p| dir::stat(&p)).is_ok_and(|s| s.kind == EntryKind::File);
-        exists && link.is_some_and(|l| log.number < l.log.number)
+    /// Whether this host no longer needs a log: its replay link is in a later one (or it is no member).
+    fn may_delete(&self, resource: &Name, log: &LogName) -> bool {
+        let path = CString::try_from_fmt(format_args!("resource-{resource}/replay-{}", self.me));
+        match path.map(|p| self.get(text::of(&p))) {
+            Ok(Some(v)) => ReplayLink::parse(v.as_bytes()).is_some_and(|l| log.number < l.log.number),
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Forgets tombstones of things that never were here, once no older value can be on its way any more.
+    pub(crate) fn forget_old(&self) {
+        const DAYS: u64 = 7;
+        let now = Clock::real();
+        if let Some(before) = LamportTime::new(now.sec().saturating_sub(DAYS * 24 * 3600), 0) {
+            self.tree.lock().forget_phantoms(before);
+        }
     }
 
     /// Reads the links of the whole tree from the disk: the tools write there. Gives whether anything changed. Only one
