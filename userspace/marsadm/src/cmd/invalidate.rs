@@ -49,8 +49,9 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
         op.step(ctx, "position")?;
         ctx.store.trigger(Trigger::Remote)?;
         peers::ping(ctx, std::slice::from_ref(&primary), false)?;
+        replica::position(ctx, name, &primary)?;
+        replica::settle(ctx, name, &primary)?;
         let fresh = ctx.resource(name)?;
-        replica::start_from(ctx, &fresh, &primary)?;
         op.step(ctx, "on")?;
         for what in [Switch::Attach, Switch::Fetch, Switch::Replay, Switch::Sync] {
             put(ctx, &fresh, what, true)?;

@@ -16,10 +16,6 @@ use crate::sys::disk;
 use crate::tree::model::Resource;
 use crate::tree::split::human;
 use crate::tree::store::Trigger;
-use std::collections::BTreeSet;
-
-/// How often the start is chosen again when the primary deletes logs meanwhile.
-const ROUNDS: u32 = 5;
 
 /// `join-resource RESOURCE DISK [DEVICE]`.
 pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
@@ -102,12 +98,12 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
         ctx.store.delete(&format!("{dir}/verifystatus-{me}"))?;
         set(&format!("actual-{me}/if-on"), "0")?;
         op.step(ctx, "position")?;
-        position(ctx, name, &primary)?;
+        replica::position(ctx, name, &primary)?;
         op.step(ctx, "member")?;
         set(&format!("device-{me}"), device)?;
         set(&format!("data-{me}"), &disk.path)?;
         op.step(ctx, "check")?;
-        settle(ctx, name, &primary)?;
+        replica::settle(ctx, name, &primary)?;
         op.step(ctx, "attach")?;
         set(&format!("todo-{me}/attach"), "1")?;
         ctx.store.trigger(Trigger::Remote)?;
@@ -140,42 +136,6 @@ fn no_newer_remains(ctx: &Ctx, res: &Resource, primary: &str) -> Result<()> {
         .hint(format!("`marsadm leave-resource {} --force` removes what is left", res.name))),
         _ => Ok(()),
     }
-}
-
-/// Writes the start of the replica.
-fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
-    let res = ctx.resource(name)?;
-    let log = replica::start_from(ctx, &res, primary)?;
-    let keep = BTreeSet::from([log.number.saturating_sub(1), log.number]);
-    replica::drop_versions(ctx, &res, &keep)
-}
-
-/// Between looking at the primary's position and becoming visible as a member, the primary may have moved on, and the log
-/// that was chosen as the start may be deleted. It cannot be as long as the primary itself is still in it; else the start
-/// is chosen again.
-fn settle(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
-    ctx.store.trigger(Trigger::Remote)?;
-    for _ in 0..ROUNDS {
-        peers::ping(ctx, &[primary.to_owned()], false)?;
-        let res = ctx.resource(name)?;
-        let number = |host| res.member(host)?.replay.as_ref().map(|p| p.log.number);
-        let Some(start) = number(&ctx.me) else {
-            return Err(Failure::refused(format!(
-                "the replay link of '{}' has vanished",
-                ctx.me
-            )));
-        };
-        if number(primary).is_none_or(|n| n <= start) {
-            return Ok(());
-        }
-        out::verbose(1, format_args!("'{primary}' has gone on: starting later"));
-        position(ctx, name, primary)?;
-        ctx.store.trigger(Trigger::Remote)?;
-    }
-    Err(
-        Failure::refused("logs of the primary are rotated faster than this host can join")
-            .hint("stop `marsadm cron` on the primary for a moment, then run the command again"),
-    )
 }
 
 /// The same command again.

@@ -106,10 +106,10 @@ fn start_log(ctx: &Ctx, res: &Resource, limits: Option<&Limits>) -> Result<bool>
     Ok(true)
 }
 
-/// `log-delete-all`.
+/// `log-delete-all`: at once; only `cron` leaves young logs alone.
 pub fn delete_all(ctx: &Ctx, name: &str) -> Result<()> {
     let res = ctx.joined(name)?;
-    let deleted = delete_old(ctx, &res, !ctx.opt.force)?;
+    let deleted = delete_old(ctx, &res, false)?;
     if deleted > 0 {
         ctx.store.trigger(Trigger::Remote)?;
         out::info(format_args!("{deleted} logs of '{name}' deleted"));

@@ -2,12 +2,17 @@
 
 //! What join-resource, invalidate and leave-resource share: where a replica starts, and which logs nobody needs.
 
+use super::peers;
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
 use crate::tree::model::{Member, Resource};
+use crate::tree::store::Trigger;
 use crate::tree::values::{LogName, Position};
 use std::collections::BTreeSet;
+
+/// How often the start is chosen again when the primary deletes logs meanwhile.
+const ROUNDS: u32 = 5;
 
 /// The designated primary as the source of a replica here; refused if there is none that could be.
 pub fn source<'a>(ctx: &Ctx, res: &'a Resource) -> Result<&'a Member> {
@@ -54,7 +59,7 @@ pub fn source<'a>(ctx: &Ctx, res: &'a Resource) -> Result<&'a Member> {
 
 /// Writes the position from which this host shall follow: the start of the log that the primary is in, with the
 /// primary's own history.
-pub fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
+fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
     let member = res.member(primary).ok_or_else(|| {
         Failure::refused(format!(
             "'{primary}' is no member of '{}' any more",
@@ -81,6 +86,42 @@ pub fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
     ctx.store
         .set(&res.path(&format!("replay-{}", ctx.me)), &start)?;
     Ok(log)
+}
+
+/// Writes the start of the replica, and forgets older history.
+pub fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
+    let res = ctx.resource(name)?;
+    let log = start_from(ctx, &res, primary)?;
+    let keep = BTreeSet::from([log.number.saturating_sub(1), log.number]);
+    drop_versions(ctx, &res, &keep)
+}
+
+/// Between looking at the primary's position and becoming visible as a member, the primary may have moved on, and the log
+/// that was chosen as the start may be deleted. It cannot be as long as the primary itself is still in it; else the start
+/// is chosen again.
+pub fn settle(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
+    ctx.store.trigger(Trigger::Remote)?;
+    for _ in 0..ROUNDS {
+        peers::ping(ctx, &[primary.to_owned()], false)?;
+        let res = ctx.resource(name)?;
+        let number = |host| res.member(host)?.replay.as_ref().map(|p| p.log.number);
+        let Some(start) = number(&ctx.me) else {
+            return Err(Failure::refused(format!(
+                "the replay link of '{}' has vanished",
+                ctx.me
+            )));
+        };
+        if number(primary).is_none_or(|n| n <= start) {
+            return Ok(());
+        }
+        out::verbose(1, format_args!("'{primary}' has gone on: starting later"));
+        position(ctx, name, primary)?;
+        ctx.store.trigger(Trigger::Remote)?;
+    }
+    Err(
+        Failure::refused("logs of the primary are rotated faster than this host can join")
+            .hint("stop `marsadm cron` on the primary for a moment, then run the command again"),
+    )
 }
 
 /// Tombstones own version links whose number is not in `keep`.

@@ -124,9 +124,9 @@ fn logs_rotate_and_are_deleted_when_nobody_needs_them() {
     );
     c.settle("hostb");
 
-    c.adm("hosta", "log-delete-all mydata").ok();
+    c.adm("hosta", "cron mydata").ok();
     assert!(c.path("log-000000001-hosta").is_file(), "too young");
-    c.adm("hosta", "log-delete-all mydata --force").ok();
+    c.adm("hosta", "log-delete-all mydata").ok();
     assert_eq!(c.raw("log-000000001-hosta").unwrap(), ".deleted");
     assert_eq!(c.raw("version-000000000-hosta").unwrap(), ".deleted");
     assert_ne!(c.raw("version-000000001-hosta").unwrap(), ".deleted");
@@ -145,7 +145,7 @@ fn a_log_that_one_member_still_needs_is_kept() {
     c.until("next log", || {
         c.get("replay-hosta").as_deref() == Some("log-000000002-hosta,0,0")
     });
-    c.adm("hosta", "log-delete-all mydata --force").ok();
+    c.adm("hosta", "log-delete-all mydata").ok();
     assert!(c.path("log-000000001-hosta").is_file());
     let ran = c.adm("hostb", "view mydata").ok();
     assert!(
@@ -164,7 +164,7 @@ fn cron_rotates_deletes_and_purges() {
         c.get("replay-hosta").as_deref() == Some("log-000000002-hosta,0,0")
     });
     c.settle("hostb");
-    c.adm("hosta", "log-delete-all all --force").ok();
+    c.adm("hosta", "log-delete-all all").ok();
     c.adm("hosta", "cron --keep-backup-hours 0").ok();
     // With a window of 4 s the tombstone stays for 8 s; --keep-backup-hours 0 ends that.
     assert_eq!(c.raw("log-000000001-hosta"), None);
