@@ -152,6 +152,7 @@ def test_files(selftest, folder):
     run = selftest.host.run
     run(f"cd {folder}; ln -s file symlink; mkfifo fifo; mknod device b 7 0")
     selftest.case("files", folder)
+    selftest.case("after-stop", folder)
 
 
 def test_direct_io(selftest, folder):

@@ -1097,11 +1097,12 @@ out:
 	return err;
 }
 
-#define MARS_LINK_LOCKS 16
+#define LINK_LOCK(i) __MUTEX_INITIALIZER(mars_link_locks[i])
 
 /* Two writers of one link would use the same temporary name. */
-static struct mutex mars_link_locks[MARS_LINK_LOCKS] = {
-	[0 ... MARS_LINK_LOCKS - 1] = __MUTEX_INITIALIZER(mars_link_locks[0]),
+static struct mutex mars_link_locks[] = {
+	LINK_LOCK(0), LINK_LOCK(1), LINK_LOCK(2), LINK_LOCK(3),
+	LINK_LOCK(4), LINK_LOCK(5), LINK_LOCK(6), LINK_LOCK(7),
 };
 
 int mars_c_replace_link(const char *path, const char *value, s64 sec, u32 nsec)
@@ -1109,7 +1110,7 @@ int mars_c_replace_link(const char *path, const char *value, s64 sec, u32 nsec)
 	struct timespec64 stamp = { .tv_sec = sec, .tv_nsec = nsec };
 	struct qstr last, tmp;
 	struct path parent;
-	struct mutex *lock;
+	struct mutex *lock; /* one of mars_link_locks */
 	char *name;
 	int err;
 
@@ -1128,7 +1129,7 @@ int mars_c_replace_link(const char *path, const char *value, s64 sec, u32 nsec)
 	if (err)
 		goto out_name;
 	lock = &mars_link_locks[full_name_hash(d_inode(parent.dentry), last.name, last.len) %
-				MARS_LINK_LOCKS];
+				ARRAY_SIZE(mars_link_locks)];
 	mutex_lock(lock);
 	scoped_with_kernel_creds()
 		err = mars_make_link(&parent, &tmp, &last, value, stamp);
@@ -1327,6 +1328,8 @@ static void mars_sock_setup(struct socket *sock)
 
 static int mars_sockaddr(struct sockaddr_storage *ss, bool v6, const u8 *addr, u16 port, u32 scope)
 {
+	struct sockaddr_in *in = (struct sockaddr_in *)ss;
+
 	memset(ss, 0, sizeof(*ss));
 	if (v6) {
 		struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)ss;
@@ -1336,14 +1339,11 @@ static int mars_sockaddr(struct sockaddr_storage *ss, bool v6, const u8 *addr, u
 		in6->sin6_scope_id = scope;
 		memcpy(&in6->sin6_addr, addr, sizeof(in6->sin6_addr));
 		return sizeof(*in6);
-	} else {
-		struct sockaddr_in *in = (struct sockaddr_in *)ss;
-
-		in->sin_family = AF_INET;
-		in->sin_port = htons(port);
-		memcpy(&in->sin_addr, addr, sizeof(in->sin_addr));
-		return sizeof(*in);
 	}
+	in->sin_family = AF_INET;
+	in->sin_port = htons(port);
+	memcpy(&in->sin_addr, addr, sizeof(in->sin_addr));
+	return sizeof(*in);
 }
 
 int mars_c_sock_connect(struct socket **res, bool v6, const u8 *addr, u16 port, u32 scope,

@@ -6,9 +6,16 @@ use crate::sys::{
     buf::Buf,
     dir,
     file::{File, OpenFlags},
-    thread::ThreadCtx,
+    thread::{Thread, ThreadCtx},
 };
-use kernel::{prelude::*, str::CString};
+use kernel::{
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
+};
 
 const NEW: OpenFlags = OpenFlags {
     write: true,
@@ -295,5 +302,52 @@ pub(crate) fn enospc(ctx: &ThreadCtx, folder: &CStr) -> Result {
         after = ok!(dir::statfs(folder));
     }
     check!(after.avail > pos / 2, after, pos);
+    Ok(())
+}
+
+/// A thread that was asked to stop can still bring its files in order.
+pub(crate) fn after_stop(ctx: &ThreadCtx, folder: &CStr) -> Result {
+    let path = ok!(join(folder, "file"));
+    let link = ok!(join(folder, "link"));
+    let top = ok!(join(folder, ""));
+    let sub = ok!(join(folder, "sub/sub"));
+    let errno = ok!(Arc::new(Atomic::new(1i32), GFP_KERNEL));
+    let result = errno.clone();
+    let thread = ok!(Thread::spawn(c"after-stop", move |ctx| {
+        let work = || -> Result {
+            let mut buf = Buf::zeroed(1 << 20)?;
+            let file = File::open(&path, NEW, 0o600)?;
+            file.write_at(&buf, 0)?;
+            if file.dio_align() > 0 {
+                file.fallocate(false, 0, 4 << 20)?;
+                file.write_direct(&buf, 0, 1 << 20, 1 << 20)?;
+                file.read_direct(&mut buf, 0, 1 << 20, 0)?;
+            }
+            file.datasync()?;
+            file.drop_cache(0, 4 << 20);
+            if file.read_at(&mut buf, 0)? != 1 << 20 {
+                return Err(EIO);
+            }
+            file.truncate(4096)?;
+            dir::mkdir_p(&sub, 0o700)?;
+            dir::replace_link(&link, c"value", 1, 2)?;
+            let mut value = KVec::new();
+            dir::read_link(&link, &mut value)?;
+            dir::list(&top, |_, _| true)?;
+            dir::sync_dir(&top)?;
+            dir::unlink(&link)?;
+            dir::unlink(&path)?;
+            dir::remove_dir(&sub)?;
+            dir::sync_fs(&top)
+        };
+        while !ctx.should_stop() {
+            ctx.sleep_ms(1_000_000);
+        }
+        result.store(work().map_or_else(|e| e.to_errno(), |()| 0), Relaxed);
+    }));
+    ctx.sleep_ms(20);
+    thread.request_stop();
+    drop(thread);
+    check!(errno.load(Relaxed) == 0, errno.load(Relaxed));
     Ok(())
 }

@@ -75,6 +75,8 @@ macro_rules! fails {
 mod sys;
 
 mod basics;
+mod block;
+mod disk;
 mod files;
 mod names;
 mod sockets;
@@ -98,9 +100,16 @@ const CASES: &[(&str, Case)] = &[
     ("ratelimit", basics::ratelimit),
     ("sysctl-churn", basics::sysctl_churn),
     ("notifier-churn", basics::notifier_churn),
+    ("block-open", block::block_open),
+    ("block-many", block::block_many),
+    ("block-groups", block::block_groups),
+    ("block-finish-race", block::block_finish_race),
+    ("block-errors", block::block_errors),
+    ("disk-churn", block::disk_churn),
     ("files", files::files),
     ("direct", files::direct),
     ("enospc", files::enospc),
+    ("after-stop", files::after_stop),
     ("names", names::names),
     ("links", names::links),
     ("links-parallel", names::links_parallel),
@@ -165,8 +174,12 @@ struct Selftest {
 
 impl kernel::Module for Selftest {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        let disk = disk::TestDisk::new()?;
+        let holder = disk.clone();
         let sysctl = Sysctl::builder()
             .trigger(c"run", run)?
+            .trigger(c"disk", move |input| disk.command(input))?
+            .text(c"holder", move |out| holder.holder(out))?
             .text(c"cases", |out| {
                 for (name, _) in CASES {
                     out.print(fmt!("{}\n", name))?;
