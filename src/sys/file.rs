@@ -3,7 +3,7 @@
 //! Regular files, read and written by the kernel.
 //!
 //! All functions sleep. Paths are looked up in the file system of init, as root, from whatever
-//! thread: since Linux 7.1 kernel threads have an empty root of their own. A thread
+//! thread: kernel threads have an empty root of their own. A thread
 //! that was asked to stop can still do all of this (except to allocate in tmpfs: `EINTR`).
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
