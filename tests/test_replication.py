@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The main job: what is written on one host is on the other, which can take over at any time and lose nothing."""
+
+import marscluster
+from marscase import DEVICE
+from marscase import MOUNT
+from marscase import cluster_of_two
+from marscase import create
+from marscase import equal
+from marscase import mount
+from marscase import progress
+from marscase import refused
+from marscase import settled
+from marscase import sums
+from marscase import umount
+from marscase import write_files
+from marsvm import wait_until
+
+
+def test_files_follow_and_roles_change(mars_hosts):
+    a, b = mars_hosts(2)
+    marscluster.setup_cluster([a, b])
+    create(a)
+    a.run(f"mkfs.ext4 -q {DEVICE}")
+    mount(a)
+    # Written before the replica exists: comes by sync. Afterwards: by logs.
+    write_files(a, "before")
+    marscluster.join_resource(b)
+    write_files(a, "during")
+    marscluster.wait_synced([a, b])
+    write_files(a, "after")
+    expected = sums(a)
+    assert len(expected) == 60
+    assert not b.run(f"[ -e {DEVICE} ]", check=False).ok, "a secondary has no device"
+    umount(a)
+
+    b.run("marsadm primary data")
+    mount(b)
+    assert sums(b) == expected
+    assert not a.run(f"[ -e {DEVICE} ]", check=False).ok
+    b.run(f"rm -r {MOUNT}/during")
+    write_files(b, "there")
+    expected = sums(b)
+    umount(b)
+
+    a.run("marsadm primary data")
+    mount(a)
+    assert sums(a) == expected
+    umount(a)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+    a.run("marsadm up data; marsadm wait-resource data is-device-on --timeout 60")
+    mount(a)
+    assert sums(a) == expected
+    umount(a)
+
+
+def test_logs_are_rotated_and_deleted_under_load(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2))
+    job = a.start(
+        f"fio --name=w --filename={DEVICE} --rw=randwrite --bs=4k --iodepth=8 --ioengine=libaio --direct=1 "
+        "--rate_iops=300 --time_based --runtime=15 --size=100%"
+    )
+    numbers = []
+    while job.running:
+        a.run("marsadm log-rotate data")
+        progress(1.5)
+        a.run("marsadm log-delete-all data")
+        numbers.append(marscluster.member(a).log_end.number)
+    job.wait()
+    assert numbers[-1] >= 4, f"logs were not rotated: {numbers}"
+    marscluster.wait_synced([a, b])
+
+    # What everybody has is not kept: at most the log in use and the one before it.
+    def few():
+        a.run("marsadm log-delete-all data")
+        for host in (a, b):
+            logs = host.run("ls /mars/resource-data | grep -c ^log-").out
+            assert int(logs) <= 2, f"{logs} logs on {host.name}"
+        return True
+
+    wait_until(few, 30, "logs that nobody needs are deleted", 1)
+    equal([a, b])
+
+
+def test_pause_and_resume(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2))
+    mount(a)
+
+    b.run("marsadm pause-replay data --timeout 30")
+    before = marscluster.member(b)
+    write_files(a, "one")
+    end = marscluster.durable_end(a)
+    wait_until(lambda: marscluster.member(b).fetched.reaches(end), 60, "fetched while replay is paused")
+    assert marscluster.member(b).replay == before.replay, "replay goes on although it is paused"
+    b.run("marsadm resume-replay data --timeout 30")
+    settled(b, end)
+
+    b.run("marsadm pause-fetch data --timeout 30")
+    before = marscluster.member(b)
+    write_files(a, "two")
+    end = marscluster.durable_end(a)
+    progress(2)
+    now = marscluster.member(b)
+    assert (now.fetched, now.replay) == (before.fetched, before.replay), "fetch goes on although it is paused"
+    b.run("marsadm resume-fetch data --timeout 30")
+    settled(b, end)
+    expected = sums(a)
+    umount(a)
+    marscluster.wait_synced([a, b])
+    b.run("marsadm primary data --timeout 60", timeout=70)
+    mount(b)
+    assert sums(b) == expected
+    umount(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
+def test_sync_can_be_paused_and_invalidate_starts_it_anew(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2), size="256M")
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=200 oflag=direct", timeout=90)
+    marscluster.wait_synced([a, b])
+    # Something that no log knows of: only a sync can find it.
+    b.run("marsadm down data --timeout 60", timeout=70)
+    b.run("dd if=/dev/urandom of=/dev/vdc bs=1M seek=20 count=200 oflag=direct", timeout=90)
+    # It must not be over before it is paused.
+    a.shape_link(b, rate="40mbit")
+    b.run("marsadm up data --timeout 60; marsadm invalidate data --timeout 60", timeout=130)
+    wait_until(lambda: marscluster.member(b).synced > 4 << 20, 60, "the sync proceeds")
+    b.run("marsadm pause-sync data --timeout 60", timeout=70)
+    paused = marscluster.member(b)
+    assert not paused.is_synced
+    progress(3)
+    assert marscluster.member(b).synced == paused.synced, "the sync goes on although it is paused"
+    refused(b, "marsadm primary --force data --timeout 20", "incomplete")
+    a.shape_link(b)
+    b.run("marsadm resume-sync data --timeout 60", timeout=70)
+    # Written while it is synced.
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=64k seek=100 count=300 oflag=direct", timeout=90)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
+def test_view_for_machines(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2))
+    for host in (a, b):
+        document = marscluster.view_json(host)
+        assert document["host"] == host.name
+        assert document["module"]["loaded"]
+        assert sorted(h["name"] for h in document["cluster"]["hosts"]) == ["hosta", "hostb"]
+
+    def agreed():
+        for host in (a, b):
+            data = marscluster.view_json(host, "data")
+            assert data["size"] == 128 << 20
+            assert data["designated_primary"] == "hosta"
+            assert data["actual_primaries"] == ["hosta"]
+            assert data["split_brain"] == []
+            members = {m["host"]: m for m in data["members"]}
+            assert sorted(members) == ["hosta", "hostb"]
+            assert members["hosta"]["role"] == "Primary"
+            assert members["hostb"]["role"] == "Secondary"
+            assert members["hostb"]["disk_state"] == "UpToDate"
+            assert all(m["synced"] and m["consistent"] for m in members.values())
+        return True
+
+    wait_until(agreed, 30, "both hosts say the same of the resource", 1)
+
+
+def test_everything_can_be_taken_apart(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2))
+    refused(b, "marsadm leave-cluster", "resource|member")
+    refused(a, "marsadm leave-resource data --timeout 20")
+    refused(a, "marsadm delete-resource data --timeout 20", "member")
+
+    b.run("marsadm down data --timeout 60 && marsadm leave-resource data --timeout 60", timeout=130)
+    # The primary goes on without it.
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=10 oflag=direct")
+    wait_until(
+        lambda: [m["host"] for m in marscluster.view_json(a, "data")["members"] if m["is_member"]] == ["hosta"],
+        30,
+        "one member is left",
+    )
+    # It may come back.
+    marscluster.join_resource(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+    b.run("marsadm leave-resource data --timeout 60", timeout=70)
+    a.run("marsadm secondary data --timeout 60; marsadm leave-resource data --timeout 60", timeout=130)
+    a.run("marsadm delete-resource data --timeout 60", timeout=70)
+    for host in (a, b):
+        wait_until(lambda: marscluster.view_json(host)["resources"] == [], 30, "no resource is left")
+        assert not host.run("ls /mars/resource-data/log-*", check=False).ok, "logs are left"
+    b.run("marsadm leave-cluster --timeout 60", timeout=70)
+    wait_until(lambda: len(marscluster.view_json(a)["cluster"]["hosts"]) == 1, 30, "one host is left")
+
+    # And all of it once more.
+    create(a)
+    marscluster.join_cluster(b, a)
+    marscluster.join_resource(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
