@@ -65,6 +65,15 @@ def _judge(item):
     return [p for cluster in item.stash.get(_used, []) for host in cluster for p in host.check()]
 
 
+def _save_state(item):
+    """For whoever wants to know why it failed."""
+    for cluster in item.stash.get(_used, []):
+        for host in cluster:
+            host.save_state()
+        text = f"consoles and states of the machines are in {cluster.log_dir}"
+        item.add_report_section("call", "machines", text)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     try:
@@ -74,10 +83,12 @@ def pytest_runtest_call(item):
         problems = _judge(item)
         if problems:
             item.add_report_section("call", "machines", "\n\n".join(problems))
+        _save_state(item)
         raise
     problems = _judge(item)
     if problems:
         item.stash[_failed] = True
+        _save_state(item)
         pytest.fail("the test passed, but its machines are not well:\n" + "\n\n".join(problems), pytrace=False)
     return result
 

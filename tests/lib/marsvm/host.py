@@ -630,10 +630,42 @@ class Host:
 
     # --- end of a test ---------------------------------------------------------------------------
 
+    def save_state(self):
+        """What an author wants to see after a failure, in <name>.state beside the console."""
+        if not self.is_on or self._set_up is None:
+            return
+        with contextlib.suppress(VmError):
+            future = self._agent.request("exec", cmd=_STATE, timeout=util.scaled(10))
+            result = Result.of(future.result(util.scaled(15)))
+            text = result.stdout if isinstance(result.stdout, str) else repr(result.stdout)
+            (self.cluster.log_dir / f"{self.name}.state").write_text(f"{text}\n{result.stderr}\n")
+        # Into the console's file: the stacks of everything that waits in the kernel.
+        with contextlib.suppress(VmError):
+            self._agent.request("exec", cmd="echo w > /proc/sysrq-trigger", timeout=10).result(util.scaled(10))
+
     def unload(self):
         """Ends whatever uses the module and takes it out; raises CommandFailed if it stays."""
         self.run(_UNLOAD, timeout=90)
 
+
+_STATE = r"""
+show() { echo "=== $*"; "$@" 2>&1; }
+show uptime
+show lsmod
+show cat /proc/mounts
+show df /mars
+[ ! -d /mars ] || show find /mars -printf '%P %y %s %T@ %l\n'
+show ls -la /dev/mars
+[ ! -d /proc/sys/mars ] || show grep -r . /proc/sys/mars
+show ps axo pid,stat,wchan:32,comm,args
+for p in /proc/[0-9]*; do
+    read -r name < $p/comm
+    case $name in mars*|*marsadm*) echo "=== stack of $name ${p#/proc/}"; cat $p/stack;; esac
+done
+show ip -s link
+show ss -tanp
+show tail -n 200 /tmp/*.log
+"""
 
 _UNLOAD = r"""
 [ -e /sys/module/mars ] || exit 0

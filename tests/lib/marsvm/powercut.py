@@ -6,6 +6,9 @@ the writes were recorded in their order (DiskSpec.record, or dm-log-writes in a 
 the same), and any state is built that a real disk may be left in: everything up to some flush,
 and of the writes after it, until the cut, an arbitrary part, each of them whole, torn or missing.
 
+QEMU logs a request when it has completed, so a write that completes while a flush is under way
+counts as flushed by it. dm-log-writes in the guest is stricter there.
+
     log = disk.recording()                  # after host.power_cut()
     for cut in log.cuts(random.Random(7), 20):
         cut.write(path)                     # the image of this state

@@ -58,7 +58,7 @@ fn enter_root() -> io::Result<()> {
         "lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work",
     )?;
     fs::create_dir_all("/new/run")?;
-    fs::copy("/init", "/new/usr/sbin/mars-guest-agent")?;
+    fs::copy("/init", "/new/usr/sbin/guest-agent")?;
     for at in ["/proc", "/sys", "/dev"] {
         sys::mount(at, &format!("/new{at}"), "", sys::MS_MOVE, "")?;
     }
@@ -89,7 +89,7 @@ fn enter_root() -> io::Result<()> {
     let _ = fs::remove_file("/etc/mtab");
     let _ = symlink("/proc/self/mounts", "/etc/mtab");
 
-    Err(Command::new("/usr/sbin/mars-guest-agent")
+    Err(Command::new("/usr/sbin/guest-agent")
         .arg("--rooted")
         .env_clear()
         .env("PATH", PATH)
@@ -115,7 +115,7 @@ fn find_root() -> io::Result<String> {
 
 fn supervise() -> ! {
     loop {
-        let agent = match Command::new("/usr/sbin/mars-guest-agent").spawn() {
+        let agent = match Command::new("/usr/sbin/guest-agent").spawn() {
             Ok(child) => i32::try_from(child.id()).unwrap_or(0),
             Err(e) => {
                 sys::kmsg(&format!("init: can't start the agent: {e}"));
