@@ -158,7 +158,7 @@ impl Cluster {
                         failed = Err(e.into());
                     }
                 }
-            });
+            })?;
         }
         failed?;
         for p in &self.peers {
@@ -188,7 +188,7 @@ impl Cluster {
                     failed = Err(e.into());
                 }
             }
-        });
+        })?;
         failed?;
         // A resource that is no longer ours detaches by itself (its data link is gone); then its thread may end.
         let gone = |r: &Resource| !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none();

@@ -90,6 +90,8 @@ struct Primary {
     device: Arc<Device>,
     bdev: Arc<BlockDevice>,
     log: LogName,
+    /// `begin_removal` has succeeded: nobody can open the device any more.
+    removing: bool,
 }
 
 enum Running {
@@ -192,18 +194,22 @@ impl Control {
     /// Whether this host's history and that of another member exclude each other.
     fn has_diverged(&self) -> bool {
         let me = self.m.me();
+        // The designated primary's history is the one that counts; without one, everybody's. What can't be read for lack of
+        // memory counts as diverged: then nothing moves in this round.
+        let designated = self.m.designated().filter(|h| *h != me);
         let Ok(mine) = self.m.history(&me) else {
-            return false;
+            return true;
         };
         let mut diverged = false;
-        let _ = self.m.for_each_member(|host| {
-            if host != me {
-                if let Ok(theirs) = self.m.history(&host) {
-                    diverged |= matches!(compare(&mine, &theirs), Relation::Diverged(_));
-                }
+        let r = self.m.for_each_member(|host| {
+            if host != me && designated.is_none_or(|d| d == host) {
+                diverged |= match self.m.history(&host) {
+                    Ok(theirs) => matches!(compare(&mine, &theirs), Relation::Diverged(_)),
+                    Err(_) => true,
+                };
             }
         });
-        diverged
+        r.is_err() || diverged
     }
 
     fn act(&mut self, step: Step, o: &Observed, ctx: &ThreadCtx) {
@@ -218,7 +224,7 @@ impl Control {
                 Ok(())
             }
             Step::BecomePrimary => self.become_primary(ctx),
-            Step::LeavePrimary => self.leave_primary(o.stopping),
+            Step::LeavePrimary => self.leave_primary(ctx),
             Step::Follow(work) | Step::RefuseInconsistent(work) => self.follow(work),
             Step::WaitForClose => Ok(()),
         };
@@ -338,7 +344,10 @@ impl Control {
         m.set_replay(&name, header, header);
         self.note_maxnr(number);
         paths::sync_resource_dir(&m.name).map_err(|e| fail("disk-error", format_args!("/mars can't be made durable: {e:?}")))?;
-        let p = self.start_primary(bdev, log, name).map_err(|e| fail("disk-error", format_args!("the device can't be made: {e:?}")))?;
+        let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
+            self.share(Some(bdev), false);
+            fail("disk-error", format_args!("the device can't be made: {e:?}; is there one of this name already?"))
+        })?;
         self.running = Running::Primary(p);
         m.env.kick.signal();
         Ok(())
@@ -385,16 +394,26 @@ impl Control {
         let disk = Disk::new(dev.as_str(), &params, device.clone())?;
         pr_info!("{}: /dev/mars/{} is there, logging to {:?}\n", res.as_str(), dev.as_str(), name);
         Ok(KBox::new(
-            Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log: name },
+            Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log: name, removing: false },
             GFP_KERNEL,
         )?)
     }
 
-    fn leave_primary(&mut self, stopping: bool) -> Result<(), Reason> {
-        let Running::Primary(p) = &self.running else {
+    fn leave_primary(&mut self, ctx: &ThreadCtx) -> Result<(), Reason> {
+        let unloading = {
+            let env = self.m.env.clone();
+            move || ctx.should_stop() || env.is_stopping()
+        };
+        let Running::Primary(p) = &mut self.running else {
             return Ok(());
         };
         if !p.disk.begin_removal() {
+            return Ok(());
+        }
+        p.removing = true;
+        // Nothing is given up as long as somebody can still make room in /mars; the next round tries again.
+        if p.pipe.with(|s| s.buffer.undurable()) > 0 && !unloading() {
+            p.pipe.log_work.signal();
             return Ok(());
         }
         let Running::Primary(p) = core::mem::replace(&mut self.running, Running::Detached) else {
@@ -402,7 +421,7 @@ impl Control {
         };
         let m = self.m.clone();
         m.set(format_args!("actual-{}/state", m.me()), format_args!("stopping"));
-        let Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log } = KBox::into_inner(p);
+        let Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log, .. } = KBox::into_inner(p);
         drop(disk);
         drop(reader);
         drop(device);
@@ -411,7 +430,7 @@ impl Control {
         for (name, end) in closed.iter() {
             m.set_version(name, *end);
         }
-        let drained = pipe.drain(|| stopping);
+        let drained = pipe.drain(unloading);
         drop(writeback);
         match drained {
             Ok(()) => {
@@ -438,6 +457,11 @@ impl Control {
         let Running::Primary(p) = &mut self.running else {
             return Ok(());
         };
+        if p.removing {
+            // Designated again before it was gone.
+            p.disk.cancel_removal();
+            p.removing = false;
+        }
         for (name, end) in m.progress.take_closed().iter() {
             m.set_version(name, *end);
         }
@@ -453,7 +477,8 @@ impl Control {
         // Everything of the logs before is on the disk: they are no longer needed here.
         let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
         if let Some(link) = m.replay_link(&m.me()) {
-            if link.log.number < current.number && p.pipe.with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position()) {
+            let behind = link.log.number < current.number;
+            if behind && p.pipe.with(|s| s.published.is_none_or(|l| l.number < current.number)) && p.pipe.with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position()) {
                 m.set_replay(&current, header, end);
             }
         }

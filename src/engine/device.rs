@@ -126,10 +126,14 @@ impl Device {
                 bio.complete(r);
             }
             Ok(Coverage::Partial) => {
-                let read = MixedRead { bio, overlaps };
                 let mut queue = self.mixed.lock();
-                // Without memory the bio ends with an error when it is dropped; the room is kept, so that this is rare.
-                let _ = queue.push(read, GFP_NOWAIT);
+                while queue.reserve(1, GFP_NOWAIT).is_err() {
+                    drop(queue);
+                    time::sleep_ms(10);
+                    queue = self.mixed.lock();
+                }
+                // There is room, so nothing can fail here.
+                let _ = queue.push_within_capacity(MixedRead { bio, overlaps });
                 drop(queue);
                 self.mixed_work.signal();
             }
@@ -176,19 +180,12 @@ impl Device {
             let last = done + piece == len;
             let buf = loop {
                 // Write-back frees memory; an application must not see an error because there is none just now (P4).
-                match bio.new_buf(done, piece) {
+                match bio.new_buf(done, piece).and_then(|b| Ok(Arc::new(b, GFP_KERNEL)?)) {
                     Ok(b) => break b,
                     Err(_) => time::sleep_ms(10),
                 }
             };
             let crc = !checksum::crc32c(!0, &buf);
-            let buf = match Arc::new(buf, GFP_KERNEL) {
-                Ok(b) => b,
-                Err(_) => {
-                    bio.complete(Err(ENOMEM));
-                    return;
-                }
-            };
             let stamp = self.clock.now().as_nanos();
             let at = offset + u64::from(done);
             let data = Slice { buf, off: 0 };

@@ -67,6 +67,8 @@ pub(crate) struct Stats {
 struct Contact {
     name: Name,
     heard_ns: Option<u64>,
+    /// Its whole tree was merged here since the start.
+    merged: bool,
     /// What the last failed attempt said; reported again only when it changes.
     problem: Option<CString>,
 }
@@ -151,12 +153,12 @@ impl Env {
             return true;
         }
         let mut all = true;
-        self.store.for_each("ips/ip-", |host, _| {
+        let r = self.store.for_each("ips/ip-", |host, _| {
             if let Some(h) = Name::new(host.as_bytes()) {
-                all &= h == self.me || self.silence_ms(&h).is_some();
+                all &= h == self.me || self.has_merged(&h);
             }
         });
-        all
+        r.is_ok() && all
     }
 
     /// Cluster identity, or `(any)`.
@@ -234,7 +236,7 @@ impl Env {
     fn with_contact(&self, host: &Name, f: impl FnOnce(&mut Contact)) {
         let mut c = self.cluster.lock();
         if !c.contacts.iter().any(|x| x.name == *host) {
-            let _ = c.contacts.push(Contact { name: *host, heard_ns: None, problem: None }, GFP_KERNEL);
+            let _ = c.contacts.push(Contact { name: *host, heard_ns: None, merged: false, problem: None }, GFP_KERNEL);
         }
         if let Some(x) = c.contacts.iter_mut().find(|x| x.name == *host) {
             f(x);
@@ -245,6 +247,15 @@ impl Env {
     pub(crate) fn heard(&self, host: &Name) {
         let now = time::mono_ns();
         self.with_contact(host, |c| c.heard_ns = Some(now));
+    }
+
+    /// Everything that `host` had to tell is in our tree.
+    pub(crate) fn merged(&self, host: &Name) {
+        self.with_contact(host, |c| c.merged = true);
+    }
+
+    fn has_merged(&self, host: &Name) -> bool {
+        self.cluster.lock().contacts.iter().any(|c| c.name == *host && c.merged)
     }
 
     /// For how long nothing came from `host`; `None` if nothing ever did.

@@ -170,11 +170,17 @@ impl LogFile {
         }
         let done = w.finish::<KernelDigest>().map_err(Error::from)?;
         self.zero_ahead(total)?;
+        let buf = Arc::new(buf, GFP_KERNEL)?;
         self.write(&buf, total, self.pos)?;
         self.pos = self.pos.saturating_add(u64::from(done.total_len));
         self.seq = self.seq.saturating_add(1);
         self.chain = done.meta_crc;
-        Ok((Arc::new(buf, GFP_KERNEL)?, total))
+        Ok((buf, total))
+    }
+
+    /// Writes a batch once more to its place: after a failed flush nobody knows what the disk has of it.
+    pub(crate) fn rewrite(&self, pos: u64, data: &Buf, len: usize) -> Result {
+        self.write(data, len, pos)
     }
 
     /// Makes everything appended durable.

@@ -253,31 +253,40 @@ impl Logger<'_> {
         let mut items: KVec<LogItem<Slice>> = KVec::new();
         loop {
             let stopping = ctx.should_stop();
+            if stopping && self.failures > LAST_TRIES {
+                pr_err!("{:?} can't be written; what was admitted and not made durable is given up\n", log.name);
+                // Only what is known to be durable may ever count as its end.
+                log.pos = self.progress.inner.lock().end;
+                break;
+            }
             items.clear();
             let rest = self.take(&mut items);
             if !items.is_empty() && !self.append(&mut log, &items) {
-                if stopping && self.failures > LAST_TRIES {
-                    pr_err!("{:?} can't be written; {} admitted records that nobody had flushed are given up\n", log.name, rest);
-                    break;
-                }
                 time::sleep_ms(200);
                 continue;
             }
-            if self.must_flush(rest, stopping) {
-                self.flush(&log);
+            let rotate = self.progress.is_rotating();
+            if self.must_flush(rest, stopping || rotate) && !self.flush(&log) {
+                time::sleep_ms(200);
+                continue;
+            }
+            // Nothing may be unflushed when a log is closed: its end is final.
+            if rotate && self.unflushed_since == 0 {
+                let next = self.progress.inner.lock().next.take();
+                if let Some(next) = next {
+                    self.close(log);
+                    self.progress.start(next.name, next.pos);
+                    log = next;
+                    kick();
+                }
+                continue;
+            }
+            if !items.is_empty() {
                 continue;
             }
             if rest > 0 {
-                continue;
-            }
-            let next = self.progress.inner.lock().next.take();
-            if let Some(next) = next {
-                // Nothing may be unflushed when a log is closed: its end is final.
-                self.flush(&log);
-                self.close(log);
-                self.progress.start(next.name, next.pos);
-                log = next;
-                kick();
+                // There was no memory to take them.
+                time::sleep_ms(10);
                 continue;
             }
             if stopping && self.unflushed_since == 0 && self.waiting.is_empty() {
@@ -311,7 +320,9 @@ impl Logger<'_> {
 
     fn append(&mut self, log: &mut LogFile, items: &[LogItem<Slice>]) -> bool {
         let start = log.pos;
-        match log.append(items, self.clock.now()) {
+        // Room for the note comes first: a batch that could not be written again after a failed flush must not exist.
+        let appended = self.unflushed.reserve(1, GFP_KERNEL).map_err(Error::from).and_then(|()| log.append(items, self.clock.now()));
+        match appended {
             Ok((data, len)) => {
                 if self.failures > 0 {
                     self.failures = 0;
@@ -325,10 +336,7 @@ impl Logger<'_> {
                 if self.unflushed_since == 0 {
                     self.unflushed_since = time::mono_ns();
                 }
-                let _ = self.unflushed.push(
-                    Recent { number: log.name.number, pos: start, len, data },
-                    GFP_KERNEL,
-                );
+                let _ = self.unflushed.push_within_capacity(Recent { number: log.name.number, pos: start, len, data });
                 true
             }
             Err(e) => {
@@ -345,7 +353,7 @@ impl Logger<'_> {
         }
     }
 
-    fn must_flush(&self, rest: usize, stopping: bool) -> bool {
+    fn must_flush(&self, rest: usize, at_once: bool) -> bool {
         if !self.waiting.is_empty() && self.logged >= self.target {
             return true;
         }
@@ -355,20 +363,23 @@ impl Logger<'_> {
         let age_ms = time::mono_ns().saturating_sub(self.unflushed_since) / 1_000_000;
         self.unflushed_bytes >= tunables::LOG_FLUSH_BYTES
             || age_ms >= u64::from(tunables::LOG_FLUSH_MS)
-            || (stopping && rest == 0)
+            || (at_once && rest == 0)
     }
 
-    fn flush(&mut self, log: &LogFile) {
+    /// Makes what was appended durable, tells everybody, completes the flushes that waited for it. `false`: failed.
+    fn flush(&mut self, log: &LogFile) -> bool {
         if self.unflushed_since != 0 {
-            if let Err(e) = log.sync() {
-                // What the disk has of the log is unknown now, so nothing is reported durable; tried again.
+            if let Err(e) = self.sync(log) {
                 if self.failures == 0 {
-                    pr_err!("flushing {:?} failed: {:?}; flushes of the application wait\n", log.name, e);
+                    pr_err!("flushing {:?} failed: {:?}; flushes of the application wait until it succeeds\n", log.name, e);
                 }
                 self.failures = self.failures.saturating_add(1);
                 self.progress.fail(Some(e));
-                time::sleep_ms(200);
-                return;
+                return false;
+            }
+            if self.failures > 0 {
+                self.failures = 0;
+                self.progress.fail(None);
             }
             let logged = self.logged;
             self.pipe.with(|s| {
@@ -385,6 +396,18 @@ impl Logger<'_> {
                 bio.complete(Ok(()));
             }
         }
+        true
+    }
+
+    /// Flushes the file. After a failure the kernel may have forgotten what was dirty, and a drive what was in its cache,
+    /// so everything since the last success is written again first.
+    fn sync(&self, log: &LogFile) -> Result {
+        if self.failures > 0 {
+            for b in &self.unflushed {
+                log.rewrite(b.pos, &b.data, b.len)?;
+            }
+        }
+        log.sync()
     }
 
     fn close(&self, log: KBox<LogFile>) {

@@ -213,7 +213,7 @@ impl Member {
                     failed = Err(e.into());
                 }
             }
-        });
+        })?;
         failed.map(|()| out)
     }
 
@@ -224,8 +224,7 @@ impl Member {
             if let Some(host) = Name::new(rest.as_bytes()) {
                 f(host);
             }
-        });
-        Ok(())
+        })
     }
 
     /// Address of `host` for the port with this offset.

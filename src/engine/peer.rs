@@ -84,7 +84,10 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
                 since = 0;
             }
             match exchange(env, &mut conn, &mut since, &mut instance) {
-                Ok(()) => env.heard(&name),
+                Ok(()) => {
+                    env.heard(&name);
+                    env.merged(&name);
+                }
                 Err(_) => {
                     ctx.sleep_ms(RETRY_MS);
                     break;
@@ -98,19 +101,30 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
 fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> Result {
     let ask = GetTree { since: *since, instance: *instance, wait_ms: tunables::LONG_POLL_MS, now: env.clock.now() };
     let peer = conn.peer;
+    let mut news = false;
+    let mut failed = Ok(());
     let mut payload = conn.call(&ask, tunables::LONG_POLL_MS)?;
     loop {
         let tree = Tree::decode(payload).map_err(|_| EPROTO)?;
         env.clock.saw(tree.now);
         for entry in tree.entries() {
             match entry {
-                Ok(e) => {
-                    env.store.merge_one(&peer, e.path, e.value, e.stamp)?;
-                }
+                Ok(e) => match env.store.merge_one(&peer, e.path, e.value, e.stamp) {
+                    Ok(changed) => news |= changed && e.path.starts_with("resource-"),
+                    // The others may still be taken; asked for again, since `since` stays.
+                    Err(e) => failed = Err(e),
+                },
                 Err(e) => crate::engine::text::warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}")),
             }
         }
         if !tree.more {
+            if news {
+                env.kick_members();
+            }
+            if let Err(e) = failed {
+                crate::engine::text::warn_limited(core::format_args!("what host {peer} tells can't be written to /mars: {e:?}"));
+                return Err(e);
+            }
             *since = tree.generation;
             *instance = tree.instance;
             return Ok(());

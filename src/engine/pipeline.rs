@@ -180,7 +180,18 @@ impl Pipeline {
             self.log_work.signal();
             self.changed.wait(&mut state);
         }
-        state.buffer.admit(kind, offset, length, stamp, crc, data)?;
+        loop {
+            match state.buffer.admit(kind, offset, length, stamp, crc, data.clone()).map_err(Error::from) {
+                Ok(_) => break,
+                // Write-back frees memory; the application must not see that there is none just now (P4).
+                Err(e) if e == ENOMEM => {
+                    drop(state);
+                    time::sleep_ms(10);
+                    state = self.state.lock();
+                }
+                Err(e) => return Err(e),
+            }
+        }
         if state.undurable_since.is_none() {
             state.undurable_since = Some(time::mono_ns());
         }
@@ -226,15 +237,18 @@ impl Pipeline {
             if state.buffer.is_empty() {
                 break Ok(());
             }
-            if let Some(e) = state.disk_error {
+            // The log has what a failing disk does not take. What no log took either is lost, and was reported.
+            let stuck = state.disk_error.or((state.buffer.undurable() > 0).then_some(EIO));
+            if let Some(e) = stuck {
                 if give_up() {
                     break Err(e);
                 }
             }
             self.work.signal();
-            let _ = self
-                .changed
-                .wait_interruptible_timeout(&mut state, msecs_to_jiffies(100));
+            // Not an interruptible wait: a thread that was told to stop would spin.
+            drop(state);
+            time::sleep_ms(10);
+            state = self.state.lock();
         };
         state.draining = false;
         done

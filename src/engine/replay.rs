@@ -4,7 +4,8 @@
 //!
 //! A [`Session`] reads the local file of one log after the other, from the replay position on, checks every batch and
 //! admits its records to a [`Pipeline`], which writes them in device order and lets the replay link move behind. The
-//! file itself is made durable before the link moves past it, so that the link never names bytes that a crash takes away.
+//! file itself is made durable *before* its records are admitted: write-back goes in device order, so after a loss of power
+//! the disk may have any of them, and only a log that has all of them can make a state out of that again.
 //!
 //! Crash at any instant: the link is behind what is on the disk; replay begins there again, and applying a record twice
 //! in log order gives the same state (P1).
@@ -117,6 +118,8 @@ struct Session {
     ctx: LogContext,
     /// The present log is known to be good up to a position.
     known: bool,
+    /// The present file is durable up to here.
+    synced: u64,
     size: u64,
 }
 
@@ -140,6 +143,7 @@ impl Session {
             replayer: None,
             ctx: LogContext { log_id: [0; 16], align: 512 },
             known: false,
+            synced: 0,
             size,
         })
     }
@@ -149,8 +153,8 @@ impl Session {
         if let Some(r) = &mut self.replayer {
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
-                Extent::Known(_) => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
-                Extent::Unknown => (),
+                Extent::Unknown if !self.known => (),
+                _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
             }
             self.known = matches!(extent, Extent::Known(_));
             return Ok(true);
@@ -165,6 +169,9 @@ impl Session {
         let Some((ctx, crc)) = read_header(&self.m, &file, &self.at.log)? else {
             return Ok(false);
         };
+        // What a crash left in the page cache, or in a drive's, is not durable yet.
+        file.sync()?;
+        self.synced = file.size();
         let file = Arc::new(file, GFP_KERNEL)?;
         self.files.list.lock().push((self.at.log, file.clone()), GFP_KERNEL)?;
         let header = u64::try_from(HEADER_SIZE)?;
@@ -189,14 +196,22 @@ impl Session {
         let (Some(file), Some(replayer)) = (&self.file, &mut self.replayer) else {
             return Ok(Looked::Starved);
         };
+        if let Extent::Known(end) = extent {
+            if end > self.synced {
+                file.datasync()?;
+                self.synced = end;
+            }
+        }
+        // What was appended since the file was opened is neither durable nor known to have arrived.
         let limit = match extent {
             Extent::Known(end) => end,
-            Extent::Unknown => u64::MAX,
+            Extent::Unknown => self.synced,
         };
         let mut want = CHUNK;
         let mut admitted = false;
         loop {
-            let rest = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX).min(want);
+            let left = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX);
+            let rest = left.min(want);
             if rest == 0 {
                 return Ok(if admitted { Looked::Admitted } else { Looked::Starved });
             }
@@ -206,7 +221,7 @@ impl Session {
             let mut used = 0usize;
             loop {
                 let bytes = buf.get(used..n).unwrap_or(&[]);
-                match replayer.next::<KernelDigest>(bytes, n < rest) {
+                match replayer.next::<KernelDigest>(bytes, n < rest || (extent == Extent::Unknown && n == left)) {
                     Next::Batch(batch) => {
                         let end = batch.end();
                         for a in batch.records() {
@@ -295,12 +310,8 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
 
 /// A position became durable on the disk of a secondary.
 fn publish(m: &Member, files: &Files, pos: LogPos) {
-    let found = files.list.lock().iter().find(|(l, _)| l.number == pos.number).map(|(l, f)| (*l, f.clone()));
-    let Some((log, file)) = found else { return };
-    if let Err(e) = file.datasync() {
-        pr_err!("{:?} can't be made durable: {:?}; the replay link stays where it is\n", log, e);
-        return;
-    }
+    let found = files.list.lock().iter().find(|(l, _)| l.number == pos.number).map(|(l, _)| *l);
+    let Some(log) = found else { return };
     let end = m.fetch.position().filter(|(l, _)| *l == log).map_or(pos.pos, |(_, p)| p);
     m.set_replay(&log, pos.pos, end);
     m.set_version(&log, pos.pos);
@@ -344,7 +355,10 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
     let mut bytes = 0u64;
     loop {
         let before = s.at.pos;
-        let looked = s.step(Extent::Unknown, &|| ctx.should_stop())?;
+        // What was reported durable once must be there; only behind it the log may end anywhere.
+        let known = reported_end(m, &s.at.log);
+        let extent = if s.at.pos < known { Extent::Known(known) } else { Extent::Unknown };
+        let looked = s.step(extent, &|| ctx.should_stop())?;
         bytes = bytes.saturating_add(s.at.pos.saturating_sub(before));
         match looked {
             Looked::Admitted => {
@@ -353,6 +367,11 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 }
                 continue;
             }
+            Looked::Starved if s.file.is_some() && s.at.pos < known => {
+                pr_err!("{}: {:?} has only {} bytes, but {} were durable once\n", m.name.as_str(), s.at.log, s.at.pos, known);
+                return Err(EBADMSG);
+            }
+            Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
             Looked::Starved => (),
             Looked::End(reason) if reason.is_clean() => (),
             Looked::End(reason) => pr_warn!("{}: {:?} ends at {} ({:?}); what stands behind was never durable, or is damaged\n", m.name.as_str(), s.at.log, s.at.pos, reason),
@@ -367,13 +386,15 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 f.truncate(s.at.pos)?;
                 f.sync()?;
             }
-        } else if s.at.pos > 0 {
+        } else if s.at.pos > 0 || known > u64::try_from(HEADER_SIZE)? {
             pr_err!("{}: {:?} is missing, the replay link is at {} of it\n", m.name.as_str(), s.at.log, s.at.pos);
             return Err(ENOENT);
         }
         // A crash during a rotation leaves the next log of our own without any link that names it.
         let own = LogName { number: s.at.log.number.saturating_add(1), creator: m.me() };
-        let next = if has_log(m, &own) { Some(own) } else { successor(m, &s.at).filter(|n| has_log(m, n)) };
+        let adopted = m.version(own.number, &m.me()).and_then(|(_, v)| v.previous);
+        let is_own = s.at.log.creator == m.me() || adopted.is_some_and(|p| p.log == s.at.log && p.pos == s.at.pos);
+        let next = if is_own && has_log(m, &own) { Some(own) } else { successor(m, &s.at).filter(|n| has_log(m, n)) };
         match next {
             Some(n) => s.switch(n),
             None => break,
@@ -382,6 +403,11 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
     let ms = time::mono_ns().saturating_sub(t0) / 1_000_000;
     pr_info!("{}: recovered {} bytes of log in {} ms, from {:?} {} to {:?} {}\n", m.name.as_str(), bytes, ms, started.log, started.pos, s.at.log, s.at.pos);
     Ok(s.at)
+}
+
+/// How far `log` was durable here according to this host's own version link.
+fn reported_end(m: &Member, log: &LogName) -> u64 {
+    m.version(log.number, &m.me()).filter(|(_, v)| v.this.log == *log && !v.this.is_artificial()).map_or(0, |(_, v)| v.this.pos)
 }
 
 fn has_log(m: &Member, log: &LogName) -> bool {
@@ -459,6 +485,11 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 m.fetch.replaying(&next);
                 continue;
             }
+        }
+        // Also where nothing was written (a log that has only its header) the position is published.
+        let published = m.replay_link(&m.me());
+        if published.is_some_and(|l| (l.log, l.pos) != (s.at.log, s.at.pos)) && s.pipe.with(|s| s.buffer.is_empty()) {
+            let _ = s.settle(&stop);
         }
         m.fetch.wait_news(ctx, &s.at.log, limit.end);
     }

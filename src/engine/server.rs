@@ -244,7 +244,7 @@ impl Handler<'_> {
                 conn.reply(id, &Pong { now: self.env.clock.now(), real: Clock::real() })
             }
             Kind::Notify => {
-                self.env.store.look_again();
+                self.env.kick_members();
                 Ok(())
             }
             Kind::Reach => {
@@ -260,6 +260,7 @@ impl Handler<'_> {
             Kind::PutLink => {
                 let m = request!(PutLink);
                 let changed = self.env.store.merge_one(&conn.peer, m.path, m.value, m.stamp)?;
+                self.env.kick_members();
                 let done = Done { now: self.env.clock.now(), changed };
                 conn.reply(id, &done)
             }
@@ -464,8 +465,15 @@ fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(
         return Some((copy.end, copy.complete));
     }
     // A log from before: closed, if this host's history goes on behind it.
+    let me = m.me();
     let next = log.number.checked_add(1)?;
-    let (_, version) = m.version(next, &m.me())?;
-    let previous = version.previous?;
-    (previous.log == *log).then_some((previous.pos, true))
+    if let Some(previous) = m.version(next, &me).and_then(|(_, v)| v.previous).filter(|p| p.log == *log) {
+        return Some((previous.pos, true));
+    }
+    // The last one, of a device that is gone: nothing comes behind it for the time being.
+    let (_, last) = m.version(log.number, &me).filter(|(_, v)| v.this.log == *log)?;
+    if last.this.pos <= beyond && wait_ms > 0 {
+        crate::sys::time::sleep_ms(wait_ms.min(200));
+    }
+    Some((last.this.pos, false))
 }

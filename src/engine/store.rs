@@ -64,8 +64,7 @@ use crate::{
         dir::{
             self,
             EntryKind, //
-        },
-        event::Event, //
+        }, //
     }, //
 };
 
@@ -99,8 +98,6 @@ pub(crate) struct Store {
     tree: Mutex<Tree>,
     #[pin]
     changed: CondVar,
-    #[pin]
-    kick: Mutex<Option<Arc<Event>>>,
 }
 
 impl Store {
@@ -116,7 +113,6 @@ impl Store {
                 writer <- new_mutex!(()),
                 tree <- new_mutex!(Tree::new()),
                 changed <- new_condvar!(),
-                kick <- new_mutex!(None),
             }),
             GFP_KERNEL,
         )
@@ -141,24 +137,26 @@ impl Store {
     }
 
     /// Calls `f` with the rest of the path and the value of each live link whose path begins with `prefix`, in order.
-    pub(crate) fn for_each(&self, prefix: &str, mut f: impl FnMut(&str, &Value)) {
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, before `f` was called at all: decisions must not be made on a part of the truth.
+    pub(crate) fn for_each(&self, prefix: &str, mut f: impl FnMut(&str, &Value)) -> Result {
         // A copy of the few that match, so that `f` may use the store.
         let mut found: KVec<(KVec<u8>, Value)> = KVec::new();
         for e in self.tree.lock().with_prefix(prefix.as_bytes()) {
             let (Some(rest), Some(value)) = (e.path.get(prefix.len()..), e.live()) else { continue };
             let (mut p, mut v) = (KVec::new(), KVec::new());
-            if p.extend_from_slice(rest, GFP_KERNEL).is_err()
-                || v.extend_from_slice(value, GFP_KERNEL).is_err()
-                || found.push((p, Value(v)), GFP_KERNEL).is_err()
-            {
-                break;
-            }
+            p.extend_from_slice(rest, GFP_KERNEL)?;
+            v.extend_from_slice(value, GFP_KERNEL)?;
+            found.push((p, Value(v)), GFP_KERNEL)?;
         }
         for (rest, value) in &found {
             if let Ok(rest) = core::str::from_utf8(rest) {
                 f(rest, value);
             }
         }
+        Ok(())
     }
 
     /// Writes a link, if its value is not the same already, with a stamp newer than everything seen.
@@ -259,7 +257,6 @@ impl Store {
         drop(tree);
         drop(writer);
         self.changed.notify_all();
-        self.look_again();
         Ok(true)
     }
 
@@ -358,13 +355,6 @@ impl Store {
             let _ = self.changed.wait_interruptible_timeout(&mut tree, msecs_to_jiffies(wait_ms));
         }
         tree.generation() != generation
-    }
-
-    /// Something changed that the control threads should see soon.
-    pub(crate) fn look_again(&self) {
-        if let Some(kick) = &*self.kick.lock() {
-            kick.signal();
-        }
     }
 
     /// Writes entries that changed after `*since` as one part of a tree, and moves `*since` behind them. Gives whether more

@@ -107,7 +107,16 @@ impl Workers {
     /// Starts or goes on with a sync from `syncstatus-<me>` on.
     pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let size = m.size().ok_or(EINVAL)?;
-        let start = m.number(format_args!("syncstatus-{}", m.me())).unwrap_or(0);
+        let me = m.me();
+        // Half a copy of one host and half of another is a state that neither ever had.
+        let from = m.designated().ok_or(ENOENT)?;
+        if m.get(format_args!("syncfrom-{me}")).is_none_or(|v| v.as_bytes() != from.as_bytes()) {
+            m.set(format_args!("syncstatus-{me}"), format_args!("0"));
+            m.set(format_args!("syncfrom-{me}"), format_args!("{from}"));
+        }
+        // Before the first block is written it must be durable that this disk is no longer complete.
+        crate::engine::paths::sync_resource_dir(&m.name)?;
+        let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
         *m.sync.plan.lock() = Some(SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?);
         m.sync.transferred.store(0, Relaxed);
         let sync = m.sync.clone();
@@ -149,6 +158,7 @@ impl Drop for Workers {
 
 fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, leader: bool) {
     let mut conn: Option<Conn> = None;
+    let from = m.designated();
     let mut saved = time::mono_ns();
     while !ctx.should_stop() {
         if leader && time::mono_ns().saturating_sub(saved) > SAVE_MS * 1_000_000 {
@@ -159,6 +169,10 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, leader: bool)
             ctx.sleep_ms(500);
             continue;
         };
+        if from != Some(primary) {
+            // Blocks of two hosts must not be mixed: the control thread starts anew.
+            return;
+        }
         if conn.as_ref().is_none_or(|c| c.peer != primary || !c.is_usable()) {
             conn = Conn::dial(&m.env, &primary, Purpose::Sync).ok();
         }
