@@ -4,8 +4,6 @@
 import atexit
 import concurrent.futures
 import pathlib
-import shutil
-import tempfile
 import threading
 import weakref
 
@@ -79,7 +77,8 @@ class Cluster:
         self.boot_timeout = boot_timeout
         self._folder = Folder()
         # Unix sockets want short paths.
-        self.run_dir = pathlib.Path(tempfile.mkdtemp(prefix="mvm", dir="/tmp"))
+        self._run_folder = Folder(pathlib.Path("/tmp"))
+        self.run_dir = self._run_folder.path
         self.log_dir = pathlib.Path(log_dir or util.BUILD / "vm" / self.run_dir.name)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.closed = False
@@ -146,7 +145,7 @@ class Cluster:
         self.closed = True
         for host in getattr(self, "hosts", []):
             host.kill()
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self._run_folder.close()
         self._folder.close()
         _alive.discard(self)
 

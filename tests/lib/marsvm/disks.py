@@ -21,13 +21,16 @@ class Folder:
     not held any more.
     """
 
-    def __init__(self):
-        base = util.disk_folder()
+    def __init__(self, base=None):
+        base = base or util.disk_folder()
         base.mkdir(parents=True, exist_ok=True)
         _remove_stale(base)
-        self.path = pathlib.Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-        self._lock = open(self.path / ".lock", "w")
+        # It gets its name when it is locked already.
+        new = pathlib.Path(tempfile.mkdtemp(prefix=".new-", dir=base))
+        self._lock = open(new / ".lock", "w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path = base / new.name.replace(".new-", PREFIX)
+        new.rename(self.path)
 
     def close(self):
         shutil.rmtree(self.path, ignore_errors=True)

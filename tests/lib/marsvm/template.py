@@ -124,8 +124,8 @@ def _qemu():
 def _key(spec, cards, accelerator, files):
     """Hash of everything that a template's memory and state depend on."""
     facts = [spec, cards, accelerator, machines.CMDLINE, _PREPARE, _qemu()]
-    facts += [(str(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files[:3]]
-    facts += [p.read_text() for p in (pathlib.Path(machines.__file__),)]
+    facts += [(str(f), os.stat(f).st_size) for f in files[:3]]
+    facts.append(pathlib.Path(machines.__file__).read_text())
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
