@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 
+from . import accel as accelerators
 from . import machine as machines
 from . import util
 from .disks import Disk
@@ -126,6 +127,8 @@ def _key(spec, cards, accelerator, files):
     facts = [spec, cards, accelerator, machines.CMDLINE, _PREPARE, _qemu()]
     facts += [(str(f), os.stat(f).st_size) for f in files[:3]]
     facts.append(pathlib.Path(machines.__file__).read_text())
+    # Also the processor's features: the kernel has chosen its code by them.
+    facts.append(accelerators.arguments(accelerator))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
