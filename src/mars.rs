@@ -13,6 +13,10 @@ use kernel::{
 };
 
 mod engine;
+#[allow(
+    dead_code,
+    reason = "what has no user here is used by the test of the layer, tests/kmod-selftest"
+)]
 mod sys;
 
 use engine::{
@@ -75,9 +79,14 @@ impl kernel::Module for Mars {
                 return Err(e);
             }
         }
-        let port = u16::try_from(*module_parameters::mars_port.value_ref()).ok().filter(|p| *p > 0 && *p < u16::MAX - 2);
+        let port = u16::try_from(*module_parameters::mars_port.value_ref())
+            .ok()
+            .filter(|p| *p > 0 && *p < u16::MAX - 2);
         let Some(port) = port else {
-            pr_err!("mars_port must be from 1 to 65532 (the usual one is {})\n", tunables::DEFAULT_PORT);
+            pr_err!(
+                "mars_port must be from 1 to 65532 (the usual one is {})\n",
+                tunables::DEFAULT_PORT
+            );
             return Err(EINVAL);
         };
         let env = Env::new(me, port)?;
@@ -86,6 +95,12 @@ impl kernel::Module for Mars {
         let e = env.clone();
         let notifier = RebootNotifier::register(move || e.stop())?;
         pr_info!("version {} on host {}\n", VERSION, me.as_str());
-        Ok(Self { _notifier: notifier, _proc: proc, _cluster: cluster, _env: env, _bios: bios })
+        Ok(Self {
+            _notifier: notifier,
+            _proc: proc,
+            _cluster: cluster,
+            _env: env,
+            _bios: bios,
+        })
     }
 }

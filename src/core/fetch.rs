@@ -193,7 +193,9 @@ impl FetchPlan {
         }
         // The list is as short as the bundle is wide, so a search through it is cheap.
         while let Some(i) = self.done.iter().position(|s| s.start == self.contiguous) {
-            let Some(s) = self.done.get(i).copied() else { break };
+            let Some(s) = self.done.get(i).copied() else {
+                break;
+            };
             self.contiguous = s.end();
             let last = self.done.pop();
             if let (Some(slot), Some(last)) = (self.done.get_mut(i), last) {
@@ -215,9 +217,18 @@ mod tests {
         assert_eq!(p.next(100), Task::Idle);
         p.polled(0, 10).unwrap();
         p.source_end(250, false);
-        let a = Span { start: 10, len: 100 };
-        let b = Span { start: 110, len: 100 };
-        let c = Span { start: 210, len: 40 };
+        let a = Span {
+            start: 10,
+            len: 100,
+        };
+        let b = Span {
+            start: 110,
+            len: 100,
+        };
+        let c = Span {
+            start: 210,
+            len: 40,
+        };
         assert_eq!(p.next(100), Task::Read(a));
         assert_eq!(p.next(100), Task::Read(b));
         assert_eq!(p.next(100), Task::Read(c));
@@ -261,7 +272,10 @@ mod tests {
     fn given_a_reply_that_was_not_asked_when_it_arrives_then_it_is_refused() {
         let mut p = FetchPlan::new(5);
         assert_eq!(p.polled(5, 1), Err(FetchError::Unexpected));
-        assert_eq!(p.arrived(Span { start: 5, len: 1 }, 2), Err(FetchError::Unexpected));
+        assert_eq!(
+            p.arrived(Span { start: 5, len: 1 }, 2),
+            Err(FetchError::Unexpected)
+        );
         assert_eq!(p.next(9), Task::Poll(5));
         assert_eq!(p.polled(6, 1), Err(FetchError::Unexpected));
         p.failed(Task::Poll(5)).unwrap();

@@ -220,9 +220,16 @@ mod tests {
     #[test]
     fn given_the_usual_cluster_when_decided_then_roles_follow_the_primary_link() {
         assert_eq!(decide(Role::Detached, &UP), Step::Attach);
-        let work = Work { fetch: true, replay: true, sync: false };
+        let work = Work {
+            fetch: true,
+            replay: true,
+            sync: false,
+        };
         assert_eq!(decide(Role::Secondary, &UP), Step::Follow(work));
-        let me = Observed { designated: Designated::Me, ..UP };
+        let me = Observed {
+            designated: Designated::Me,
+            ..UP
+        };
         assert_eq!(decide(Role::Secondary, &me), Step::BecomePrimary);
         assert_eq!(decide(Role::Primary, &me), Step::Stay);
         assert_eq!(decide(Role::Primary, &UP), Step::LeavePrimary);

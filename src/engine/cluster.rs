@@ -70,7 +70,9 @@ impl Cluster {
     fn round(&mut self, ctx: &ThreadCtx) {
         let env = self.env.clone();
         if let Err(e) = env.store.scan() {
-            crate::engine::text::warn_limited(format_args!("reading /mars failed: {e:?}; is it mounted?"));
+            crate::engine::text::warn_limited(format_args!(
+                "reading /mars failed: {e:?}; is it mounted?"
+            ));
         }
         env.store.forget_old();
         env.refresh();
@@ -101,7 +103,8 @@ impl Cluster {
         }
         self.servers.clear();
         for offset in 0..3 {
-            let r = Server::start(self.env.clone(), offset).and_then(|s| Ok(self.servers.push(s, GFP_KERNEL)?));
+            let r = Server::start(self.env.clone(), offset)
+                .and_then(|s| Ok(self.servers.push(s, GFP_KERNEL)?));
             if r.is_err() {
                 self.servers.clear();
                 self.next_server_try = time::mono_ns().saturating_add(10_000_000_000);
@@ -115,12 +118,15 @@ impl Cluster {
         let env = &self.env;
         let now = env.clock.now();
         let say = |key: &str, value: core::fmt::Arguments<'_>| {
-            let r = CString::try_from_fmt(format_args!("actual-{}/{key}", env.me)).and_then(|path| {
-                let value = CString::try_from_fmt(value)?;
-                env.store.set(text::of(&path), text::of(&value))
-            });
+            let r =
+                CString::try_from_fmt(format_args!("actual-{}/{key}", env.me)).and_then(|path| {
+                    let value = CString::try_from_fmt(value)?;
+                    env.store.set(text::of(&path), text::of(&value))
+                });
             if let Err(e) = r {
-                crate::engine::text::warn_limited(format_args!("writing to /mars failed: {e:?}; is it full or read-only?"));
+                crate::engine::text::warn_limited(format_args!(
+                    "writing to /mars failed: {e:?}; is it full or read-only?"
+                ));
             }
         };
         if env.store.get("uuid").is_none() {
@@ -170,7 +176,8 @@ impl Cluster {
         for name in &wanted {
             if !self.peers.iter().any(|p| p.name == *name) {
                 self.peers.reserve(1, GFP_KERNEL)?;
-                self.peers.push(Peer::start(env.clone(), *name)?, GFP_KERNEL)?;
+                self.peers
+                    .push(Peer::start(env.clone(), *name)?, GFP_KERNEL)?;
             }
         }
         Ok(())
@@ -183,7 +190,10 @@ impl Cluster {
         let mut failed: Result = Ok(());
         let suffix = CString::try_from_fmt(format_args!("/data-{}", env.me))?;
         env.store.for_each("resource-", |rest, _| {
-            if let Some(name) = rest.strip_suffix(text::of(&suffix)).and_then(|n| Name::new(n.as_bytes())) {
+            if let Some(name) = rest
+                .strip_suffix(text::of(&suffix))
+                .and_then(|n| Name::new(n.as_bytes()))
+            {
                 if let Err(e) = wanted.push(name, GFP_KERNEL) {
                     failed = Err(e.into());
                 }
@@ -191,7 +201,9 @@ impl Cluster {
         })?;
         failed?;
         // A resource that is no longer ours detaches by itself (its data link is gone); then its thread may end.
-        let gone = |r: &Resource| !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none();
+        let gone = |r: &Resource| {
+            !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none()
+        };
         for r in &self.resources {
             if gone(r) {
                 env.remove_member(&r.member.name);
@@ -205,7 +217,8 @@ impl Cluster {
                 let member = Member::new(*name, env.clone())?;
                 env.add_member(member.clone())?;
                 let control = control::spawn(member.clone())?;
-                self.resources.push(Resource { control, member }, GFP_KERNEL)?;
+                self.resources
+                    .push(Resource { control, member }, GFP_KERNEL)?;
             }
         }
         Ok(())
@@ -229,7 +242,8 @@ impl Cluster {
         self.peers.clear();
         let me = self.env.me;
         if self.env.store.get("uuid").is_some() {
-            let _ = CString::try_from_fmt(format_args!("actual-{me}/alive")).and_then(|p| self.env.store.set(text::of(&p), "0"));
+            let _ = CString::try_from_fmt(format_args!("actual-{me}/alive"))
+                .and_then(|p| self.env.store.set(text::of(&p), "0"));
         }
     }
 }

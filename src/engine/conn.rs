@@ -142,7 +142,8 @@ impl Conn {
         let mut out = KVec::new();
         let mut body = KVec::new();
         let me = identity(env.me, text::of(&uuid), &key, purpose.port_offset());
-        let mut hs = ClientHandshake::start::<KernelDigest>(me, purpose, Some(*host), nonce, &mut out)?;
+        let mut hs =
+            ClientHandshake::start::<KernelDigest>(me, purpose, Some(*host), nonce, &mut out)?;
         loop {
             socket.send_all(&out, HANDSHAKE_MS)?;
             out.clear();
@@ -171,7 +172,11 @@ impl Conn {
     }
 
     /// The server's half of the handshake, for a client that has just connected.
-    pub(crate) fn accept(env: &Env, socket: Arc<Socket>, port_offset: u16) -> Result<(Self, Purpose)> {
+    pub(crate) fn accept(
+        env: &Env,
+        socket: Arc<Socket>,
+        port_offset: u16,
+    ) -> Result<(Self, Purpose)> {
         prepare(&socket)?;
         let mut out = KVec::new();
         let mut body = KVec::new();
@@ -205,10 +210,20 @@ impl Conn {
                     out.clear();
                 }
                 Ok(ServerStep::Proved(peer, purpose)) => {
-                    let session = hs.welcome::<KernelDigest>(env.clock.now(), &mut out).map_err(|_| EPROTO)?;
+                    let session = hs
+                        .welcome::<KernelDigest>(env.clock.now(), &mut out)
+                        .map_err(|_| EPROTO)?;
                     socket.send_all(&out, HANDSHAKE_MS)?;
                     out.clear();
-                    let conn = Self { socket, session, peer: peer.host, next_id: 1, out, body, broken: false };
+                    let conn = Self {
+                        socket,
+                        session,
+                        peer: peer.host,
+                        next_id: 1,
+                        out,
+                        body,
+                        broken: false,
+                    };
                     return Ok((conn, purpose));
                 }
                 Err(refusal) => {
@@ -225,18 +240,17 @@ impl Conn {
         !self.broken
     }
 
-    /// The peer is about to join a cluster and proved only the key.
-    pub(crate) fn is_joining(&self) -> bool {
-        self.session.peer.joins
-    }
-
     /// Sends a request and reads the reply, of which the payload is returned. `patience_ms`: how long the peer may think,
     /// besides the usual time.
     ///
     /// # Errors
     ///
     /// `EREMOTEIO` if the peer answered with an error (reported); anything else breaks the connection.
-    pub(crate) fn call<'a, M: Message<'a>>(&mut self, request: &M, patience_ms: u32) -> Result<&[u8]> {
+    pub(crate) fn call<'a, M: Message<'a>>(
+        &mut self,
+        request: &M,
+        patience_ms: u32,
+    ) -> Result<&[u8]> {
         let r = self.try_call(request, patience_ms);
         match r {
             Ok(n) => self.body.get(..n).ok_or(EPROTO),
@@ -253,7 +267,10 @@ impl Conn {
         let id = self.next_id;
         self.next_id = self.next_id.wrapping_add(1);
         self.out.clear();
-        self.session.tx.message::<KernelDigest, M>(id, request, &mut self.out).map_err(wire_error)?;
+        self.session
+            .tx
+            .message::<KernelDigest, M>(id, request, &mut self.out)
+            .map_err(wire_error)?;
         self.socket.send_all(&self.out, tunables::NET_TIMEOUT_MS)?;
         let timeout = tunables::NET_TIMEOUT_MS.saturating_add(patience_ms);
         let (kind, got, len) = self.receive(timeout)?;
@@ -261,9 +278,15 @@ impl Conn {
             return Err(EPROTO);
         }
         if kind == Kind::Error {
-            let text = self.body.get(..len).and_then(|b| ErrorReply::decode(b).ok());
+            let text = self
+                .body
+                .get(..len)
+                .and_then(|b| ErrorReply::decode(b).ok());
             if let Some(e) = text {
-                crate::engine::text::warn_limited(format_args!("host {} refused a request: {}", self.peer, e.text));
+                crate::engine::text::warn_limited(format_args!(
+                    "host {} refused a request: {}",
+                    self.peer, e.text
+                ));
             }
             return Err(EREMOTEIO);
         }
@@ -277,11 +300,20 @@ impl Conn {
     fn receive(&mut self, timeout_ms: u32) -> Result<(Kind, u32, usize)> {
         let mut head = [0; HEADER_LEN];
         self.socket.recv_exact(&mut head, timeout_ms)?;
-        let header = self.session.rx.header::<KernelDigest>(&head).map_err(wire_error)?;
+        let header = self
+            .session
+            .rx
+            .header::<KernelDigest>(&head)
+            .map_err(wire_error)?;
         self.body.clear();
         self.body.resize(header.body_len(), 0, GFP_KERNEL)?;
-        self.socket.recv_exact(&mut self.body, tunables::NET_TIMEOUT_MS)?;
-        let (kind, payload) = self.session.rx.open::<KernelDigest>(&header, &self.body).map_err(wire_error)?;
+        self.socket
+            .recv_exact(&mut self.body, tunables::NET_TIMEOUT_MS)?;
+        let (kind, payload) = self
+            .session
+            .rx
+            .open::<KernelDigest>(&header, &self.body)
+            .map_err(wire_error)?;
         Ok((kind, header.id, payload.len()))
     }
 
@@ -311,7 +343,8 @@ impl Conn {
             return Ok(None);
         }
         let mut head = [0; HEADER_LEN];
-        self.socket.recv_exact(&mut head, tunables::NET_TIMEOUT_MS)?;
+        self.socket
+            .recv_exact(&mut head, tunables::NET_TIMEOUT_MS)?;
         let header = match self.session.rx.header::<KernelDigest>(&head) {
             Ok(h) => h,
             Err(e) => {
@@ -321,8 +354,13 @@ impl Conn {
         };
         self.body.clear();
         self.body.resize(header.body_len(), 0, GFP_KERNEL)?;
-        self.socket.recv_exact(&mut self.body, tunables::NET_TIMEOUT_MS)?;
-        let opened = self.session.rx.open::<KernelDigest>(&header, &self.body).map(|(k, p)| (k, p.len()));
+        self.socket
+            .recv_exact(&mut self.body, tunables::NET_TIMEOUT_MS)?;
+        let opened = self
+            .session
+            .rx
+            .open::<KernelDigest>(&header, &self.body)
+            .map(|(k, p)| (k, p.len()));
         match opened {
             Ok((kind, len)) => Ok(Some((kind, header.id, len))),
             Err(e) => {
@@ -350,24 +388,46 @@ impl Conn {
     /// Answers a request.
     pub(crate) fn reply<'a, M: Message<'a>>(&mut self, id: u32, message: &M) -> Result {
         self.out.clear();
-        self.session.tx.message::<KernelDigest, M>(id, message, &mut self.out).map_err(wire_error)?;
+        self.session
+            .tx
+            .message::<KernelDigest, M>(id, message, &mut self.out)
+            .map_err(wire_error)?;
         self.socket.send_all(&self.out, tunables::NET_TIMEOUT_MS)
     }
 
     /// Answers with a payload that `write` makes.
-    pub(crate) fn reply_with(&mut self, kind: Kind, id: u32, write: impl FnOnce(&mut KVec<u8>) -> Result<(), WireError>) -> Result {
+    pub(crate) fn reply_with(
+        &mut self,
+        kind: Kind,
+        id: u32,
+        write: impl FnOnce(&mut KVec<u8>) -> Result<(), WireError>,
+    ) -> Result {
         self.out.clear();
-        self.session.tx.payload::<KernelDigest>(kind, id, &mut self.out, write).map_err(wire_error)?;
+        self.session
+            .tx
+            .payload::<KernelDigest>(kind, id, &mut self.out, write)
+            .map_err(wire_error)?;
         self.socket.send_all(&self.out, tunables::NET_TIMEOUT_MS)
     }
 
     /// Answers with bytes that are sent from where they lie.
-    pub(crate) fn reply_bulk<'a, M: BulkMessage<'a>>(&mut self, id: u32, message: &M, data: &[u8]) -> Result {
+    pub(crate) fn reply_bulk<'a, M: BulkMessage<'a>>(
+        &mut self,
+        id: u32,
+        message: &M,
+        data: &[u8],
+    ) -> Result {
         self.out.clear();
-        let tail = self.session.tx.bulk::<KernelDigest, M>(id, message, data, &mut self.out).map_err(wire_error)?;
-        self.socket.send_all2(&self.out, data, tunables::NET_TIMEOUT_MS)?;
+        let tail = self
+            .session
+            .tx
+            .bulk::<KernelDigest, M>(id, message, data, &mut self.out)
+            .map_err(wire_error)?;
+        self.socket
+            .send_all2(&self.out, data, tunables::NET_TIMEOUT_MS)?;
         if !tail.as_bytes().is_empty() {
-            self.socket.send_all(tail.as_bytes(), tunables::NET_TIMEOUT_MS)?;
+            self.socket
+                .send_all(tail.as_bytes(), tunables::NET_TIMEOUT_MS)?;
         }
         Ok(())
     }

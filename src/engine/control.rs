@@ -130,7 +130,7 @@ impl Control {
             let stopping = ctx.should_stop() || self.m.env.is_stopping();
             let o = self.observe(stopping);
             let step = decide(self.role(), &o);
-            self.act(step, &o, ctx);
+            self.act(step, ctx);
             self.publish(step, &o);
             if matches!(self.running, Running::Detached) && ctx.should_stop() {
                 return;
@@ -212,7 +212,7 @@ impl Control {
         r.is_err() || diverged
     }
 
-    fn act(&mut self, step: Step, o: &Observed, ctx: &ThreadCtx) {
+    fn act(&mut self, step: Step, ctx: &ThreadCtx) {
         if matches!(step, Step::Attach | Step::BecomePrimary) && time::mono_ns() < self.retry_at {
             return;
         }
@@ -230,13 +230,18 @@ impl Control {
         };
         match result {
             Ok(()) => {
-                if !matches!(step, Step::Stay | Step::WaitForClose) {
+                if !matches!(step, Step::WaitForClose) {
                     self.failure = None;
                 }
             }
             Err(reason) => {
                 self.retry_at = time::mono_ns().saturating_add(RETRY_MS.saturating_mul(1_000_000));
-                pr_err!("{}: {}: {}\n", self.m.name.as_str(), reason.word, reason.text());
+                pr_err!(
+                    "{}: {}: {}\n",
+                    self.m.name.as_str(),
+                    reason.word,
+                    reason.text()
+                );
                 self.failure = Some(reason);
             }
         }
@@ -245,7 +250,9 @@ impl Control {
     fn attach(&mut self) -> Result<(), Reason> {
         let m = &self.m;
         let me = m.me();
-        let path = m.disk_path().ok_or_else(|| fail("disk-error", format_args!("there is no data-{me} link")))?;
+        let path = m
+            .disk_path()
+            .ok_or_else(|| fail("disk-error", format_args!("there is no data-{me} link")))?;
         let bdev = BlockDevice::open(&path, true).map_err(|e| {
             m.set(format_args!("actual-{me}/disk-error"), format_args!("{}", e.to_errno()));
             fail(
@@ -254,7 +261,10 @@ impl Control {
             )
         })?;
         m.set(format_args!("actual-{me}/disk-error"), format_args!("0"));
-        m.set(format_args!("actsize-{me}"), format_args!("{}", bdev.size()));
+        m.set(
+            format_args!("actsize-{me}"),
+            format_args!("{}", bdev.size()),
+        );
         let size = m.size().unwrap_or(0);
         if bdev.size() < size || size == 0 {
             return Err(fail(
@@ -264,7 +274,12 @@ impl Control {
         }
         let bdev = Arc::new(bdev, GFP_KERNEL).map_err(no_memory)?;
         self.share(Some(bdev.clone()), false);
-        let secondary = Secondary { sync: None, replay: None, fetch: None, bdev };
+        let secondary = Secondary {
+            sync: None,
+            replay: None,
+            fetch: None,
+            bdev,
+        };
         self.running = Running::Secondary(KBox::new(secondary, GFP_KERNEL).map_err(no_memory)?);
         Ok(())
     }
@@ -300,14 +315,23 @@ impl Control {
         }
         if work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished) {
             s.sync = None;
-            s.sync = Some(sync::Workers::start(m.clone(), s.bdev.clone()).map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?);
+            s.sync = Some(
+                sync::Workers::start(m.clone(), s.bdev.clone())
+                    .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
+            );
         }
         if work.replay && s.replay.is_none() {
-            s.replay = Some(replay::Worker::start(m.clone(), s.bdev.clone()).map_err(|e| fail("replaying", format_args!("replay can't start: {e:?}")))?);
+            s.replay = Some(
+                replay::Worker::start(m.clone(), s.bdev.clone())
+                    .map_err(|e| fail("replaying", format_args!("replay can't start: {e:?}")))?,
+            );
         }
         if work.fetch {
             if s.fetch.is_none() {
-                s.fetch = Some(fetch::Workers::start(m.clone()).map_err(|e| fail("waiting", format_args!("fetch can't start: {e:?}")))?);
+                s.fetch = Some(
+                    fetch::Workers::start(m.clone())
+                        .map_err(|e| fail("waiting", format_args!("fetch can't start: {e:?}")))?,
+                );
             }
             fetch::choose(&m);
         }
@@ -325,28 +349,49 @@ impl Control {
         s.fetch = None;
         m.fetch.forget();
         let bdev = s.bdev.clone();
-        m.set(format_args!("actual-{me}/state"), format_args!("recovering"));
+        m.set(
+            format_args!("actual-{me}/state"),
+            format_args!("recovering"),
+        );
         let end = replay::to_end(&m, &bdev, ctx)
             .map_err(|e| fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed")))?;
         // A fresh resource starts in the empty log that the tool made; everything else starts a log of its own.
         let number = if end.pos == 0 && end.log.creator == me {
             end.log.number
         } else {
-            let max = m.number(format_args!("maxnr")).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+            let max = m
+                .number(format_args!("maxnr"))
+                .and_then(|n| u32::try_from(n).ok())
+                .unwrap_or(0);
             // Only a jump over numbers that a deleted resource of this name used needs `maxnr`.
             let next = end.log.number.saturating_add(1);
-            if max > next.saturating_add(1000) { max.saturating_add(1) } else { next }
+            if max > next.saturating_add(1000) {
+                max.saturating_add(1)
+            } else {
+                next
+            }
         };
-        let name = LogName { number, creator: me };
+        let name = LogName {
+            number,
+            creator: me,
+        };
         let log = self.create_log(name)?;
         let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
         m.set_version(&name, header);
         m.set_replay(&name, header, header);
         self.note_maxnr(number);
-        paths::sync_resource_dir(&m.name).map_err(|e| fail("disk-error", format_args!("/mars can't be made durable: {e:?}")))?;
+        paths::sync_resource_dir(&m.name).map_err(|e| {
+            fail(
+                "disk-error",
+                format_args!("/mars can't be made durable: {e:?}"),
+            )
+        })?;
         let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
             self.share(Some(bdev), false);
-            fail("disk-error", format_args!("the device can't be made: {e:?}; is there one of this name already?"))
+            fail(
+                "disk-error",
+                format_args!("the device can't be made: {e:?}; is there one of this name already?"),
+            )
         })?;
         self.running = Running::Primary(p);
         m.env.kick.signal();
@@ -356,8 +401,12 @@ impl Control {
     fn create_log(&self, name: LogName) -> Result<KBox<LogFile>, Reason> {
         let m = &self.m;
         let uuid = m.env.uuid().map_err(no_memory)?;
-        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now())
-            .map_err(|e| fail("no-space", format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?")))?;
+        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now()).map_err(|e| {
+            fail(
+                "no-space",
+                format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?"),
+            )
+        })?;
         KBox::new(log, GFP_KERNEL).map_err(no_memory)
     }
 
@@ -367,15 +416,29 @@ impl Control {
         }
     }
 
-    fn start_primary(&self, bdev: Arc<BlockDevice>, log: KBox<LogFile>, name: LogName) -> Result<KBox<Primary>> {
+    fn start_primary(
+        &self,
+        bdev: Arc<BlockDevice>,
+        log: KBox<LogFile>,
+        name: LogName,
+    ) -> Result<KBox<Primary>> {
         let m = &self.m;
         let pipe = Pipeline::new(bdev.clone(), m.env.buffer_budget())?;
         let res = m.name;
         let thread = |kind: &str| CString::try_from_fmt(format_args!("mars_{kind}/{res}"));
         let publisher = m.clone();
-        let writeback = pipeline::spawn(&thread("wb")?, pipe.clone(), move |pos| publish_written(&publisher, pos))?;
+        let writeback = pipeline::spawn(&thread("wb")?, pipe.clone(), move |pos| {
+            publish_written(&publisher, pos)
+        })?;
         let kicker = m.clone();
-        let logger = logger::spawn(&thread("log")?, pipe.clone(), m.progress.clone(), m.env.clock.clone(), log, move || kicker.kick.signal())?;
+        let logger = logger::spawn(
+            &thread("log")?,
+            pipe.clone(),
+            m.progress.clone(),
+            m.env.clock.clone(),
+            log,
+            move || kicker.kick.signal(),
+        )?;
         let device = Device::new(pipe.clone(), m.clone())?;
         let reader = device.spawn_reader(&thread("rd")?)?;
         let me = m.me();
@@ -392,9 +455,24 @@ impl Control {
         };
         self.share(Some(bdev.clone()), true);
         let disk = Disk::new(dev.as_str(), &params, device.clone())?;
-        pr_info!("{}: /dev/mars/{} is there, logging to {:?}\n", res.as_str(), dev.as_str(), name);
+        pr_info!(
+            "{}: /dev/mars/{} is there, logging to {:?}\n",
+            res.as_str(),
+            dev.as_str(),
+            name
+        );
         Ok(KBox::new(
-            Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log: name, removing: false },
+            Primary {
+                disk,
+                _reader: reader,
+                logger,
+                writeback,
+                pipe,
+                device,
+                bdev,
+                log: name,
+                removing: false,
+            },
             GFP_KERNEL,
         )?)
     }
@@ -420,8 +498,21 @@ impl Control {
             return Ok(());
         };
         let m = self.m.clone();
-        m.set(format_args!("actual-{}/state", m.me()), format_args!("stopping"));
-        let Primary { disk, _reader: reader, logger, writeback, pipe, device, bdev, log, .. } = KBox::into_inner(p);
+        m.set(
+            format_args!("actual-{}/state", m.me()),
+            format_args!("stopping"),
+        );
+        let Primary {
+            disk,
+            _reader: reader,
+            logger,
+            writeback,
+            pipe,
+            device,
+            bdev,
+            log,
+            ..
+        } = KBox::into_inner(p);
         drop(disk);
         drop(reader);
         drop(device);
@@ -442,10 +533,22 @@ impl Control {
             Err(e) => pr_err!("{}: the disk fails ({:?}); what it did not take stays in the log and is replayed at the next attach\n", m.name.as_str(), e),
         }
         let _ = paths::sync_resource_dir(&m.name);
-        pr_info!("{}: the device is gone, the log is closed\n", m.name.as_str());
+        pr_info!(
+            "{}: the device is gone, the log is closed\n",
+            m.name.as_str()
+        );
         self.share(Some(bdev.clone()), false);
         self.running = Running::Secondary(
-            KBox::new(Secondary { sync: None, replay: None, fetch: None, bdev }, GFP_KERNEL).map_err(no_memory)?,
+            KBox::new(
+                Secondary {
+                    sync: None,
+                    replay: None,
+                    fetch: None,
+                    bdev,
+                },
+                GFP_KERNEL,
+            )
+            .map_err(no_memory)?,
         );
         m.env.kick.signal();
         Ok(())
@@ -471,6 +574,8 @@ impl Control {
                 m.set_version(&name, u64::try_from(HEADER_SIZE).unwrap_or(0));
             }
         }
+        // Asked first: the logger may switch at any moment, and then what is current is seen below.
+        let rotating = m.progress.is_rotating();
         let Some((current, end)) = m.progress.current() else {
             return Ok(());
         };
@@ -478,18 +583,29 @@ impl Control {
         let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
         if let Some(link) = m.replay_link(&m.me()) {
             let behind = link.log.number < current.number;
-            if behind && p.pipe.with(|s| s.published.is_none_or(|l| l.number < current.number)) && p.pipe.with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position()) {
+            if behind
+                && p.pipe
+                    .with(|s| s.published.is_none_or(|l| l.number < current.number))
+                && p.pipe
+                    .with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position())
+            {
                 m.set_replay(&current, header, end);
             }
         }
-        if m.progress.is_rotating() {
+        if rotating {
             return Ok(());
         }
-        let next = LogName { number: current.number.saturating_add(1), creator: m.me() };
+        let next = LogName {
+            number: current.number.saturating_add(1),
+            creator: m.me(),
+        };
         let asked = paths::log(&m.name, &next)
             .and_then(|p| dir::stat(&p))
             .is_ok_and(|s| s.kind == dir::EntryKind::File && s.size == 0);
-        let limit = u64::from(tunables::LOGROT_AUTO_GB.get()).saturating_mul(1 << 30).min(m.env.space_total() / 32).max(64 << 20);
+        let limit = u64::from(tunables::LOGROT_AUTO_GB.get())
+            .saturating_mul(1 << 30)
+            .min(m.env.space_total() / 32)
+            .max(64 << 20);
         if asked || end >= limit {
             let log = self.create_log(next)?;
             self.note_maxnr(next.number);
@@ -505,7 +621,12 @@ impl Control {
     fn publish(&mut self, step: Step, o: &Observed) {
         let m = &self.m;
         let me = m.me();
-        let bit = |key: &str, on: bool| m.set(format_args!("actual-{me}/{key}"), format_args!("{}", u8::from(on)));
+        let bit = |key: &str, on: bool| {
+            m.set(
+                format_args!("actual-{me}/{key}"),
+                format_args!("{}", u8::from(on)),
+            )
+        };
         let role = self.role();
         bit("is-attached", role != Role::Detached);
         bit("is-primary", role == Role::Primary);
@@ -526,29 +647,56 @@ impl Control {
             opened = p.disk.open_count();
             if let Some((log, end)) = m.progress.current() {
                 m.set_version(&log, end);
-                m.set(format_args!("actual-{me}/log-end"), format_args!("{log},{end}"));
+                m.set(
+                    format_args!("actual-{me}/log-end"),
+                    format_args!("{log},{end}"),
+                );
             }
             let mut holder = KVec::new();
             let _ = p.disk.holder(&mut holder);
-            let holder = core::str::from_utf8(&holder).ok().filter(|h| !h.is_empty()).unwrap_or("(none)");
-            m.set(format_args!("actual-{me}/device-holder"), format_args!("{holder}"));
-            m.set(format_args!("actual-{me}/write-back"), format_args!("{}", p.pipe.with(|s| s.buffer.bytes())));
+            let holder = core::str::from_utf8(&holder)
+                .ok()
+                .filter(|h| !h.is_empty())
+                .unwrap_or("(none)");
+            m.set(
+                format_args!("actual-{me}/device-holder"),
+                format_args!("{holder}"),
+            );
+            m.set(
+                format_args!("actual-{me}/write-back"),
+                format_args!("{}", p.pipe.with(|s| s.buffer.bytes())),
+            );
         } else if let Some((log, pos)) = m.fetch.position() {
-            m.set(format_args!("actual-{me}/fetch-pos"), format_args!("{log},{pos}"));
+            m.set(
+                format_args!("actual-{me}/fetch-pos"),
+                format_args!("{log},{pos}"),
+            );
         }
-        m.set(format_args!("actual-{me}/open-count"), format_args!("{opened}"));
+        m.set(
+            format_args!("actual-{me}/open-count"),
+            format_args!("{opened}"),
+        );
         self.publish_state(step, o, syncing, replaying);
     }
 
     fn publish_state(&self, step: Step, o: &Observed, syncing: bool, replaying: bool) {
         let m = &self.m;
         let me = m.me();
-        let state = |word: &str, text: core::fmt::Arguments<'_>| m.set(format_args!("actual-{me}/state"), format_args!("{word}{text}"));
+        let state = |word: &str, text: core::fmt::Arguments<'_>| {
+            m.set(
+                format_args!("actual-{me}/state"),
+                format_args!("{word}{text}"),
+            )
+        };
         let code = |n: i32| m.set(format_args!("actual-{me}/replay-code"), format_args!("{n}"));
         let trouble = m.trouble.lock();
         let failure = self.failure.as_ref().or(trouble.as_ref());
         if let Some(r) = failure {
-            code(if r.word == "defective-log" { EBADMSG.to_errno() } else { 0 });
+            code(if r.word == "defective-log" {
+                EBADMSG.to_errno()
+            } else {
+                0
+            });
             return state(r.word, format_args!(" {}", r.text()));
         }
         code(if replaying { 0 } else { 1 });
@@ -560,7 +708,10 @@ impl Control {
             return state("disk-error", format_args!(" writing back fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
         }
         if let (Running::Primary(_), Some(e)) = (&self.running, m.progress.error()) {
-            return state("no-space", format_args!(" the log can't be written ({e:?}); writes wait. Make room in /mars"));
+            return state(
+                "no-space",
+                format_args!(" the log can't be written ({e:?}); writes wait. Make room in /mars"),
+            );
         }
         match (step, &self.running) {
             (Step::WaitForClose, _) => state("stopping", format_args!(" the device is still open; close it")),
@@ -577,7 +728,10 @@ impl Control {
 
 /// A position became durable on the primary's disk.
 fn publish_written(m: &Member, pos: LogPos) {
-    let name = LogName { number: pos.number, creator: m.me() };
+    let name = LogName {
+        number: pos.number,
+        creator: m.me(),
+    };
     let end = match m.progress.current() {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
@@ -586,9 +740,15 @@ fn publish_written(m: &Member, pos: LogPos) {
 }
 
 fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {
-    Reason { word, text: CString::try_from_fmt(text).ok() }
+    Reason {
+        word,
+        text: CString::try_from_fmt(text).ok(),
+    }
 }
 
 fn no_memory<E>(_: E) -> Reason {
-    Reason { word: "waiting", text: None }
+    Reason {
+        word: "waiting",
+        text: None,
+    }
 }

@@ -180,7 +180,10 @@ impl Device {
             let last = done + piece == len;
             let buf = loop {
                 // Write-back frees memory; an application must not see an error because there is none just now (P4).
-                match bio.new_buf(done, piece).and_then(|b| Ok(Arc::new(b, GFP_KERNEL)?)) {
+                match bio
+                    .new_buf(done, piece)
+                    .and_then(|b| Ok(Arc::new(b, GFP_KERNEL)?))
+                {
                     Ok(b) => break b,
                     Err(_) => time::sleep_ms(10),
                 }
@@ -192,18 +195,23 @@ impl Device {
             if last && durable {
                 // The bio joins the waiters under the same lock under which its last record was admitted.
                 let mut slot = Some(bio);
-                let r = self.pipe.admit(Kind::Write, at, piece, stamp, crc, Some(data), |s| {
-                    if let Some(b) = slot.take() {
-                        s.waiting.push(b);
-                    }
-                });
+                let r = self
+                    .pipe
+                    .admit(Kind::Write, at, piece, stamp, crc, Some(data), |s| {
+                        if let Some(b) = slot.take() {
+                            s.waiting.push(b);
+                        }
+                    });
                 match (r, slot) {
                     (Err(e), Some(b)) => b.complete(Err(e)),
                     _ => self.pipe.log_work.signal(),
                 }
                 return;
             }
-            if let Err(e) = self.pipe.admit(Kind::Write, at, piece, stamp, crc, Some(data), |_| ()) {
+            if let Err(e) = self
+                .pipe
+                .admit(Kind::Write, at, piece, stamp, crc, Some(data), |_| ())
+            {
                 bio.complete(Err(e));
                 return;
             }
@@ -215,7 +223,7 @@ impl Device {
     fn flush(&self, bio: IncomingBio) {
         let mut slot = Some(bio);
         let idle = self.pipe.with(|s| {
-            let idle = s.buffer.undurable() == 0 && s.closed.is_none();
+            let idle = s.buffer.undurable() == 0;
             if !idle {
                 if let Some(b) = slot.take() {
                     s.waiting.push(b);

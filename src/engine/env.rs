@@ -175,14 +175,20 @@ impl Env {
 
     /// Takes up uuid and key from `/mars`. Called at each scan, since the tools may write them at any time.
     pub(crate) fn refresh(&self) {
-        let uuid = self.store.get("uuid").and_then(|v| CString::try_from_fmt(format_args!("{}", v.as_str())).ok());
+        let uuid = self
+            .store
+            .get("uuid")
+            .and_then(|v| CString::try_from_fmt(format_args!("{}", v.as_str())).ok());
         let key = read_key();
         let mut c = self.cluster.lock();
         c.uuid = uuid;
         match key {
             Ok(k) => c.key = Some(k),
             Err(e) if e == ENOENT => c.key = None,
-            Err(e) => crate::sys::log::log_err!("/mars/cluster-key can't be read: {:?}; it must hold 64 hex digits\n", e),
+            Err(e) => crate::sys::log::log_err!(
+                "/mars/cluster-key can't be read: {:?}; it must hold 64 hex digits\n",
+                e
+            ),
         }
         if let Ok(space) = dir::statfs(paths::ROOT) {
             self.space_total.store(space.total, Relaxed);
@@ -206,7 +212,12 @@ impl Env {
 
     /// A resource of which this host is a member.
     pub(crate) fn member(&self, name: &Name) -> Option<Arc<Member>> {
-        self.cluster.lock().members.iter().find(|m| m.name == *name).cloned()
+        self.cluster
+            .lock()
+            .members
+            .iter()
+            .find(|m| m.name == *name)
+            .cloned()
     }
 
     /// Makes a resource known to the server.
@@ -236,7 +247,15 @@ impl Env {
     fn with_contact(&self, host: &Name, f: impl FnOnce(&mut Contact)) {
         let mut c = self.cluster.lock();
         if !c.contacts.iter().any(|x| x.name == *host) {
-            let _ = c.contacts.push(Contact { name: *host, heard_ns: None, merged: false, problem: None }, GFP_KERNEL);
+            let _ = c.contacts.push(
+                Contact {
+                    name: *host,
+                    heard_ns: None,
+                    merged: false,
+                    problem: None,
+                },
+                GFP_KERNEL,
+            );
         }
         if let Some(x) = c.contacts.iter_mut().find(|x| x.name == *host) {
             f(x);
@@ -255,7 +274,11 @@ impl Env {
     }
 
     fn has_merged(&self, host: &Name) -> bool {
-        self.cluster.lock().contacts.iter().any(|c| c.name == *host && c.merged)
+        self.cluster
+            .lock()
+            .contacts
+            .iter()
+            .any(|c| c.name == *host && c.merged)
     }
 
     /// For how long nothing came from `host`; `None` if nothing ever did.
@@ -281,7 +304,11 @@ impl Env {
             c.problem = new;
         });
         if news {
-            pr_warn!("no connection with host {}: {}\n", host.as_str(), problem.unwrap_or(""));
+            pr_warn!(
+                "no connection with host {}: {}\n",
+                host.as_str(),
+                problem.unwrap_or("")
+            );
         } else if over {
             pr_info!("connected with host {} again\n", host.as_str());
         }

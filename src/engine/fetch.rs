@@ -130,19 +130,34 @@ impl Fetch {
     /// Whether something is under way.
     pub(crate) fn is_busy(&self) -> bool {
         let s = self.state.lock();
-        s.busy && s.target.as_ref().is_some_and(|t| t.plan.known_end() > t.plan.contiguous())
+        s.busy
+            && s.target
+                .as_ref()
+                .is_some_and(|t| t.plan.known_end() > t.plan.contiguous())
     }
 
     /// What may be read of `log`.
     pub(crate) fn available(&self, log: &LogName) -> Available {
         let s = self.state.lock();
         if let Some((_, end)) = s.complete.iter().find(|(l, _)| l == log) {
-            return Available { end: *end, fetched: true, complete: true };
+            return Available {
+                end: *end,
+                fetched: true,
+                complete: true,
+            };
         }
         match &s.target {
-            Some(t) if t.log == *log => Available { end: t.plan.contiguous(), fetched: true, complete: t.plan.is_complete() },
+            Some(t) if t.log == *log => Available {
+                end: t.plan.contiguous(),
+                fetched: true,
+                complete: t.plan.is_complete(),
+            },
             // Nothing was fetched since the start: what is in the file counts as far as it is valid.
-            _ => Available { end: u64::MAX, fetched: false, complete: false },
+            _ => Available {
+                end: u64::MAX,
+                fetched: false,
+                complete: false,
+            },
         }
     }
 
@@ -150,10 +165,14 @@ impl Fetch {
     pub(crate) fn wait_news(&self, ctx: &ThreadCtx, log: &LogName, end: u64) {
         let mut s = self.state.lock();
         let known = |s: &State| {
-            s.target.as_ref().is_some_and(|t| t.log != *log || t.plan.contiguous() > end && end != u64::MAX)
+            s.target
+                .as_ref()
+                .is_some_and(|t| t.log != *log || t.plan.contiguous() > end && end != u64::MAX)
         };
         if !ctx.should_stop() && !known(&s) {
-            let _ = self.changed.wait_interruptible_timeout(&mut s, msecs_to_jiffies(500));
+            let _ = self
+                .changed
+                .wait_interruptible_timeout(&mut s, msecs_to_jiffies(500));
         }
         let elsewhere = s.target.as_ref().is_some_and(|t| t.log != *log);
         drop(s);
@@ -164,7 +183,10 @@ impl Fetch {
 
     /// Replay has gone on to `log`: complete logs before it are no longer of interest.
     pub(crate) fn replaying(&self, log: &LogName) {
-        self.state.lock().complete.retain(|(l, _)| l.number >= log.number);
+        self.state
+            .lock()
+            .complete
+            .retain(|(l, _)| l.number >= log.number);
     }
 
     /// Throws the state away; the files stay.
@@ -201,7 +223,10 @@ pub(crate) fn choose(m: &Arc<Member>) {
     let (present, complete_now) = {
         let s = fetch.state.lock();
         match &s.target {
-            Some(t) => (Some((t.log, t.plan.contiguous(), t.source)), t.plan.is_complete()),
+            Some(t) => (
+                Some((t.log, t.plan.contiguous(), t.source)),
+                t.plan.is_complete(),
+            ),
             None => (None, false),
         }
     };
@@ -233,23 +258,33 @@ pub(crate) fn choose(m: &Arc<Member>) {
     };
     if log.creator == m.me() {
         // Own logs are never fetched, except after this host lost them; replay sees what is there.
-        if paths::log(&m.name, &log).is_ok_and(|p| crate::sys::dir::stat(&p).is_ok()) && present.is_none() {
+        if paths::log(&m.name, &log).is_ok_and(|p| crate::sys::dir::stat(&p).is_ok())
+            && present.is_none()
+        {
             own_log(m, log);
             return;
         }
     }
     if let Err(e) = begin(m, log, from) {
-        m.set_trouble(Some(("waiting", format_args!("fetching {log} can't start: {e:?}; is /mars full?"))));
+        m.set_trouble(Some((
+            "waiting",
+            format_args!("fetching {log} can't start: {e:?}; is /mars full?"),
+        )));
     }
 }
 
 /// The replay link names a log of this very host: it was primary. Its file is complete as it is.
 fn own_log(m: &Arc<Member>, log: LogName) {
-    let Some(link) = m.replay_link(&m.me()) else { return };
+    let Some(link) = m.replay_link(&m.me()) else {
+        return;
+    };
     let end = link.pos;
     if let Some(next) = next_log(m, &log, end) {
         if let Err(e) = begin(m, next, 0) {
-            m.set_trouble(Some(("waiting", format_args!("fetching {next} can't start: {e:?}"))));
+            m.set_trouble(Some((
+                "waiting",
+                format_args!("fetching {next} can't start: {e:?}"),
+            )));
             return;
         }
         let mut s = m.fetch.state.lock();
@@ -258,7 +293,9 @@ fn own_log(m: &Arc<Member>, log: LogName) {
 }
 
 fn reconsider(m: &Arc<Member>, log: &LogName) {
-    let Some(source) = pick_source(m, log) else { return };
+    let Some(source) = pick_source(m, log) else {
+        return;
+    };
     let mut s = m.fetch.state.lock();
     if let Some(t) = &mut s.target {
         if t.log == *log {
@@ -283,8 +320,13 @@ fn next_log(m: &Member, log: &LogName, end: u64) -> Option<LogName> {
             return;
         }
         for v in theirs.iter().filter(|v| v.this.log.number == number) {
-            if v.previous.is_some_and(|p| p.log.number == log.number && p.log.creator == log.creator && p.pos == end) {
-                found = Some(LogName { number, creator: v.this.log.creator });
+            if v.previous.is_some_and(|p| {
+                p.log.number == log.number && p.log.creator == log.creator && p.pos == end
+            }) {
+                found = Some(LogName {
+                    number,
+                    creator: v.this.log.creator,
+                });
             }
         }
     });
@@ -328,7 +370,11 @@ fn pick_source(m: &Member, log: &LogName) -> Option<Name> {
 fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
     let source = pick_source(m, &log).ok_or(ENOENT)?;
     let path = paths::log(&m.name, &log)?;
-    let flags = OpenFlags { write: true, create: true, ..OpenFlags::default() };
+    let flags = OpenFlags {
+        write: true,
+        create: true,
+        ..OpenFlags::default()
+    };
     let file = File::open(&path, flags, 0o600)?;
     let end = replay::valid_end(m, &file, &log, from)?;
     if file.size() > end {
@@ -337,7 +383,13 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
     let file = Arc::new(file, GFP_KERNEL)?;
     let mut s = m.fetch.state.lock();
     s.epoch = s.epoch.wrapping_add(1);
-    s.target = Some(Target { log, file, plan: FetchPlan::new(end), source, epoch: s.epoch });
+    s.target = Some(Target {
+        log,
+        file,
+        plan: FetchPlan::new(end),
+        source,
+        epoch: s.epoch,
+    });
     drop(s);
     m.fetch.changed.notify_all();
     Ok(())
@@ -385,11 +437,17 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>) {
         let Some(job) = next_job(m) else {
             let mut s = m.fetch.state.lock();
             if !ctx.should_stop() {
-                let _ = m.fetch.changed.wait_interruptible_timeout(&mut s, msecs_to_jiffies(300));
+                let _ = m
+                    .fetch
+                    .changed
+                    .wait_interruptible_timeout(&mut s, msecs_to_jiffies(300));
             }
             continue;
         };
-        if conn.as_ref().is_none_or(|c| c.peer != job.source || !c.is_usable()) {
+        if conn
+            .as_ref()
+            .is_none_or(|c| c.peer != job.source || !c.is_usable())
+        {
             conn = match Conn::dial(&m.env, &job.source, Purpose::Log) {
                 Ok(c) => Some(c),
                 Err(_) => {
@@ -422,7 +480,13 @@ fn next_job(m: &Member) -> Option<Job> {
     if task == Task::Idle {
         return None;
     }
-    Some(Job { task, log: t.log, file: t.file.clone(), source: t.source, epoch: t.epoch })
+    Some(Job {
+        task,
+        log: t.log,
+        file: t.file.clone(),
+        source: t.source,
+        epoch: t.epoch,
+    })
 }
 
 fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
@@ -446,7 +510,15 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
         Task::Poll(pos) => (pos, tunables::FETCH_BYTES, tunables::LONG_POLL_MS),
         Task::Idle => return Ok(()),
     };
-    let request = LogRead { resource: m.name, number: job.log.number, creator: job.log.creator, offset, max, wait_ms, log_id: 0 };
+    let request = LogRead {
+        resource: m.name,
+        number: job.log.number,
+        creator: job.log.creator,
+        offset,
+        max,
+        wait_ms,
+        log_id: 0,
+    };
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
@@ -476,7 +548,10 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     .map_err(|_| EPROTO)?;
     t.plan.source_end(end, closed);
     let complete = t.plan.is_complete();
-    m.env.stats.fetched.add(u64::from(len), kernel::sync::atomic::Relaxed);
+    m.env
+        .stats
+        .fetched
+        .add(u64::from(len), kernel::sync::atomic::Relaxed);
     drop(s);
     m.fetch.changed.notify_all();
     if complete {
@@ -484,4 +559,3 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     }
     Ok(())
 }
-

@@ -29,7 +29,10 @@ use mars_core::{
         LogName,
         RecordHead,
         RecordKind,
-        HEADER_SIZE, //
+        Scan,
+        Scanner,
+        HEADER_SIZE,
+        MAX_BATCH, //
     },
     name::Name, //
 };
@@ -75,7 +78,12 @@ impl LogFile {
     /// # Errors
     ///
     /// `EEXIST` if a log of this name has content already: a log is never appended to after a restart.
-    pub(crate) fn create(resource: &Name, name: LogName, uuid: &[u8], now: LamportTime) -> Result<Self> {
+    pub(crate) fn create(
+        resource: &Name,
+        name: LogName,
+        uuid: &[u8],
+        now: LamportTime,
+    ) -> Result<Self> {
         let path = paths::log(resource, &name)?;
         let flags = OpenFlags {
             write: true,
@@ -85,18 +93,28 @@ impl LogFile {
             direct: true,
         };
         let (file, align) = open_direct(&path, flags)?;
-        if file.size() > 0 && has_header(&file) {
-            pr_err!("{:?} exists already and is not empty; remove it by 'marsadm log-purge-all' or invalidate the resource\n", path);
+        if file.size() > 0 && has_batches(&file) {
+            pr_err!("{:?} exists already and is not empty; a log is never appended to after a restart\n", path);
             return Err(EEXIST);
         }
-        // Without a valid header nothing was ever logged there: the host died while it made the file.
+        // Without any batch nothing was ever logged there: the host died when it had just made the file.
         file.truncate(0)?;
         let direct = align > 0;
         let mut log_id = [0; 16];
         checksum::random(&mut log_id);
-        let header = LogHeader::new(name.number, log_id, align.max(512), uuid, resource, &name.creator, now);
+        let header = LogHeader::new(
+            name.number,
+            log_id,
+            align.max(512),
+            uuid,
+            resource,
+            &name.creator,
+            now,
+        );
         let mut block = Buf::zeroed(HEADER_SIZE)?;
-        let chain = header.encode::<KernelDigest>(&mut block).map_err(Error::from)?;
+        let chain = header
+            .encode::<KernelDigest>(&mut block)
+            .map_err(Error::from)?;
         let mut log = Self {
             file,
             name,
@@ -119,7 +137,7 @@ impl LogFile {
         if self.direct {
             self.file.write_direct(buf, 0, len, pos)
         } else {
-            self.file.write_at(buf.get(..len).ok_or(EINVAL)?, pos).map(|_| ())
+            self.file.write_at(buf.get(..len).ok_or(EINVAL)?, pos)
         }
     }
 
@@ -137,7 +155,11 @@ impl LogFile {
     /// # Errors
     ///
     /// On any error nothing counts as appended, and the same batch may be tried again.
-    pub(crate) fn append(&mut self, items: &[LogItem<Slice>], now: LamportTime) -> Result<(Arc<Buf>, usize)> {
+    pub(crate) fn append(
+        &mut self,
+        items: &[LogItem<Slice>],
+        now: LamportTime,
+    ) -> Result<(Arc<Buf>, usize)> {
         let count = u32::try_from(items.len())?;
         let mut payload = 0u64;
         for i in items {
@@ -148,8 +170,16 @@ impl LogFile {
         let len = batch_size(count, payload, self.ctx.align).ok_or(EOVERFLOW)?;
         let total = usize::try_from(len)?;
         let mut buf = Buf::new(total)?;
-        let mut w = BatchWriter::new(&mut buf, &self.ctx, self.seq, self.pos, self.chain, now.as_nanos(), count)
-            .map_err(Error::from)?;
+        let mut w = BatchWriter::new(
+            &mut buf,
+            &self.ctx,
+            self.seq,
+            self.pos,
+            self.chain,
+            now.as_nanos(),
+            count,
+        )
+        .map_err(Error::from)?;
         for i in items {
             let head = RecordHead {
                 kind: match i.kind {
@@ -196,13 +226,23 @@ impl LogFile {
     }
 }
 
-fn has_header(file: &File) -> bool {
-    let Ok(mut block) = Buf::zeroed(HEADER_SIZE) else {
+/// Whether there is a header and at least one batch behind it. What can't be read counts as yes.
+fn has_batches(file: &File) -> bool {
+    let Ok(mut start) = Buf::zeroed(HEADER_SIZE + usize::try_from(MAX_BATCH).unwrap_or(0)) else {
         return true;
     };
-    match file.read_at(&mut block, 0) {
-        Ok(n) => n == HEADER_SIZE && LogHeader::parse::<KernelDigest>(&block).is_ok(),
-        Err(_) => true,
+    let Ok(n) = file.read_at(&mut start, 0) else {
+        return true;
+    };
+    let Some((block, rest)) = start.get(..n).and_then(|b| b.split_at_checked(HEADER_SIZE)) else {
+        return false;
+    };
+    match LogHeader::parse::<KernelDigest>(block) {
+        Ok((header, crc)) => matches!(
+            Scanner::first(&header, crc).next::<KernelDigest>(rest, true),
+            Scan::Batch(_)
+        ),
+        Err(_) => false,
     }
 }
 
@@ -219,6 +259,9 @@ fn open_direct(path: &CString, flags: OpenFlags) -> Result<(File, u32)> {
         Err(e) => return Err(e),
     }
     pr_warn!("the file system of /mars can't do direct I/O; logs go through its page cache, which is slower\n");
-    let buffered = OpenFlags { direct: false, ..flags };
+    let buffered = OpenFlags {
+        direct: false,
+        ..flags
+    };
     Ok((File::open(path, buffered, 0o600)?, 0))
 }

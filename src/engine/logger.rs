@@ -135,7 +135,12 @@ impl Progress {
 
     /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.
     /// Gives `(durable end, still current)`.
-    pub(crate) fn wait_beyond(&self, name: &LogName, offset: u64, wait_ms: u32) -> Option<(u64, bool)> {
+    pub(crate) fn wait_beyond(
+        &self,
+        name: &LogName,
+        offset: u64,
+        wait_ms: u32,
+    ) -> Option<(u64, bool)> {
         let mut i = self.inner.lock();
         let mut rest = msecs_to_jiffies(wait_ms);
         loop {
@@ -229,6 +234,7 @@ pub(crate) fn spawn(
             unflushed_bytes: 0,
             unflushed_since: 0,
             failures: 0,
+            suspect: false,
         }
         .run(ctx, log, &kick)
     })
@@ -246,6 +252,8 @@ struct Logger<'a> {
     unflushed_bytes: usize,
     unflushed_since: u64,
     failures: u32,
+    /// A flush failed: nobody knows what the disk has of `unflushed`.
+    suspect: bool,
 }
 
 impl Logger<'_> {
@@ -254,7 +262,10 @@ impl Logger<'_> {
         loop {
             let stopping = ctx.should_stop();
             if stopping && self.failures > LAST_TRIES {
-                pr_err!("{:?} can't be written; what was admitted and not made durable is given up\n", log.name);
+                pr_err!(
+                    "{:?} can't be written; what was admitted and not made durable is given up\n",
+                    log.name
+                );
                 // Only what is known to be durable may ever count as its end.
                 log.pos = self.progress.inner.lock().end;
                 break;
@@ -292,7 +303,11 @@ impl Logger<'_> {
             if stopping && self.unflushed_since == 0 && self.waiting.is_empty() {
                 break;
             }
-            let ms = if self.unflushed_since == 0 { 1000 } else { tunables::LOG_FLUSH_MS };
+            let ms = if self.unflushed_since == 0 {
+                1000
+            } else {
+                tunables::LOG_FLUSH_MS
+            };
             self.pipe.log_work.wait_timeout(ms);
         }
         while let Some(bio) = self.waiting.pop() {
@@ -321,7 +336,11 @@ impl Logger<'_> {
     fn append(&mut self, log: &mut LogFile, items: &[LogItem<Slice>]) -> bool {
         let start = log.pos;
         // Room for the note comes first: a batch that could not be written again after a failed flush must not exist.
-        let appended = self.unflushed.reserve(1, GFP_KERNEL).map_err(Error::from).and_then(|()| log.append(items, self.clock.now()));
+        let appended = self
+            .unflushed
+            .reserve(1, GFP_KERNEL)
+            .map_err(Error::from)
+            .and_then(|()| log.append(items, self.clock.now()));
         match appended {
             Ok((data, len)) => {
                 if self.failures > 0 {
@@ -330,13 +349,21 @@ impl Logger<'_> {
                 }
                 let last = items.last().map_or(self.logged, |i| i.seq);
                 self.logged = last;
-                let end = LogPos { number: log.name.number, pos: log.pos };
+                let end = LogPos {
+                    number: log.name.number,
+                    pos: log.pos,
+                };
                 self.pipe.with(|s| s.buffer.logged(last, end));
                 self.unflushed_bytes = self.unflushed_bytes.saturating_add(len);
                 if self.unflushed_since == 0 {
                     self.unflushed_since = time::mono_ns();
                 }
-                let _ = self.unflushed.push_within_capacity(Recent { number: log.name.number, pos: start, len, data });
+                let _ = self.unflushed.push_within_capacity(Recent {
+                    number: log.name.number,
+                    pos: start,
+                    len,
+                    data,
+                });
                 true
             }
             Err(e) => {
@@ -401,20 +428,27 @@ impl Logger<'_> {
 
     /// Flushes the file. After a failure the kernel may have forgotten what was dirty, and a drive what was in its cache,
     /// so everything since the last success is written again first.
-    fn sync(&self, log: &LogFile) -> Result {
-        if self.failures > 0 {
+    fn sync(&mut self, log: &LogFile) -> Result {
+        if self.suspect {
             for b in &self.unflushed {
                 log.rewrite(b.pos, &b.data, b.len)?;
             }
         }
-        log.sync()
+        self.suspect = true;
+        log.sync()?;
+        self.suspect = false;
+        Ok(())
     }
 
     fn close(&self, log: KBox<LogFile>) {
         let name = log.name;
         let pos = log.pos;
         if let Err(e) = KBox::into_inner(log).close() {
-            pr_err!("closing {:?} failed: {:?}; it is cut to its end at the next start\n", name, e);
+            pr_err!(
+                "closing {:?} failed: {:?}; it is cut to its end at the next start\n",
+                name,
+                e
+            );
         }
         self.progress.finished(name, pos);
     }

@@ -143,13 +143,11 @@ impl Member {
             self.env.store.set(text::of(&path), text::of(&value))
         });
         if let Err(e) = r {
-            crate::engine::text::warn_limited(format_args!("{}: writing a link failed: {e:?}", self.name));
+            crate::engine::text::warn_limited(format_args!(
+                "{}: writing a link failed: {e:?}",
+                self.name
+            ));
         }
-    }
-
-    /// Removes a link everywhere: a tombstone.
-    pub(crate) fn set_deleted(&self, key: Arguments<'_>) {
-        self.set(key, format_args!(".deleted"));
     }
 
     /// Backing disk and size as the tree has them.
@@ -189,11 +187,18 @@ impl Member {
     pub(crate) fn set_version(&self, log: &LogName, pos: u64) {
         let me = self.me();
         // The first log has no predecessor (as in the original, which has an artificial link 0 nevertheless).
-        let before = log.number.checked_sub(1).filter(|n| *n > 0).and_then(|n| self.version(n, &me));
+        let before = log
+            .number
+            .checked_sub(1)
+            .filter(|n| *n > 0)
+            .and_then(|n| self.version(n, &me));
         let previous = before.as_ref().map_or(&[][..], |(v, _)| v.as_bytes());
         let link = VersionLink::compute::<KernelDigest>(*log, pos, previous);
         match link {
-            Some(l) => self.set(format_args!("version-{:09}-{me}", log.number), format_args!("{l}")),
+            Some(l) => self.set(
+                format_args!("version-{:09}-{me}", log.number),
+                format_args!("{l}"),
+            ),
             None => pr_err!("version link of log {} can't be computed\n", log.number),
         }
     }
@@ -204,7 +209,9 @@ impl Member {
         let prefix = CString::try_from_fmt(format_args!("resource-{}/version-", self.name))?;
         let mut failed: Result = Ok(());
         self.env.store.for_each(text::of(&prefix), |rest, value| {
-            let Some((_, h)) = rest.split_at_checked(10) else { return };
+            let Some((_, h)) = rest.split_at_checked(10) else {
+                return;
+            };
             if h.as_bytes() != host.as_bytes() {
                 return;
             }
@@ -227,11 +234,6 @@ impl Member {
         })
     }
 
-    /// Address of `host` for the port with this offset.
-    pub(crate) fn peer_addr(&self, host: &Name, port_offset: u16) -> Option<crate::sys::socket::Addr> {
-        self.env.peer_addr(host, port_offset)
-    }
-
     /// The designated primary.
     pub(crate) fn designated(&self) -> Option<Name> {
         Name::new(self.get(format_args!("primary"))?.as_bytes())
@@ -239,7 +241,10 @@ impl Member {
 
     /// Sets or clears the reason why something can't go on.
     pub(crate) fn set_trouble(&self, trouble: Option<(&'static str, Arguments<'_>)>) {
-        let new = trouble.map(|(word, text)| Reason { word, text: CString::try_from_fmt(text).ok() });
+        let new = trouble.map(|(word, text)| Reason {
+            word,
+            text: CString::try_from_fmt(text).ok(),
+        });
         let mut t = self.trouble.lock();
         if let Some(r) = &new {
             if t.as_ref().is_none_or(|old| old.word != r.word) {

@@ -99,7 +99,12 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
 
 /// Asks once, and merges what comes.
 fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> Result {
-    let ask = GetTree { since: *since, instance: *instance, wait_ms: tunables::LONG_POLL_MS, now: env.clock.now() };
+    let ask = GetTree {
+        since: *since,
+        instance: *instance,
+        wait_ms: tunables::LONG_POLL_MS,
+        now: env.clock.now(),
+    };
     let peer = conn.peer;
     let mut news = false;
     let mut failed = Ok(());
@@ -114,7 +119,9 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
                     // The others may still be taken; asked for again, since `since` stays.
                     Err(e) => failed = Err(e),
                 },
-                Err(e) => crate::engine::text::warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}")),
+                Err(e) => crate::engine::text::warn_limited(core::format_args!(
+                    "host {peer} sent an invalid entry: {e}"
+                )),
             }
         }
         if !tree.more {
@@ -122,7 +129,9 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
                 env.kick_members();
             }
             if let Err(e) = failed {
-                crate::engine::text::warn_limited(core::format_args!("what host {peer} tells can't be written to /mars: {e:?}"));
+                crate::engine::text::warn_limited(core::format_args!(
+                    "what host {peer} tells can't be written to /mars: {e:?}"
+                ));
                 return Err(e);
             }
             *since = tree.generation;

@@ -82,8 +82,6 @@ pub(crate) struct State {
     pub(crate) waiting: BioList,
     /// Write everything back as fast as the disk takes it.
     pub(crate) draining: bool,
-    /// Nothing more is admitted; waiters get this error.
-    pub(crate) closed: Option<Error>,
     /// Last error of write-back; cleared by the next success.
     pub(crate) disk_error: Option<Error>,
     /// Monotonic time of that error.
@@ -133,7 +131,6 @@ impl Pipeline {
                     buffer: WriteBuffer::new(),
                     waiting: BioList::new(),
                     draining: false,
-                    closed: None,
                     disk_error: None,
                     last_error_ns: 0,
                     published: None,
@@ -156,7 +153,8 @@ impl Pipeline {
 
     /// Admits one record of a primary, waiting for room; gives what `then` returns, called under the same lock.
     ///
-    /// May sleep for as long as the disks need; ends early only when the pipeline was closed.
+    /// May sleep for as long as the disks need.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a record, once")]
     pub(crate) fn admit<R>(
         &self,
         kind: Kind,
@@ -170,9 +168,6 @@ impl Pipeline {
         let mut state = self.state.lock();
         let len = usize::try_from(length)?;
         loop {
-            if let Some(e) = state.closed {
-                return Err(e);
-            }
             if writeback::may_admit(state.buffer.bytes(), len, self.budget) {
                 break;
             }
@@ -181,7 +176,11 @@ impl Pipeline {
             self.changed.wait(&mut state);
         }
         loop {
-            match state.buffer.admit(kind, offset, length, stamp, crc, data.clone()).map_err(Error::from) {
+            match state
+                .buffer
+                .admit(kind, offset, length, stamp, crc, data.clone())
+                .map_err(Error::from)
+            {
                 Ok(_) => break,
                 // Write-back frees memory; the application must not see that there is none just now (P4).
                 Err(e) if e == ENOMEM => {
@@ -210,7 +209,13 @@ impl Pipeline {
     /// # Errors
     ///
     /// `EINTR` if `stop` says so while it waits.
-    pub(crate) fn admit_replayed(&self, a: &Admission, data: Option<Slice>, end: LogPos, stop: &impl Fn() -> bool) -> Result {
+    pub(crate) fn admit_replayed(
+        &self,
+        a: &Admission,
+        data: Option<Slice>,
+        end: LogPos,
+        stop: &impl Fn() -> bool,
+    ) -> Result {
         let mut state = self.state.lock();
         let len = usize::try_from(a.length)?;
         while !writeback::may_admit(state.buffer.bytes(), len, self.budget) {
@@ -218,9 +223,14 @@ impl Pipeline {
                 return Err(EINTR);
             }
             self.work.signal();
-            let _ = self.changed.wait_interruptible_timeout(&mut state, msecs_to_jiffies(100));
+            let _ = self
+                .changed
+                .wait_interruptible_timeout(&mut state, msecs_to_jiffies(100));
         }
-        state.buffer.admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end).map_err(Error::from)?;
+        state
+            .buffer
+            .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
+            .map_err(Error::from)?;
         Ok(())
     }
 
@@ -238,7 +248,9 @@ impl Pipeline {
                 break Ok(());
             }
             // The log has what a failing disk does not take. What no log took either is lost, and was reported.
-            let stuck = state.disk_error.or((state.buffer.undurable() > 0).then_some(EIO));
+            let stuck = state
+                .disk_error
+                .or((state.buffer.undurable() > 0).then_some(EIO));
             if let Some(e) = stuck {
                 if give_up() {
                     break Err(e);
@@ -254,16 +266,13 @@ impl Pipeline {
         done
     }
 
-    /// Refuses further admissions with `error` and wakes everybody.
-    pub(crate) fn close(&self, error: Error) {
-        self.with(|s| s.closed = Some(error));
-        self.notify();
-        self.work.signal();
-        self.log_work.signal();
-    }
-
     /// Whether the range has buffered data; cheap.
-    pub(crate) fn lookup(&self, offset: u64, len: u32, out: &mut KVec<Overlap<Slice>>) -> Result<mars_core::buffer::Coverage> {
+    pub(crate) fn lookup(
+        &self,
+        offset: u64,
+        len: u32,
+        out: &mut KVec<Overlap<Slice>>,
+    ) -> Result<mars_core::buffer::Coverage> {
         Ok(self.state.lock().buffer.lookup(offset, len, out)?)
     }
 }
@@ -300,14 +309,20 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
                 last_flush_ns: last_publish,
                 unpublished: s.buffer.written_position() != s.published,
                 idle: s.buffer.undurable() == 0,
-                oldest_dirty_ns: s.buffer.oldest_dirty_stamp().map(|t| now.saturating_sub(real.saturating_sub(t))),
+                oldest_dirty_ns: s
+                    .buffer
+                    .oldest_dirty_stamp()
+                    .map(|t| now.saturating_sub(real.saturating_sub(t))),
                 last_error_ns: s.last_error_ns,
                 incoming_per_s: 0,
             };
             let d = writeback::decide(&view, &writeback::Policy::default());
             plan.clear();
             if d.start > 0 {
-                if let Err(e) = s.buffer.plan(tunables::writeback_io_bytes(), d.start, &mut plan) {
+                if let Err(e) = s
+                    .buffer
+                    .plan(tunables::writeback_io_bytes(), d.start, &mut plan)
+                {
                     crate::sys::log::log_warn!("write-back has to wait for memory: {:?}\n", e);
                 }
             }
@@ -401,7 +416,10 @@ fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &impl Fn(Lo
             pipe.notify();
         }
         Err(e) => {
-            pr_err!("flushing the disk failed: {:?}; the replay position stays where it is\n", e);
+            pr_err!(
+                "flushing the disk failed: {:?}; the replay position stays where it is\n",
+                e
+            );
             pipe.with(|s| s.fail(e));
         }
     }

@@ -29,7 +29,11 @@ use crate::{
 pub(crate) fn register(env: &Arc<Env>) -> Result<Sysctl> {
     let e = env.clone();
     let clock = move |w: &mut TextWriter| {
-        w.print(format_args!("CURRENT_TIME={}\nlamport_now={}\n", Clock::real(), e.clock.now()))
+        w.print(format_args!(
+            "CURRENT_TIME={}\nlamport_now={}\n",
+            Clock::real(),
+            e.clock.now()
+        ))
     };
     let e = env.clone();
     let info = move |w: &mut TextWriter| info(w, &e);
@@ -47,8 +51,17 @@ pub(crate) fn register(env: &Arc<Env>) -> Result<Sysctl> {
 
 fn info(w: &mut TextWriter, env: &Env) -> Result {
     let mut line = |text: Arguments<'_>| w.print(text);
-    line(format_args!("host {} port {} uuid {}\n", env.me, env.port, crate::engine::text::of(&env.uuid()?)))?;
-    line(format_args!("fetched_bytes {}\nserved_bytes {}\n", env.stats.fetched.load(Relaxed), env.stats.served.load(Relaxed)))?;
+    line(format_args!(
+        "host {} port {} uuid {}\n",
+        env.me,
+        env.port,
+        crate::engine::text::of(&env.uuid()?)
+    ))?;
+    line(format_args!(
+        "fetched_bytes {}\nserved_bytes {}\n",
+        env.stats.fetched.load(Relaxed),
+        env.stats.served.load(Relaxed)
+    ))?;
     line(format_args!("tree_generation {}\n", env.store.generation()))
 }
 

@@ -128,20 +128,31 @@ impl Session {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
         let size = m.size().ok_or(EINVAL)?;
         let pipe = Pipeline::new(bdev, m.env.buffer_budget())?;
-        let files = Arc::pin_init(pin_init!(Files { list <- new_mutex!(KVec::new()) }), GFP_KERNEL)?;
+        let files = Arc::pin_init(
+            pin_init!(Files { list <- new_mutex!(KVec::new()) }),
+            GFP_KERNEL,
+        )?;
         let name = CString::try_from_fmt(format_args!("mars_wb/{}", m.name))?;
         let publisher = m.clone();
         let known = files.clone();
-        let writeback = pipeline::spawn(&name, pipe.clone(), move |pos| publish(&publisher, &known, pos))?;
+        let writeback = pipeline::spawn(&name, pipe.clone(), move |pos| {
+            publish(&publisher, &known, pos)
+        })?;
         Ok(Self {
             m,
             pipe,
             writeback: Some(writeback),
             files,
             file: None,
-            at: At { log: link.log, pos: link.pos },
+            at: At {
+                log: link.log,
+                pos: link.pos,
+            },
             replayer: None,
-            ctx: LogContext { log_id: [0; 16], align: 512 },
+            ctx: LogContext {
+                log_id: [0; 16],
+                align: 512,
+            },
             known: false,
             synced: 0,
             size,
@@ -151,6 +162,10 @@ impl Session {
     /// Opens the log at the present position; `false` if there is no (complete) header yet.
     fn open(&mut self, extent: Extent) -> Result<bool> {
         if let Some(r) = &mut self.replayer {
+            if !self.known && matches!(extent, Extent::Known(_)) {
+                // From here on it is fetched, perhaps after it was cut.
+                self.synced = self.at.pos;
+            }
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
                 Extent::Unknown if !self.known => (),
@@ -160,7 +175,10 @@ impl Session {
             return Ok(true);
         }
         let path = paths::log(&self.m.name, &self.at.log)?;
-        let flags = OpenFlags { write: true, ..OpenFlags::default() };
+        let flags = OpenFlags {
+            write: true,
+            ..OpenFlags::default()
+        };
         let file = match File::open(&path, flags, 0o600) {
             Ok(f) => f,
             Err(e) if e == ENOENT => return Ok(false),
@@ -171,19 +189,36 @@ impl Session {
         };
         // What a crash left in the page cache, or in a drive's, is not durable yet.
         file.sync()?;
-        self.synced = file.size();
+        // Of a log that is being fetched the file may be longer than what has arrived without a gap.
+        self.synced = match extent {
+            Extent::Known(end) => end,
+            Extent::Unknown => file.size(),
+        };
         let file = Arc::new(file, GFP_KERNEL)?;
-        self.files.list.lock().push((self.at.log, file.clone()), GFP_KERNEL)?;
+        self.files
+            .list
+            .lock()
+            .push((self.at.log, file.clone()), GFP_KERNEL)?;
         let header = u64::try_from(HEADER_SIZE)?;
         let from = if self.at.pos <= header {
             self.at.pos = header;
             ScanPos::first(crc)
         } else {
-            ScanPos { pos: self.at.pos, seq: None, chain: None }
+            ScanPos {
+                pos: self.at.pos,
+                seq: None,
+                chain: None,
+            }
         };
         self.ctx = ctx;
         self.known = matches!(extent, Extent::Known(_));
-        self.replayer = Some(Replayer::new(self.at.log.number, ctx, from, extent, self.size));
+        self.replayer = Some(Replayer::new(
+            self.at.log.number,
+            ctx,
+            from,
+            extent,
+            self.size,
+        ));
         self.file = Some(file);
         Ok(true)
     }
@@ -213,7 +248,11 @@ impl Session {
             let left = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX);
             let rest = left.min(want);
             if rest == 0 {
-                return Ok(if admitted { Looked::Admitted } else { Looked::Starved });
+                return Ok(if admitted {
+                    Looked::Admitted
+                } else {
+                    Looked::Starved
+                });
             }
             let mut buf = Buf::new(rest)?;
             let n = file.read_at(&mut buf, self.at.pos)?;
@@ -221,14 +260,20 @@ impl Session {
             let mut used = 0usize;
             loop {
                 let bytes = buf.get(used..n).unwrap_or(&[]);
-                match replayer.next::<KernelDigest>(bytes, n < rest || (extent == Extent::Unknown && n == left)) {
+                match replayer.next::<KernelDigest>(
+                    bytes,
+                    n < rest || (extent == Extent::Unknown && n == left),
+                ) {
                     Next::Batch(batch) => {
                         let end = batch.end();
                         for a in batch.records() {
                             let data = match a.kind {
                                 Kind::Write => {
                                     let off = u32::try_from(used.saturating_add(a.payload_at))?;
-                                    Some(Slice { buf: buf.clone(), off })
+                                    Some(Slice {
+                                        buf: buf.clone(),
+                                        off,
+                                    })
                                 }
                                 _ => None,
                             };
@@ -301,7 +346,12 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
     match LogHeader::parse::<KernelDigest>(&block) {
         Ok((h, crc)) if h.name() == *log && h.resource == m.name => Ok(Some((h.context(), crc))),
         Ok(_) => {
-            m.set_trouble(Some(("defective-log", format_args!("{log} is a log of something else; remove it, it will be fetched again"))));
+            m.set_trouble(Some((
+                "defective-log",
+                format_args!(
+                    "{log} is a log of something else; remove it, it will be fetched again"
+                ),
+            )));
             Err(EBADMSG)
         }
         Err(_) => Ok(None),
@@ -310,9 +360,18 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
 
 /// A position became durable on the disk of a secondary.
 fn publish(m: &Member, files: &Files, pos: LogPos) {
-    let found = files.list.lock().iter().find(|(l, _)| l.number == pos.number).map(|(l, _)| *l);
+    let found = files
+        .list
+        .lock()
+        .iter()
+        .find(|(l, _)| l.number == pos.number)
+        .map(|(l, _)| *l);
     let Some(log) = found else { return };
-    let end = m.fetch.position().filter(|(l, _)| *l == log).map_or(pos.pos, |(_, p)| p);
+    let end = m
+        .fetch
+        .position()
+        .filter(|(l, _)| *l == log)
+        .map_or(pos.pos, |(_, p)| p);
     m.set_replay(&log, pos.pos, end);
     m.set_version(&log, pos.pos);
 }
@@ -334,8 +393,14 @@ pub(crate) fn successor(m: &Member, at: &At) -> Option<LogName> {
         }
         let next = theirs.iter().find(|v| v.this.log.number == number);
         if let Some((v, prev)) = next.and_then(|v| Some((v, v.previous?))) {
-            if prev.log.number == at.log.number && prev.log.creator == at.log.creator && prev.pos == at.pos {
-                found = Some(LogName { number, creator: v.this.log.creator });
+            if prev.log.number == at.log.number
+                && prev.log.creator == at.log.creator
+                && prev.pos == at.pos
+            {
+                found = Some(LogName {
+                    number,
+                    creator: v.this.log.creator,
+                });
             }
         }
     });
@@ -357,7 +422,11 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
         let before = s.at.pos;
         // What was reported durable once must be there; only behind it the log may end anywhere.
         let known = reported_end(m, &s.at.log);
-        let extent = if s.at.pos < known { Extent::Known(known) } else { Extent::Unknown };
+        let extent = if s.at.pos < known {
+            Extent::Known(known)
+        } else {
+            Extent::Unknown
+        };
         let looked = s.step(extent, &|| ctx.should_stop())?;
         bytes = bytes.saturating_add(s.at.pos.saturating_sub(before));
         match looked {
@@ -368,15 +437,32 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 continue;
             }
             Looked::Starved if s.file.is_some() && s.at.pos < known => {
-                pr_err!("{}: {:?} has only {} bytes, but {} were durable once\n", m.name.as_str(), s.at.log, s.at.pos, known);
+                pr_err!(
+                    "{}: {:?} has only {} bytes, but {} were durable once\n",
+                    m.name.as_str(),
+                    s.at.log,
+                    s.at.pos,
+                    known
+                );
                 return Err(EBADMSG);
             }
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
             Looked::Starved => (),
             Looked::End(reason) if reason.is_clean() => (),
-            Looked::End(reason) => pr_warn!("{}: {:?} ends at {} ({:?}); what stands behind was never durable, or is damaged\n", m.name.as_str(), s.at.log, s.at.pos, reason),
+            Looked::End(reason) => pr_warn!(
+                "{}: {:?} ends at {} ({:?}); what stands behind was never durable, or is damaged\n",
+                m.name.as_str(),
+                s.at.log,
+                s.at.pos,
+                reason
+            ),
             Looked::Bad(d) => {
-                pr_err!("{}: {:?} can't be replayed: {:?}\n", m.name.as_str(), s.at.log, d);
+                pr_err!(
+                    "{}: {:?} can't be replayed: {:?}\n",
+                    m.name.as_str(),
+                    s.at.log,
+                    d
+                );
                 return Err(EBADMSG);
             }
         }
@@ -387,32 +473,60 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 f.sync()?;
             }
         } else if s.at.pos > 0 || known > u64::try_from(HEADER_SIZE)? {
-            pr_err!("{}: {:?} is missing, the replay link is at {} of it\n", m.name.as_str(), s.at.log, s.at.pos);
+            pr_err!(
+                "{}: {:?} is missing, the replay link is at {} of it\n",
+                m.name.as_str(),
+                s.at.log,
+                s.at.pos
+            );
             return Err(ENOENT);
         }
         // A crash during a rotation leaves the next log of our own without any link that names it.
-        let own = LogName { number: s.at.log.number.saturating_add(1), creator: m.me() };
+        let own = LogName {
+            number: s.at.log.number.saturating_add(1),
+            creator: m.me(),
+        };
         let adopted = m.version(own.number, &m.me()).and_then(|(_, v)| v.previous);
-        let is_own = s.at.log.creator == m.me() || adopted.is_some_and(|p| p.log == s.at.log && p.pos == s.at.pos);
-        let next = if is_own && has_log(m, &own) { Some(own) } else { successor(m, &s.at).filter(|n| has_log(m, n)) };
+        let is_own = s.at.log.creator == m.me()
+            || adopted.is_some_and(|p| p.log == s.at.log && p.pos == s.at.pos);
+        let next = if is_own && has_log(m, &own) {
+            Some(own)
+        } else {
+            successor(m, &s.at).filter(|n| has_log(m, n))
+        };
         match next {
             Some(n) => s.switch(n),
             None => break,
         }
     }
     let ms = time::mono_ns().saturating_sub(t0) / 1_000_000;
-    pr_info!("{}: recovered {} bytes of log in {} ms, from {:?} {} to {:?} {}\n", m.name.as_str(), bytes, ms, started.log, started.pos, s.at.log, s.at.pos);
+    pr_info!(
+        "{}: recovered {} bytes of log in {} ms, from {:?} {} to {:?} {}\n",
+        m.name.as_str(),
+        bytes,
+        ms,
+        started.log,
+        started.pos,
+        s.at.log,
+        s.at.pos
+    );
     Ok(s.at)
 }
 
 /// How far `log` was durable here according to this host's own version link.
 fn reported_end(m: &Member, log: &LogName) -> u64 {
-    m.version(log.number, &m.me()).filter(|(_, v)| v.this.log == *log && !v.this.is_artificial()).map_or(0, |(_, v)| v.this.pos)
+    m.version(log.number, &m.me())
+        .filter(|(_, v)| v.this.log == *log && !v.this.is_artificial())
+        .map_or(0, |(_, v)| v.this.pos)
 }
 
 fn has_log(m: &Member, log: &LogName) -> bool {
-    let Ok(path) = paths::log(&m.name, log) else { return false };
-    let Ok(file) = File::open(&path, OpenFlags::default(), 0o600) else { return false };
+    let Ok(path) = paths::log(&m.name, log) else {
+        return false;
+    };
+    let Ok(file) = File::open(&path, OpenFlags::default(), 0o600) else {
+        return false;
+    };
     matches!(read_header(m, &file, log), Ok(Some(_)))
 }
 
@@ -422,7 +536,15 @@ pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Re
         return Ok(0);
     };
     let header = u64::try_from(HEADER_SIZE)?;
-    let from = if from <= header { ScanPos::first(crc) } else { ScanPos { pos: from, seq: None, chain: None } };
+    let from = if from <= header {
+        ScanPos::first(crc)
+    } else {
+        ScanPos {
+            pos: from,
+            seq: None,
+            chain: None,
+        }
+    };
     let mut finder = EndFinder::new(ctx, from, true);
     let mut buf = Buf::new(usize::try_from(MAX_BATCH)?)?;
     let mut step = finder.start();
@@ -462,7 +584,11 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
     let stop = || ctx.should_stop();
     while !ctx.should_stop() {
         let limit = m.fetch.available(&s.at.log);
-        let extent = if limit.fetched { Extent::Known(limit.end) } else { Extent::Unknown };
+        let extent = if limit.fetched {
+            Extent::Known(limit.end)
+        } else {
+            Extent::Unknown
+        };
         match s.step(extent, &stop) {
             Ok(Looked::Admitted) => {
                 repairs = 0;
@@ -477,7 +603,10 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 s.file = None;
             }
             Err(e) if e == EINTR => break,
-            Err(e) => m.set_trouble(Some(("defective-log", format_args!("reading {} at {} failed: {e:?}", s.at.log, s.at.pos)))),
+            Err(e) => m.set_trouble(Some((
+                "defective-log",
+                format_args!("reading {} at {} failed: {e:?}", s.at.log, s.at.pos),
+            ))),
         }
         if !limit.fetched || limit.complete && s.at.pos >= limit.end {
             if let Some(next) = successor_after_drain(&m, &mut s, ctx) {
@@ -488,8 +617,10 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
         }
         // Also where nothing was written (a log that has only its header) the position is published.
         let published = m.replay_link(&m.me());
-        if published.is_some_and(|l| (l.log, l.pos) != (s.at.log, s.at.pos)) && s.pipe.with(|s| s.buffer.is_empty()) {
-            let _ = s.settle(&stop);
+        if published.is_some_and(|l| (l.log, l.pos) != (s.at.log, s.at.pos))
+            && s.pipe.with(|s| s.buffer.is_empty())
+        {
+            let _ = s.settle(stop);
         }
         m.fetch.wait_news(ctx, &s.at.log, limit.end);
     }
@@ -508,7 +639,12 @@ fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option
 
 fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
     if repairs < REPAIRS && defect.may_be_repaired() {
-        pr_warn!("{}: {:?} is damaged: {:?}; fetching it again from there\n", m.name.as_str(), at.log, defect);
+        pr_warn!(
+            "{}: {:?} is damaged: {:?}; fetching it again from there\n",
+            m.name.as_str(),
+            at.log,
+            defect
+        );
         m.fetch.again_from(&at.log, at.pos);
         time::sleep_ms(500);
     } else {

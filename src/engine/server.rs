@@ -70,8 +70,7 @@ use crate::{
         member::Member,
         paths,
         sync,
-        text,
-        tunables, //
+        text, //
     },
     sys::{
         bdev::BlockDevice,
@@ -138,13 +137,17 @@ fn listen(ctx: &ThreadCtx, env: &Arc<Env>, listener: &Listener, offset: u16) {
             Ok(None) => continue,
             Err(_) if ctx.should_stop() => break,
             Err(e) => {
-                crate::engine::text::warn_limited(format_args!("accepting a connection failed: {e:?}"));
+                crate::engine::text::warn_limited(format_args!(
+                    "accepting a connection failed: {e:?}"
+                ));
                 ctx.sleep_ms(200);
                 continue;
             }
         };
         if clients.len() >= MAX_CLIENTS {
-            crate::engine::text::warn_limited(format_args!("more than {MAX_CLIENTS} connections on one port; a new one is turned away"));
+            crate::engine::text::warn_limited(format_args!(
+                "more than {MAX_CLIENTS} connections on one port; a new one is turned away"
+            ));
             continue;
         }
         count = count.wrapping_add(1);
@@ -157,7 +160,13 @@ fn listen(ctx: &ThreadCtx, env: &Arc<Env>, listener: &Listener, offset: u16) {
     }
 }
 
-fn admit(env: &Arc<Env>, socket: Socket, offset: u16, count: u64, clients: &mut KVec<Client>) -> Result {
+fn admit(
+    env: &Arc<Env>,
+    socket: Socket,
+    offset: u16,
+    count: u64,
+    clients: &mut KVec<Client>,
+) -> Result {
     let socket = Arc::new(socket, GFP_KERNEL)?;
     let finished = Arc::new(Finished(AtomicFlag::new(false)), GFP_KERNEL)?;
     clients.reserve(1, GFP_KERNEL)?;
@@ -167,7 +176,14 @@ fn admit(env: &Arc<Env>, socket: Socket, offset: u16, count: u64, clients: &mut 
         serve(ctx, &e, s, offset);
         f.0.store(true, Relaxed);
     })?;
-    clients.push(Client { socket, finished, _thread: thread }, GFP_KERNEL)?;
+    clients.push(
+        Client {
+            socket,
+            finished,
+            _thread: thread,
+        },
+        GFP_KERNEL,
+    )?;
     Ok(())
 }
 
@@ -181,7 +197,10 @@ fn serve(ctx: &ThreadCtx, env: &Arc<Env>, socket: Arc<Socket>, offset: u16) {
         match conn.next_request(POLL_MS) {
             Ok(None) => (),
             Ok(Some((kind, id, len))) => {
-                if session.answer(ctx, &mut conn, purpose, kind, id, len).is_err() {
+                if session
+                    .answer(ctx, &mut conn, purpose, kind, id, len)
+                    .is_err()
+                {
                     break;
                 }
             }
@@ -206,7 +225,15 @@ struct Handler<'a> {
 }
 
 impl Handler<'_> {
-    fn answer(&mut self, ctx: &ThreadCtx, conn: &mut Conn, _purpose: Purpose, kind: Kind, id: u32, len: usize) -> Result {
+    fn answer(
+        &mut self,
+        ctx: &ThreadCtx,
+        conn: &mut Conn,
+        _purpose: Purpose,
+        kind: Kind,
+        id: u32,
+        len: usize,
+    ) -> Result {
         macro_rules! request {
             ($t:ty) => {
                 match <$t>::decode(conn.payload(len)) {
@@ -241,7 +268,13 @@ impl Handler<'_> {
             Kind::Ping => {
                 let m = request!(Ping);
                 self.env.clock.saw(m.now);
-                conn.reply(id, &Pong { now: self.env.clock.now(), real: Clock::real() })
+                conn.reply(
+                    id,
+                    &Pong {
+                        now: self.env.clock.now(),
+                        real: Clock::real(),
+                    },
+                )
             }
             Kind::Notify => {
                 self.env.kick_members();
@@ -255,19 +288,35 @@ impl Handler<'_> {
                     None if self.env.peer_addr(&m.host, 0).is_some() => Contact::Never,
                     None => Contact::Unknown,
                 };
-                conn.reply(id, &Reached { contact, age_ms: age.unwrap_or(0), text: "" })
+                conn.reply(
+                    id,
+                    &Reached {
+                        contact,
+                        age_ms: age.unwrap_or(0),
+                        text: "",
+                    },
+                )
             }
             Kind::PutLink => {
-                let m = request!(PutLink);
-                let changed = self.env.store.merge_one(&conn.peer, m.path, m.value, m.stamp)?;
+                let m = request!(PutLink<'_>);
+                let changed = self
+                    .env
+                    .store
+                    .merge_one(&conn.peer, m.path, m.value, m.stamp)?;
                 self.env.kick_members();
-                let done = Done { now: self.env.clock.now(), changed };
+                let done = Done {
+                    now: self.env.clock.now(),
+                    changed,
+                };
                 conn.reply(id, &done)
             }
             Kind::Join => {
-                let m = request!(Join);
+                let m = request!(Join<'_>);
                 if m.host == self.env.me {
-                    let refusal = Refusal::new(ErrorCode::WrongHost, format_args!("a host of the name {} is in the cluster already", m.host));
+                    let refusal = Refusal::new(
+                        ErrorCode::WrongHost,
+                        format_args!("a host of the name {} is in the cluster already", m.host),
+                    );
                     return conn.refuse(id, &refusal);
                 }
                 let path = CString::try_from_fmt(format_args!("ips/ip-{}", m.host))?;
@@ -285,7 +334,13 @@ impl Handler<'_> {
                 self.env.kick.signal();
                 self.send_tree(conn, id, 0, true)
             }
-            _ => conn.refuse(id, &Refusal::new(ErrorCode::NotAllowed, format_args!("this request is not served here"))),
+            _ => conn.refuse(
+                id,
+                &Refusal::new(
+                    ErrorCode::NotAllowed,
+                    format_args!("this request is not served here"),
+                ),
+            ),
         }
     }
 
@@ -318,8 +373,18 @@ impl Handler<'_> {
     }
 
     fn log_read(&mut self, ctx: &ThreadCtx, conn: &mut Conn, id: u32, m: &LogRead) -> Result {
-        let log = LogName { number: m.number, creator: m.creator };
-        let empty = |status, end, closed, log_id| LogData { status, end, closed, log_id, offset: m.offset, data: &[] };
+        let log = LogName {
+            number: m.number,
+            creator: m.creator,
+        };
+        let empty = |status, end, closed, log_id| LogData {
+            status,
+            end,
+            closed,
+            log_id,
+            offset: m.offset,
+            data: &[],
+        };
         let Some(member) = self.env.member(&m.resource) else {
             return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]);
         };
@@ -328,7 +393,11 @@ impl Handler<'_> {
         let (end, closed) = loop {
             let step = POLL_MS.min(m.wait_ms.saturating_sub(waited));
             match durable_end(&member, &log, m.offset, step) {
-                Some((end, closed)) if end > m.offset || closed || waited >= m.wait_ms || ctx.should_stop() => break (end, closed),
+                Some((end, closed))
+                    if end > m.offset || closed || waited >= m.wait_ms || ctx.should_stop() =>
+                {
+                    break (end, closed)
+                }
                 Some(_) => waited = waited.saturating_add(step.max(1)),
                 None => return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]),
             }
@@ -337,15 +406,28 @@ impl Handler<'_> {
             self.log = None;
             return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]);
         }
-        let Some(open) = &self.log else { return Err(EIO) };
+        let Some(open) = &self.log else {
+            return Err(EIO);
+        };
         if m.log_id != 0 && open.id != 0 && m.log_id != open.id {
             return conn.reply_bulk(id, &empty(LogStatus::OtherLog, end, closed, open.id), &[]);
         }
-        let want = usize::try_from(end.saturating_sub(m.offset).min(u64::from(m.max)).min(u64::from(MAX_DATA)))?;
+        let want = usize::try_from(
+            end.saturating_sub(m.offset)
+                .min(u64::from(m.max))
+                .min(u64::from(MAX_DATA)),
+        )?;
         if want == 0 {
             return conn.reply_bulk(id, &empty(LogStatus::Nothing, end, closed, open.id), &[]);
         }
-        let head = LogData { status: LogStatus::Data, end, closed, log_id: open.id, offset: m.offset, data: &[] };
+        let head = LogData {
+            status: LogStatus::Data,
+            end,
+            closed,
+            log_id: open.id,
+            offset: m.offset,
+            data: &[],
+        };
         // A client that follows closely asks for batches which are still in memory.
         if let Some((batch, len)) = member.progress.recent(m.number, m.offset) {
             if len <= want {
@@ -369,31 +451,57 @@ impl Handler<'_> {
             buf.get(..n).unwrap_or(&[])
         };
         if data.is_empty() {
-            return conn.reply_bulk(id, &empty(LogStatus::Unavailable, end, closed, open.id), &[]);
+            return conn.reply_bulk(
+                id,
+                &empty(LogStatus::Unavailable, end, closed, open.id),
+                &[],
+            );
         }
-        self.env.stats.served.add(u64::try_from(data.len())?, Relaxed);
+        self.env
+            .stats
+            .served
+            .add(u64::try_from(data.len())?, Relaxed);
         conn.reply_bulk(id, &head, data)
     }
 
     fn open_log(&mut self, member: &Member, log: &LogName) -> Result {
-        if self.log.as_ref().is_some_and(|o| o.resource == member.name && o.log == *log && o.id != 0) {
+        if self
+            .log
+            .as_ref()
+            .is_some_and(|o| o.resource == member.name && o.log == *log && o.id != 0)
+        {
             return Ok(());
         }
         let path = paths::log(&member.name, log)?;
-        let flags = OpenFlags { direct: true, ..OpenFlags::default() };
+        let flags = OpenFlags {
+            direct: true,
+            ..OpenFlags::default()
+        };
         let (file, direct) = match File::open(&path, flags, 0o600) {
             Ok(f) if (1..=4096).contains(&f.dio_align()) => (f, true),
             _ => (File::open(&path, OpenFlags::default(), 0o600)?, false),
         };
         let mut head = Buf::zeroed(HEADER_SIZE)?;
-        let n = if direct { file.read_direct(&mut head, 0, HEADER_SIZE, 0)? } else { file.read_at(&mut head, 0)? };
+        let n = if direct {
+            file.read_direct(&mut head, 0, HEADER_SIZE, 0)?
+        } else {
+            file.read_at(&mut head, 0)?
+        };
         let id = if n == HEADER_SIZE {
             mars_core::log::LogHeader::parse::<crate::engine::digest::KernelDigest>(&head)
-                .map_or(0, |(h, _)| h.log_id.first_chunk().map_or(0, |b| u64::from_le_bytes(*b)))
+                .map_or(0, |(h, _)| {
+                    h.log_id.first_chunk().map_or(0, |b| u64::from_le_bytes(*b))
+                })
         } else {
             0
         };
-        self.log = Some(OpenLog { resource: member.name, log: *log, file, direct, id });
+        self.log = Some(OpenLog {
+            resource: member.name,
+            log: *log,
+            file,
+            direct,
+            id,
+        });
         Ok(())
     }
 
@@ -410,7 +518,13 @@ impl Handler<'_> {
     }
 
     fn sync_digest(&self, conn: &mut Conn, id: u32, m: &SyncDigest) -> Result {
-        let reply = |status| SyncDigests { status, offset: m.offset, length: m.length, grain: m.grain, data: &[] };
+        let reply = |status| SyncDigests {
+            status,
+            offset: m.offset,
+            length: m.length,
+            grain: m.grain,
+            data: &[],
+        };
         let Some((member, bdev)) = self.disk(&m.resource) else {
             return conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]);
         };
@@ -424,7 +538,11 @@ impl Handler<'_> {
     }
 
     fn sync_read(&self, conn: &mut Conn, id: u32, m: &SyncRead) -> Result {
-        let reply = |status| SyncData { status, offset: m.offset, data: &[] };
+        let reply = |status| SyncData {
+            status,
+            offset: m.offset,
+            data: &[],
+        };
         let Some((member, bdev)) = self.disk(&m.resource) else {
             return conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]);
         };
@@ -443,10 +561,24 @@ impl Handler<'_> {
     }
 
     fn sync_end(&self, conn: &mut Conn, id: u32, m: &SyncEnd) -> Result {
-        let found = self.disk(&m.resource).and_then(|(member, _)| Some((member.progress.current()?, member.size()?)));
+        let found = self
+            .disk(&m.resource)
+            .and_then(|(member, _)| Some((member.progress.current()?, member.size()?)));
         let reply = match found {
-            Some(((log, end), size)) => SyncPos { status: SyncStatus::Data, number: log.number, creator: Some(log.creator), pos: end, size },
-            None => SyncPos { status: SyncStatus::Unavailable, number: 0, creator: None, pos: 0, size: 0 },
+            Some(((log, end), size)) => SyncPos {
+                status: SyncStatus::Data,
+                number: log.number,
+                creator: Some(log.creator),
+                pos: end,
+                size,
+            },
+            None => SyncPos {
+                status: SyncStatus::Unavailable,
+                number: 0,
+                creator: None,
+                pos: 0,
+                size: 0,
+            },
         };
         conn.reply(id, &reply)
     }
@@ -467,11 +599,17 @@ fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(
     // A log from before: closed, if this host's history goes on behind it.
     let me = m.me();
     let next = log.number.checked_add(1)?;
-    if let Some(previous) = m.version(next, &me).and_then(|(_, v)| v.previous).filter(|p| p.log == *log) {
+    if let Some(previous) = m
+        .version(next, &me)
+        .and_then(|(_, v)| v.previous)
+        .filter(|p| p.log == *log)
+    {
         return Some((previous.pos, true));
     }
     // The last one, of a device that is gone: nothing comes behind it for the time being.
-    let (_, last) = m.version(log.number, &me).filter(|(_, v)| v.this.log == *log)?;
+    let (_, last) = m
+        .version(log.number, &me)
+        .filter(|(_, v)| v.this.log == *log)?;
     if last.this.pos <= beyond && wait_ms > 0 {
         crate::sys::time::sleep_ms(wait_ms.min(200));
     }

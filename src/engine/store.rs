@@ -132,7 +132,8 @@ impl Store {
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
         let tree = self.tree.lock();
         let mut v = KVec::new();
-        v.extend_from_slice(tree.get(path.as_bytes())?, GFP_KERNEL).ok()?;
+        v.extend_from_slice(tree.get(path.as_bytes())?, GFP_KERNEL)
+            .ok()?;
         Some(Value(v))
     }
 
@@ -145,7 +146,9 @@ impl Store {
         // A copy of the few that match, so that `f` may use the store.
         let mut found: KVec<(KVec<u8>, Value)> = KVec::new();
         for e in self.tree.lock().with_prefix(prefix.as_bytes()) {
-            let (Some(rest), Some(value)) = (e.path.get(prefix.len()..), e.live()) else { continue };
+            let (Some(rest), Some(value)) = (e.path.get(prefix.len()..), e.live()) else {
+                continue;
+            };
             let (mut p, mut v) = (KVec::new(), KVec::new());
             p.extend_from_slice(rest, GFP_KERNEL)?;
             v.extend_from_slice(value, GFP_KERNEL)?;
@@ -168,7 +171,9 @@ impl Store {
         {
             let tree = self.tree.lock();
             let old = tree.entry(path.as_bytes());
-            if old.is_some_and(|e| e.value == value.as_bytes()) || (old.is_none() && is_tombstone(value.as_bytes())) {
+            if old.is_some_and(|e| e.value == value.as_bytes())
+                || (old.is_none() && is_tombstone(value.as_bytes()))
+            {
                 return Ok(());
             }
         }
@@ -179,7 +184,9 @@ impl Store {
         let writer = self.writer.lock();
         let stamp = self.clock.now();
         self.write(path, value, stamp)?;
-        self.tree.lock().apply_local(&checked, value.as_bytes(), stamp)?;
+        self.tree
+            .lock()
+            .apply_local(&checked, value.as_bytes(), stamp)?;
         drop(writer);
         self.changed.notify_all();
         Ok(())
@@ -193,7 +200,7 @@ impl Store {
         match r {
             Err(e) if e == ENOENT => {
                 let parent = path.rsplit_once('/').map_or("", |(p, _)| p);
-                dir::mkdir_p(&*paths::absolute(parent)?, 0o700)?;
+                dir::mkdir_p(&paths::absolute(parent)?, 0o700)?;
                 dir::replace_link(&file, &value, stamp.sec(), stamp.nsec())
             }
             r => r,
@@ -205,12 +212,23 @@ impl Store {
     /// # Errors
     ///
     /// Only failures of memory or of the file system: what is refused is refused silently or with a message.
-    pub(crate) fn merge_one(&self, peer: &Name, path: &str, value: &[u8], stamp: LamportTime) -> Result<bool> {
+    pub(crate) fn merge_one(
+        &self,
+        peer: &Name,
+        path: &str,
+        value: &[u8],
+        stamp: LamportTime,
+    ) -> Result<bool> {
         let Ok(checked) = TreePath::parse(path.as_bytes()) else {
-            crate::sys::log::log_warn!("host {} sent a link with an impossible path\n", peer.as_str());
+            crate::sys::log::log_warn!(
+                "host {} sent a link with an impossible path\n",
+                peer.as_str()
+            );
             return Ok(false);
         };
-        let Ok(text) = core::str::from_utf8(value) else { return Ok(false) };
+        let Ok(text) = core::str::from_utf8(value) else {
+            return Ok(false);
+        };
         let log = LogName::parse(checked.leaf());
         let writer = self.writer.lock();
         if let (Some(log), Some(resource)) = (log, checked.resource()) {
@@ -226,22 +244,30 @@ impl Store {
                 // A log file is no link, so memory does not know it.
                 MergeDecision::Phantom if log.is_some() => MergeDecision::Take,
                 // Remembered in memory only.
-                MergeDecision::Phantom => tree.apply_remote(&checked, value, stamp, real, &self.me)?,
+                MergeDecision::Phantom => {
+                    tree.apply_remote(&checked, value, stamp, real, &self.me)?
+                }
                 d => d,
             }
         };
         match decision {
             MergeDecision::Take => (),
             MergeDecision::TooFarAhead => {
-                crate::sys::log::log_warn!("host {} sent a stamp more than 30 days ahead; set the clocks right\n", peer.as_str());
+                crate::sys::log::log_warn!(
+                    "host {} sent a stamp more than 30 days ahead; set the clocks right\n",
+                    peer.as_str()
+                );
                 return Ok(false);
             }
             _ => return Ok(false),
         }
         // A tool may have written since the last scan: what is on the disk decides, not the copy in memory.
         let mut old = KVec::new();
-        if let Ok((sec, nsec)) = dir::read_link(&*paths::absolute(path)?, &mut old) {
-            let local = Version { value: &old, stamp: LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO) };
+        if let Ok((sec, nsec)) = dir::read_link(&paths::absolute(path)?, &mut old) {
+            let local = Version {
+                value: &old,
+                stamp: LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO),
+            };
             if merge(Some(local), Version { value, stamp }, real) != MergeDecision::Take {
                 return Ok(false);
             }
@@ -264,7 +290,9 @@ impl Store {
     fn may_delete(&self, resource: &Name, log: &LogName) -> bool {
         let path = CString::try_from_fmt(format_args!("resource-{resource}/replay-{}", self.me));
         match path.map(|p| self.get(text::of(&p))) {
-            Ok(Some(v)) => ReplayLink::parse(v.as_bytes()).is_some_and(|l| log.number < l.log.number),
+            Ok(Some(v)) => {
+                ReplayLink::parse(v.as_bytes()).is_some_and(|l| log.number < l.log.number)
+            }
             Ok(None) => true,
             Err(_) => false,
         }
@@ -318,7 +346,9 @@ impl Store {
                 return true;
             }
             let mut n = KVec::new();
-            let r = n.extend_from_slice(prefix, GFP_KERNEL).and_then(|()| n.extend_from_slice(name, GFP_KERNEL));
+            let r = n
+                .extend_from_slice(prefix, GFP_KERNEL)
+                .and_then(|()| n.extend_from_slice(name, GFP_KERNEL));
             if let Err(e) = r.and_then(|()| names.push((n, kind), GFP_KERNEL)) {
                 failed = Err(e.into());
                 return false;
@@ -335,11 +365,15 @@ impl Store {
                 }
                 continue;
             }
-            let Ok(path) = TreePath::parse(&name) else { continue };
+            let Ok(path) = TreePath::parse(&name) else {
+                continue;
+            };
             let file = paths::absolute(path.as_str())?;
             value.clear();
             // A tool may have replaced or removed it since the listing: the next scan sees that.
-            let Ok((sec, nsec)) = dir::read_link(&file, &mut value) else { continue };
+            let Ok((sec, nsec)) = dir::read_link(&file, &mut value) else {
+                continue;
+            };
             let stamp = LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO);
             if let Err(e) = self.tree.lock().observe(&path, &value, stamp) {
                 crate::sys::log::log_warn!("a link of the tree can't be used: {:?}\n", e);
@@ -352,21 +386,40 @@ impl Store {
     pub(crate) fn wait_newer(&self, generation: u64, wait_ms: u32) -> bool {
         let mut tree = self.tree.lock();
         if tree.generation() == generation {
-            let _ = self.changed.wait_interruptible_timeout(&mut tree, msecs_to_jiffies(wait_ms));
+            let _ = self
+                .changed
+                .wait_interruptible_timeout(&mut tree, msecs_to_jiffies(wait_ms));
         }
         tree.generation() != generation
     }
 
     /// Writes entries that changed after `*since` as one part of a tree, and moves `*since` behind them. Gives whether more
     /// follow.
-    pub(crate) fn write_part(&self, out: &mut KVec<u8>, since: &mut u64, full: bool, now: LamportTime) -> core::result::Result<bool, WireError> {
+    pub(crate) fn write_part(
+        &self,
+        out: &mut KVec<u8>,
+        since: &mut u64,
+        full: bool,
+        now: LamportTime,
+    ) -> core::result::Result<bool, WireError> {
         let tree = self.tree.lock();
-        let head = TreeHead { instance: self.instance, generation: tree.generation(), full, now };
+        let head = TreeHead {
+            instance: self.instance,
+            generation: tree.generation(),
+            full,
+            now,
+        };
         let mut w = TreeWriter::new(out, PART_BYTES, &head)?;
         let mut more = false;
         for e in tree.changed_since(*since) {
-            let Ok(path) = core::str::from_utf8(e.path) else { continue };
-            if !w.push(&Entry { path, value: e.value, stamp: e.stamp })? {
+            let Ok(path) = core::str::from_utf8(e.path) else {
+                continue;
+            };
+            if !w.push(&Entry {
+                path,
+                value: e.value,
+                stamp: e.stamp,
+            })? {
                 more = true;
                 break;
             }

@@ -24,6 +24,7 @@ use kernel::{
 
 use mars_core::{
     log::LogName,
+    name::Name,
     sync::{
         differing,
         digest_chunk,
@@ -110,14 +111,17 @@ impl Workers {
         let me = m.me();
         // Half a copy of one host and half of another is a state that neither ever had.
         let from = m.designated().ok_or(ENOENT)?;
-        if m.get(format_args!("syncfrom-{me}")).is_none_or(|v| v.as_bytes() != from.as_bytes()) {
+        if m.get(format_args!("syncfrom-{me}"))
+            .is_none_or(|v| v.as_bytes() != from.as_bytes())
+        {
             m.set(format_args!("syncstatus-{me}"), format_args!("0"));
             m.set(format_args!("syncfrom-{me}"), format_args!("{from}"));
         }
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
         let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
-        *m.sync.plan.lock() = Some(SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?);
+        *m.sync.plan.lock() =
+            Some(SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?);
         m.sync.transferred.store(0, Relaxed);
         let sync = m.sync.clone();
         let mut threads = KVec::new();
@@ -126,7 +130,7 @@ impl Workers {
             let (m, bdev) = (m.clone(), bdev.clone());
             sync.running.fetch_add(1, kernel::sync::atomic::Full);
             let t = Thread::spawn(&name, move |ctx| {
-                work(ctx, &m, &bdev, i == 0);
+                work(ctx, &m, &bdev, from, i == 0);
                 if m.sync.running.fetch_sub(1, kernel::sync::atomic::Full) == 1 {
                     m.kick.signal();
                 }
@@ -139,7 +143,10 @@ impl Workers {
                 }
             }
         }
-        Ok(Self { _threads: threads, sync })
+        Ok(Self {
+            _threads: threads,
+            sync,
+        })
     }
 
     /// All workers have ended by themselves: the sync is complete.
@@ -156,9 +163,8 @@ impl Drop for Workers {
     }
 }
 
-fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, leader: bool) {
+fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, leader: bool) {
     let mut conn: Option<Conn> = None;
-    let from = m.designated();
     let mut saved = time::mono_ns();
     while !ctx.should_stop() {
         if leader && time::mono_ns().saturating_sub(saved) > SAVE_MS * 1_000_000 {
@@ -169,11 +175,14 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, leader: bool)
             ctx.sleep_ms(500);
             continue;
         };
-        if from != Some(primary) {
+        if from != primary {
             // Blocks of two hosts must not be mixed: the control thread starts anew.
             return;
         }
-        if conn.as_ref().is_none_or(|c| c.peer != primary || !c.is_usable()) {
+        if conn
+            .as_ref()
+            .is_none_or(|c| c.peer != primary || !c.is_usable())
+        {
             conn = Conn::dial(&m.env, &primary, Purpose::Sync).ok();
         }
         let Some(c) = &mut conn else {
@@ -244,12 +253,19 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
     let len = usize::try_from(chunk.len)?;
     let mut local = Buf::new(len)?;
     bdev.read_at(&mut local, 0, len, chunk.offset)?;
-    let ask = SyncDigest { resource: m.name, offset: chunk.offset, length: chunk.len, grain: DEFAULT_GRAIN };
+    let ask = SyncDigest {
+        resource: m.name,
+        offset: chunk.offset,
+        length: chunk.len,
+        grain: DEFAULT_GRAIN,
+    };
     let payload = c.call(&ask, 0)?;
     let reply = SyncDigests::decode(payload).map_err(|_| EPROTO)?;
     status(reply.status)?;
     let mut ranges = KVec::new();
-    for d in differing::<KernelDigest>(local.get(..len).ok_or(EIO)?, DEFAULT_GRAIN, reply.data).map_err(|_| EPROTO)? {
+    for d in differing::<KernelDigest>(local.get(..len).ok_or(EIO)?, DEFAULT_GRAIN, reply.data)
+        .map_err(|_| EPROTO)?
+    {
         ranges.push(d, GFP_KERNEL)?;
     }
     let mut cost = ChunkCost::default();
@@ -262,7 +278,11 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
             part.fill(0);
             cost.zeroed = cost.zeroed.saturating_add(u64::from(d.len));
         } else {
-            let ask = SyncRead { resource: m.name, offset, length: d.len };
+            let ask = SyncRead {
+                resource: m.name,
+                offset,
+                length: d.len,
+            };
             let payload = c.call(&ask, 0)?;
             let reply = SyncData::decode(payload).map_err(|_| EPROTO)?;
             status(reply.status)?;
@@ -287,7 +307,12 @@ fn status(s: SyncStatus) -> Result {
 
 /// Makes what was written durable, then says so.
 fn save(m: &Member, bdev: &BlockDevice) {
-    let found = m.sync.plan.lock().as_ref().map(|p| (p.progress(), p.stats()));
+    let found = m
+        .sync
+        .plan
+        .lock()
+        .as_ref()
+        .map(|p| (p.progress(), p.stats()));
     let Some((done, stats)) = found else { return };
     if done == m.size().unwrap_or(0) {
         // Only `finish` may say that the disk is complete.
@@ -296,8 +321,18 @@ fn save(m: &Member, bdev: &BlockDevice) {
     if bdev.flush().is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
-        let equal = stats.compared.saturating_sub(stats.transferred).saturating_sub(stats.zeroed);
-        m.set(format_args!("verifystatus-{me}"), format_args!("{},{}", equal >> 12, (stats.transferred + stats.zeroed) >> 12));
+        let equal = stats
+            .compared
+            .saturating_sub(stats.transferred)
+            .saturating_sub(stats.zeroed);
+        m.set(
+            format_args!("verifystatus-{me}"),
+            format_args!(
+                "{},{}",
+                equal >> 12,
+                (stats.transferred + stats.zeroed) >> 12
+            ),
+        );
         m.set(format_args!("actual-{me}/sync-pos"), format_args!("{done}"));
     }
 }
@@ -310,7 +345,14 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     let creator = pos.creator.ok_or(EPROTO)?;
     bdev.flush()?;
     let me = m.me();
-    let link = ReplayLink { log: LogName { number: pos.number, creator }, pos: pos.pos, rest: 0 };
+    let link = ReplayLink {
+        log: LogName {
+            number: pos.number,
+            creator,
+        },
+        pos: pos.pos,
+        rest: 0,
+    };
     // The order matters: a crash in between leaves a sync that has to look at nothing any more, never a disk that counts
     // as consistent too early.
     m.set(format_args!("syncpos-{me}"), format_args!("{link}"));
@@ -319,7 +361,13 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
     m.set(format_args!("syncstatus-{me}"), format_args!("{size}"));
     m.set_trouble(None);
-    pr_info!("{}: sync complete, {} bytes travelled; consistent at {:?} {}\n", m.name.as_str(), m.sync.transferred.load(Relaxed), link.log, link.pos);
+    pr_info!(
+        "{}: sync complete, {} bytes travelled; consistent at {:?} {}\n",
+        m.name.as_str(),
+        m.sync.transferred.load(Relaxed),
+        link.log,
+        link.pos
+    );
     Ok(())
 }
 
@@ -329,6 +377,7 @@ pub(crate) fn digests(bdev: &BlockDevice, ask: &SyncDigest) -> Result<KVec<u8>> 
     let mut buf = Buf::new(len)?;
     bdev.read_at(&mut buf, 0, len, ask.offset)?;
     let mut out = KVec::from_elem(0, digests_len(len, ask.grain).ok_or(EINVAL)?, GFP_KERNEL)?;
-    digest_chunk::<KernelDigest>(buf.get(..len).ok_or(EIO)?, ask.grain, &mut out).map_err(|_| EINVAL)?;
+    digest_chunk::<KernelDigest>(buf.get(..len).ok_or(EIO)?, ask.grain, &mut out)
+        .map_err(|_| EINVAL)?;
     Ok(out)
 }

@@ -4,10 +4,7 @@
 
 use core::fmt::Arguments;
 
-use kernel::{
-    prelude::*,
-    str::CString, //
-};
+use kernel::str::CString;
 
 /// The characters. Everything that the engine formats is ASCII, so this can't fail.
 pub(crate) fn of(text: &CString) -> &str {

@@ -35,16 +35,19 @@ pub(crate) const FETCH_BYTES: u32 = 512 << 10;
 pub(crate) static BUFFER_MB: Tunable<u32> = Tunable::<u32>::new(c"write_buffer_mb", 0, 0, 1 << 20);
 
 /// Largest write-back I/O in KiB.
-pub(crate) static WRITEBACK_IO_KB: Tunable<u32> = Tunable::<u32>::new(c"writeback_io_kb", 512, 4, 1024);
+pub(crate) static WRITEBACK_IO_KB: Tunable<u32> =
+    Tunable::<u32>::new(c"writeback_io_kb", 512, 4, 1024);
 
 /// TCP connections of each transfer of logs or of a sync.
 pub(crate) static CONNECTIONS: Tunable<u32> = Tunable::<u32>::new(c"parallel_connections", 2, 1, 8);
 
 /// Logs are rotated by themselves at this size, in GiB.
-pub(crate) static LOGROT_AUTO_GB: Tunable<u32> = Tunable::<u32>::new(c"logrot_auto_gb", 32, 1, 1 << 20);
+pub(crate) static LOGROT_AUTO_GB: Tunable<u32> =
+    Tunable::<u32>::new(c"logrot_auto_gb", 32, 1, 1 << 20);
 
 /// The whole tree is read again at least this often, in seconds.
-pub(crate) static SCAN_INTERVAL_SEC: Tunable<u32> = Tunable::<u32>::new(c"scan_interval_sec", 5, 1, 60);
+pub(crate) static SCAN_INTERVAL_SEC: Tunable<u32> =
+    Tunable::<u32>::new(c"scan_interval_sec", 5, 1, 60);
 
 /// All of them, for `/proc/sys/mars`.
 pub(crate) static ALL: [&Tunable<u32>; 5] = [
