@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Handover against resistance, failover by force, and two histories of one resource."""
+
+import pytest
+
+import marscluster
+from marscase import DEVICE
+from marscase import cluster_of_two
+from marscase import equal
+from marscase import mount
+from marscase import progress
+from marscase import refused
+from marscase import sums
+from marscase import umount
+from marscase import write_files
+from marsvm import wait_until
+
+
+def test_handover_of_a_device_in_use_is_refused(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2))
+    mount(a)
+    write_files(a, "files", 5)
+    marscluster.wait_synced([a, b])
+    holder = f"resource-data/actual-{a.name}/device-holder"
+    wait_until(lambda: "mounted" in marscluster.links(b, [holder]).get(holder, ""), 30, "the peer knows who holds it")
+    text = refused(b, "marsadm primary data --timeout 30", "hosta", r"open", r"mounted ext4")
+    assert "HINT" in text
+    # Nothing has changed: the primary, its file system, the replication.
+    for host in (a, b):
+        assert marscluster.links(host, ["resource-data/primary"]) == {"resource-data/primary": "hosta"}
+    assert not b.run(f"[ -e {DEVICE} ]", check=False).ok
+    write_files(a, "more", 5)
+    expected = sums(a)
+    marscluster.wait_synced([a, b])
+
+    # The same for a holder that is no file system.
+    umount(a)
+    holding = a.start(f"exec 3<{DEVICE}; sleep 1000", check=False)
+    wait_until(lambda: "opened by" in marscluster.links(b, [holder]).get(holder, ""), 30, "and knows it again")
+    # By the name it had when it opened the device.
+    refused(b, "marsadm primary data --timeout 30", "hosta", r"opened by bash\(\d+\)")
+    refused(a, "marsadm secondary data --timeout 10", r"opened by bash\(\d+\)")
+    holding.kill()
+    wait_until(lambda: b.run("marsadm primary data --timeout 60", timeout=70, check=False).ok, 60, "handover", 2)
+    mount(b)
+    assert sums(b) == expected
+    umount(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
+def split_brain_on(host):
+    data = marscluster.view_json(host, "data")
+    text = host.run("marsadm view data 2>&1").stdout
+    return bool(data["split_brain"]) and "SPLIT BRAIN of resource" in text
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("loser", ["hosta", "hostb"])
+def test_split_brain_is_reported_and_nothing_is_lost_until_invalidate(mars_hosts, loser):
+    a, b = cluster_of_two(mars_hosts(2))
+    mount(a)
+    write_files(a, "common", 5)
+    marscluster.wait_synced([a, b])
+    common = sums(a)
+
+    a.cut_link(b)
+    # An old primary that nobody hears cannot be asked to let go.
+    refused(b, "marsadm primary data --timeout 20 --window 5", timeout=60)
+    b.run("marsadm pause-fetch data --timeout 30; marsadm primary --force data --timeout 60", timeout=100)
+    mount(b)
+    assert sums(b) == common, "what had arrived before the cut is there"
+    write_files(b, "there", 5)
+    of_b = sums(b)
+    write_files(a, "here", 5)
+    of_a = sums(a)
+
+    a.heal_link(b)
+    for host in (a, b):
+        wait_until(lambda: split_brain_on(host), 60, f"split brain is reported on {host.name}", 1)
+    b.run("marsadm resume-fetch data --timeout 20", check=False)
+    progress(5)
+    # Nobody lost anything: each side goes on with its own history.
+    assert sums(a) == of_a
+    assert sums(b) == of_b
+    write_files(a, "here2", 2)
+    write_files(b, "there2", 2)
+    of = {"hosta": sums(a), "hostb": sums(b)}
+    for host in (a, b):
+        assert split_brain_on(host)
+        umount(host)
+
+    winner, other = (b, a) if loser == "hosta" else (a, b)
+    if winner is a:
+        # Who is to go on is decided by hand, not by who was last.
+        refused(a, "marsadm primary data --timeout 20", "SPLIT BRAIN")
+        b.run("marsadm down data --timeout 60", timeout=70)
+        a.run("marsadm pause-fetch data --timeout 30; marsadm primary --force data --timeout 60", timeout=100)
+    else:
+        a.run("marsadm secondary data --timeout 60", timeout=70, check=False)
+    mount(winner)
+    assert sums(winner) == of[winner.name]
+    other.run("marsadm up data --timeout 20", timeout=40, check=False)
+    other.run("marsadm invalidate data --timeout 60", timeout=70)
+    write_files(winner, "afterwards", 3)
+    marscluster.wait_synced([winner, other])
+
+    def healed():
+        for host in (a, b):
+            assert marscluster.view_json(host, "data")["split_brain"] == []
+        return True
+
+    wait_until(healed, 60, "no split brain is reported any more", 1)
+    expected = sums(winner)
+    umount(winner)
+    marscluster.wait_synced([winner, other])
+    other.run("marsadm primary data --timeout 60", timeout=70)
+    mount(other)
+    assert sums(other) == expected
+    umount(other)
+    marscluster.wait_synced([winner, other])
+    equal([winner, other])
