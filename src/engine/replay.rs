@@ -645,7 +645,10 @@ fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
             at.log,
             defect
         );
-        m.fetch.again_from(&at.log, at.pos);
+        // A damaged first batch may also mean that the log was made anew behind this copy's header.
+        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+        let from = if at.pos <= header { 0 } else { at.pos };
+        m.fetch.again_from(&at.log, from);
         time::sleep_ms(500);
     } else {
         m.set_trouble(Some((
