@@ -32,6 +32,8 @@ pub struct Host {
     pub emergency: u64,
     /// Free and total space of its `/mars` in GiB, minus what is reserved.
     pub space_gib: Option<(i64, i64)>,
+    /// Messages `msg-*` that are not OK: key and text.
+    pub messages: Vec<(String, String)>,
 }
 
 /// The four switches of a member.
@@ -176,7 +178,20 @@ impl Store {
             space_gib: key("rest-space")
                 .and_then(|v| v.parse().ok())
                 .zip(key("total-space").and_then(|v| v.parse().ok())),
+            messages: self.messages(&format!("actual-{name}")),
         }
+    }
+
+    /// Messages `msg-*` in a directory that are not OK: key and text.
+    fn messages(&self, dir: &str) -> Vec<(String, String)> {
+        self.list(dir)
+            .into_iter()
+            .filter_map(|name| {
+                let key = name.strip_prefix("msg-")?.to_owned();
+                let text = values::message_text(&self.get(&format!("{dir}/{name}"))?)?;
+                Some((key, text))
+            })
+            .collect()
     }
 
     /// Names of all resources that exist in some form: `resource-*` directories that are not mere tombstones.
@@ -278,15 +293,8 @@ impl Store {
             |k: &str| actual(k).and_then(|v| v.split(',').next()?.trim().parse::<i64>().ok());
         let flag = |k: &str| actual(k).is_some_and(|v| values::is_on(&v));
         let todo = |k: &str| self.get_flag(&format!("{dir}/todo-{host}/{k}"));
-        let errors = self
-            .list(&format!("{dir}/actual-{host}"))
-            .into_iter()
-            .filter_map(|n| {
-                let key = n.strip_prefix("msg-err-")?.to_owned();
-                let text = actual(&n)?;
-                values::message_text(&text).map(|text| (key, text))
-            })
-            .collect();
+        let mut errors = self.messages(&format!("{dir}/actual-{host}"));
+        errors.retain(|(key, _)| key.starts_with("err-"));
         Member {
             host: host.to_owned(),
             disk: own("data"),

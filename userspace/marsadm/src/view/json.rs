@@ -54,6 +54,7 @@ struct Host {
     emergency: u64,
     rest_space_gib: Option<i64>,
     total_space_gib: Option<i64>,
+    messages: Vec<Message>,
 }
 
 /// The file system of `/mars` on this host.
@@ -209,6 +210,11 @@ fn host(ctx: &Ctx, name: &str) -> Host {
         emergency: h.emergency,
         rest_space_gib: h.space_gib.map(|(rest, _)| rest),
         total_space_gib: h.space_gib.map(|(_, total)| total),
+        messages: h
+            .messages
+            .into_iter()
+            .map(|(key, text)| Message { key, text })
+            .collect(),
     }
 }
 

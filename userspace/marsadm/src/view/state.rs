@@ -256,14 +256,14 @@ fn replication(ctx: &Ctx, res: &Resource, m: &Member, splits: &[Split]) -> &'sta
     {
         "SplitBrain"
     } else if !m.is_synced(res.size) {
-        if m.todo.sync {
+        if m.todo.sync && (m.todo.attach || a.attached) {
             "Syncing"
         } else {
             "PausedSync"
         }
     } else if !m.todo.fetch {
         "PausedFetch"
-    } else if !m.todo.replay {
+    } else if !m.todo.replay || !(m.todo.attach || a.attached) {
         "PausedReplay"
     } else if is_orphan(res, m) {
         "Orphan"

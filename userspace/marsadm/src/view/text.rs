@@ -305,6 +305,9 @@ fn cluster(ctx: &Ctx) {
             name,
             host.ip.as_deref().unwrap_or("?")
         ));
+        for (key, text) in &host.messages {
+            line(format_args!("    {key}: {text}"));
+        }
     }
 }
 

@@ -340,7 +340,12 @@ fn up_down_leave_and_delete() {
         assert_eq!(c.get(&format!("todo-hostb/{key}")).unwrap(), "0", "{key}");
     }
     let ran = c.adm("hostb", "view mydata").ok();
-    assert!(ran.out.contains("mydata [2/2] Detached "), "{}", ran.out);
+    assert!(
+        ran.out
+            .contains("mydata [2/2] Detached PausedFetch dC-SFR Secondary hosta"),
+        "{}",
+        ran.out
+    );
     c.adm("hostb", "up mydata").ok();
     assert_eq!(c.get("actual-hostb/is-attached").unwrap(), "1");
     c.adm("hostb", "down all").ok();

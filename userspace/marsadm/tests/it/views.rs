@@ -173,3 +173,25 @@ fn a_damaged_tree_is_still_shown() {
     c.adm("hosta", "view all").ok();
     c.json("hostb");
 }
+
+#[test]
+fn what_the_module_has_to_say_is_shown() {
+    let c = Cluster::pair();
+    c.tree.set(
+        "actual-hosta/msg-peer-hostb",
+        "1.000000000 1.000000000 wrong key: copy /mars/cluster-key from a member",
+    );
+    c.tree.set("actual-hosta/msg-peer-hostc", "OK");
+    let ran = c.adm("hosta", "view all").ok();
+    assert!(
+        ran.out
+            .contains("    peer-hostb: wrong key: copy /mars/cluster-key"),
+        "{}",
+        ran.out
+    );
+    assert!(!ran.out.contains("peer-hostc"), "{}", ran.out);
+    assert_eq!(
+        c.json("hosta")["cluster"]["hosts"][0]["messages"][0]["key"],
+        "peer-hostb"
+    );
+}
