@@ -135,5 +135,6 @@ def _behind_mib(target: Target) -> float:
         # While DRBD has not yet noticed that the link is cut, the requests wait for their acknowledgement.
         return max(float(status.get("oos", "0")), 4 * float(status.get("pe", "0"))) / 1024
     end = marscluster.durable_end(target.primary)
-    lag = marscluster.behind(end, marscluster.member(target.secondary).replay)
+    logs = marscluster.member(target.primary).ends
+    lag = marscluster.behind(end, marscluster.member(target.secondary).replay, logs)
     return (lag or 0) / (1 << 20)

@@ -146,7 +146,7 @@ class Story:
             step.detail = f"{tree.size / MIB / copy.seconds:.1f} MiB/s, link cut for {copy.cut_seconds:.1f} s"
         with self.show.step(f"wait until {b.name} has caught up by itself") as step:
             end = marscluster.durable_end(a)
-            before = marscluster.behind(end, marscluster.member(b).replay)
+            before = marscluster.behind(end, marscluster.member(b).replay, marscluster.member(a).ends)
             seconds = marscluster.wait_replayed(b, end, timeout=180)
             step.detail = f"was {mib(before)} MiB behind" + (f", {(before or 0) / MIB / seconds:.1f} MiB/s" if before else "")
             a.run(f"umount {MOUNT}")

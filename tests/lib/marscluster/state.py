@@ -4,7 +4,6 @@
 import dataclasses
 import json
 import re
-import shlex
 import time
 import typing
 
@@ -36,11 +35,18 @@ class LogPos(typing.NamedTuple):
 
 
 def links(host: Host, paths: typing.Iterable[str]) -> dict[str, str]:
-    """Values of links below /mars; those that do not exist, or are deleted, are left out."""
-    words = " ".join(shlex.quote(p) for p in paths)
-    out = host.run(f"cd /mars && find {words} -maxdepth 0 -printf '%p\\t%l\\n' 2>/dev/null; true").stdout
+    """Values of links below /mars; those that do not exist, or are deleted, are left out. `*` in a path is a pattern."""
+    words = list(paths)
+    assert all(re.fullmatch(r"[\w./*-]+", w) for w in words), words
+    out = host.run(f"cd /mars && find {' '.join(words)} -maxdepth 0 -printf '%p\\t%l\\n' 2>/dev/null; true").stdout
     pairs = (line.split("\t", 1) for line in out.splitlines() if "\t" in line)
     return {path: value for path, value in pairs if value not in ("", ".deleted")}
+
+
+def _end(version: str) -> tuple[int, int]:
+    """Number and length of a log, from a version link: DIGEST,log-NUMBER-HOST,LENGTH:…"""
+    found = re.match(r"[^,]*,log-(\d+)-[^,]+,(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Member:
     write_back: int
     state: str
     primary: bool
+    # Where each log ends, by its number, as far as this member has it; the newest may still grow.
+    ends: dict[int, int]
 
     @property
     def is_synced(self) -> bool:
@@ -75,7 +83,7 @@ def member(host: Host, name: str = "data") -> Member:
         "state": f"{res}/actual-{me}/state",
         "primary": f"{res}/actual-{me}/is-primary",
     }
-    found = links(host, keys.values())
+    found = links(host, [*keys.values(), f"{res}/version-*-{me}"])
     values = {key: found.get(path) for key, path in keys.items()}
     return Member(
         host=me,
@@ -87,16 +95,20 @@ def member(host: Host, name: str = "data") -> Member:
         write_back=int(values["write_back"] or 0),
         state=values["state"] or "",
         primary=values["primary"] == "1",
+        ends=dict(_end(value) for path, value in found.items() if "/version-" in path),
     )
 
 
-def behind(end: LogPos | None, pos: LogPos | None) -> int | None:
-    """Bytes of log from `pos` to `end`; None if unknown or if another log lies between."""
+def behind(end: LogPos | None, pos: LogPos | None, ends: typing.Mapping[int, int] | None = None) -> int | None:
+    """Bytes of log from `pos` to `end`; `ends` (Member.ends of the primary) says how long the logs in between are."""
     if end is None or pos is None:
         return None
     if pos.reaches(end):
         return 0
-    return end.pos - pos.pos if end.number == pos.number else None
+    lengths = [(ends or {}).get(n) for n in range(pos.number, end.number)]
+    if None in lengths:
+        return None
+    return sum(lengths) + end.pos - pos.pos
 
 
 def view_json(host: Host, name: str | None = None) -> typing.Any:
