@@ -25,10 +25,7 @@ use kernel::{
     },
     module::this_module,
     prelude::*,
-    str::{
-        CStr,
-        CString, //
-    },
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -189,11 +186,14 @@ impl<T: DiskOps> Disk<T> {
 
     /// Makes the disk `/dev/mars/<name>`. It may be opened before this returns. May sleep.
     ///
-    /// `ENAMETOOLONG` if the name has more than 26 bytes, `EINVAL` if it can't be one or the
+    /// `ENAMETOOLONG` if the name has more than [`NAME_MAX`] bytes, `EINVAL` if it can't be one or the
     /// parameters do not fit together, `EEXIST` if there is such a disk.
     pub(crate) fn new(name: &str, params: &DiskParams, ops: Arc<T>) -> Result<Self> {
-        if name.is_empty() || name.starts_with('.') || name.contains(['/', '!']) {
+        if !is_name(name) {
             return Err(EINVAL);
+        }
+        if !valid_name(name) {
+            return Err(ENAMETOOLONG);
         }
         let name = CString::try_from_fmt(fmt!("{name}"))?;
         let blocks = u64::from(params.logical_block_size.wrapping_sub(1));
@@ -330,7 +330,7 @@ impl<T: DiskOps> Drop for Disk<T> {
         // SAFETY: By the type invariants, the disk was added, and we own a reference. The private
         // data is released by `free_disk`.
         unsafe {
-            bindings::del_gendisk(self.disk.as_ptr());
+            c::mars_c_disk_del(self.disk.as_ptr());
             bindings::put_disk(self.disk.as_ptr());
         }
     }
@@ -408,12 +408,15 @@ unsafe extern "C" fn free_disk<T: DiskOps>(disk: *mut bindings::gendisk) {
     }
 }
 
-/// Says that the name fits: for checks before a disk is made.
-pub(crate) fn valid_name(name: &CStr) -> bool {
-    let name = name.to_bytes();
-    let len = u32::try_from(name.len()).unwrap_or(u32::MAX);
-    len > 0
-        && len < bindings::DISK_NAME_LEN.saturating_sub(5)
-        && !name.starts_with(b".")
-        && !name.iter().any(|b| matches!(b, b'/' | b'!'))
+/// Longest name of a disk in bytes; it follows `mars/`, and a zero follows it.
+pub(crate) const NAME_MAX: usize = 26;
+
+/// Whether a disk can have this name: for a check long before it is made.
+pub(crate) fn valid_name(name: &str) -> bool {
+    name.len() <= NAME_MAX && is_name(name)
+}
+
+/// Whether it is a name at all, of any length.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '!', '\0'])
 }

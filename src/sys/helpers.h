@@ -83,6 +83,7 @@ struct gendisk *mars_c_disk_alloc(const struct block_device_operations *fops, vo
 				  unsigned int io_min, unsigned int io_opt,
 				  unsigned int dma_alignment, bool write_cache, bool rotational);
 int mars_c_disk_add(struct gendisk *disk, const char *name, u64 sectors);
+void mars_c_disk_del(struct gendisk *disk);
 void mars_c_disk_released(void);
 unsigned int mars_c_disk_openers(struct gendisk *disk);
 void mars_c_disk_lock(struct gendisk *disk);
