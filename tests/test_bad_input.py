@@ -63,7 +63,7 @@ def test_wrong_commands_are_refused_with_a_reason(mars_hosts):
     assert not a.run("ls -d /mars/resource-*", check=False).ok, "refused resources leave nothing"
     create(a)
     before = tree(a)
-    refused(a, "marsadm create-resource data /dev/vdc data 128M", "already|exists")
+    refused(a, "marsadm create-resource data /dev/vdc data 64M", "already|exists")
     refused(a, "marsadm create-resource other /dev/vdc", "use|busy|data")
     wait_until(lambda: "data" in b.run("marsadm view").stdout, 30, "hostb knows the resource")
     refused(b, "marsadm create-resource data /dev/vdc data 128M", "already|exists|join-resource")
@@ -79,6 +79,16 @@ def test_wrong_commands_are_refused_with_a_reason(mars_hosts):
     marscluster.join_resource(b)
     marscluster.wait_synced([a, b])
     equal([a, b])
+
+
+def test_second_create_is_refused(mars_hosts):
+    (a,) = mars_hosts(1)
+    marscluster.setup_cluster([a])
+    create(a)
+    before = tree(a)
+    refused(a, f"marsadm create-resource data {a.disk('data').dev} data 128M", "already|exists")
+    assert tree(a)["resource-data/size"] == before["resource-data/size"]
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=4 oflag=direct")
 
 
 @pytest.mark.timeout(300 + 4 * FUZZ_SECONDS)

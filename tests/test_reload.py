@@ -19,7 +19,7 @@ OBJECTS = 400
 
 def one_round(a, b, first):
     for host in (a, b):
-        host.run("insmod $(modinfo -n mars)", timeout=30)
+        marscluster.load_module(host)
     for host in (a, b):
         host.run("marsadm wait-cluster --timeout 60", timeout=70)
     a.run(f"marsadm create-resource data {a.disk('data').dev} data {SIZE} --timeout 60", timeout=70)
