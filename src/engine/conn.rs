@@ -70,7 +70,8 @@ const HANDSHAKE_MS: u32 = 5_000;
 /// An authenticated connection.
 pub(crate) struct Conn {
     socket: Arc<Socket>,
-    session: Session,
+    /// Boxed, because it is big and connections are moved.
+    session: KBox<Session>,
     /// The member at the other end.
     pub(crate) peer: Name,
     next_id: u32,
@@ -131,6 +132,8 @@ impl Conn {
         })
     }
 
+    // A frame of its own: handshakes and sessions are big, and the stack is small.
+    #[inline(never)]
     fn try_dial(env: &Env, host: &Name, purpose: Purpose) -> Result<Self, Dial> {
         let addr = env.peer_addr(host, purpose.port_offset()).ok_or(ENOENT)?;
         let key = env.key().ok_or(ENOKEY)?;
@@ -155,7 +158,7 @@ impl Conn {
                     let peer = session.peer.host;
                     return Ok(Self {
                         socket: Arc::new(socket, GFP_KERNEL).map_err(Error::from)?,
-                        session,
+                        session: KBox::new(session, GFP_KERNEL).map_err(Error::from)?,
                         peer,
                         next_id: 1,
                         out,
@@ -172,6 +175,7 @@ impl Conn {
     }
 
     /// The server's half of the handshake, for a client that has just connected.
+    #[inline(never)]
     pub(crate) fn accept(
         env: &Env,
         socket: Arc<Socket>,
@@ -217,7 +221,7 @@ impl Conn {
                     out.clear();
                     let conn = Self {
                         socket,
-                        session,
+                        session: KBox::new(session, GFP_KERNEL)?,
                         peer: peer.host,
                         next_id: 1,
                         out,

@@ -148,6 +148,7 @@ impl Control {
         }
     }
 
+    #[inline(never)]
     fn observe(&self, stopping: bool) -> Observed {
         let m = &self.m;
         let me = m.me();
@@ -247,6 +248,7 @@ impl Control {
         }
     }
 
+    #[inline(never)]
     fn attach(&mut self) -> Result<(), Reason> {
         let m = &self.m;
         let me = m.me();
@@ -298,6 +300,7 @@ impl Control {
     }
 
     /// Lets exactly the workers in `work` run.
+    #[inline(never)]
     fn follow(&mut self, work: Work) -> Result<(), Reason> {
         let m = self.m.clone();
         let Running::Secondary(s) = &mut self.running else {
@@ -338,6 +341,7 @@ impl Control {
         Ok(())
     }
 
+    #[inline(never)]
     fn become_primary(&mut self, ctx: &ThreadCtx) -> Result<(), Reason> {
         let m = self.m.clone();
         let me = m.me();
@@ -398,6 +402,7 @@ impl Control {
         Ok(())
     }
 
+    #[inline(never)]
     fn create_log(&self, name: LogName) -> Result<KBox<LogFile>, Reason> {
         let m = &self.m;
         let uuid = m.env.uuid().map_err(no_memory)?;
@@ -416,6 +421,7 @@ impl Control {
         }
     }
 
+    #[inline(never)]
     fn start_primary(
         &self,
         bdev: Arc<BlockDevice>,
@@ -477,6 +483,7 @@ impl Control {
         )?)
     }
 
+    #[inline(never)]
     fn leave_primary(&mut self, ctx: &ThreadCtx) -> Result<(), Reason> {
         let unloading = {
             let env = self.m.env.clone();
@@ -555,6 +562,7 @@ impl Control {
     }
 
     /// What a primary has to look after while nothing changes: rotation.
+    #[inline(never)]
     fn stay(&mut self) -> Result<(), Reason> {
         let m = self.m.clone();
         let Running::Primary(p) = &mut self.running else {
@@ -618,6 +626,7 @@ impl Control {
     }
 
     /// Writes what is.
+    #[inline(never)]
     fn publish(&mut self, step: Step, o: &Observed) {
         let m = &self.m;
         let me = m.me();
@@ -679,6 +688,7 @@ impl Control {
         self.publish_state(step, o, syncing, replaying);
     }
 
+    #[inline(never)]
     fn publish_state(&self, step: Step, o: &Observed, syncing: bool, replaying: bool) {
         let m = &self.m;
         let me = m.me();

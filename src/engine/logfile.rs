@@ -78,6 +78,7 @@ impl LogFile {
     /// # Errors
     ///
     /// `EEXIST` if a log of this name has content already: a log is never appended to after a restart.
+    #[inline(never)]
     pub(crate) fn create(
         resource: &Name,
         name: LogName,
@@ -155,6 +156,7 @@ impl LogFile {
     /// # Errors
     ///
     /// On any error nothing counts as appended, and the same batch may be tried again.
+    #[inline(never)]
     pub(crate) fn append(
         &mut self,
         items: &[LogItem<Slice>],

@@ -124,6 +124,7 @@ struct Session {
 }
 
 impl Session {
+    #[inline(never)]
     fn new(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
         let size = m.size().ok_or(EINVAL)?;
@@ -160,6 +161,7 @@ impl Session {
     }
 
     /// Opens the log at the present position; `false` if there is no (complete) header yet.
+    #[inline(never)]
     fn open(&mut self, extent: Extent) -> Result<bool> {
         if let Some(r) = &mut self.replayer {
             if !self.known && matches!(extent, Extent::Known(_)) {
@@ -224,6 +226,7 @@ impl Session {
     }
 
     /// Looks at the log from the present position on.
+    #[inline(never)]
     fn step(&mut self, extent: Extent, stop: &impl Fn() -> bool) -> Result<Looked> {
         if !self.open(extent)? {
             return Ok(Looked::Starved);
@@ -315,6 +318,7 @@ impl Session {
     }
 
     /// Waits until everything admitted is on the disk, then publishes the position.
+    #[inline(never)]
     fn settle(&self, give_up: impl Fn() -> bool) -> Result {
         self.pipe.drain(give_up)?;
         self.pipe.bdev.flush()?;
@@ -413,6 +417,7 @@ pub(crate) fn successor(m: &Member, at: &At) -> Option<LogName> {
 /// # Errors
 ///
 /// The disk or `/mars` failed, the module is being unloaded, or a log that has a position is gone.
+#[inline(never)]
 pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) -> Result<At> {
     let mut s = Session::new(m.clone(), bdev.clone())?;
     let started = s.at;

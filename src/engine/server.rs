@@ -187,6 +187,7 @@ fn admit(
     Ok(())
 }
 
+#[inline(never)]
 fn serve(ctx: &ThreadCtx, env: &Arc<Env>, socket: Arc<Socket>, offset: u16) {
     let Ok((mut conn, purpose)) = Conn::accept(env, socket.clone(), offset) else {
         socket.shutdown();
@@ -225,6 +226,7 @@ struct Handler<'a> {
 }
 
 impl Handler<'_> {
+    #[inline(never)]
     fn answer(
         &mut self,
         ctx: &ThreadCtx,
@@ -344,6 +346,7 @@ impl Handler<'_> {
         }
     }
 
+    #[inline(never)]
     fn get_tree(&self, ctx: &ThreadCtx, conn: &mut Conn, id: u32, m: &GetTree) -> Result {
         let store = &self.env.store;
         let full = m.instance != store.instance() || m.since > store.generation();
@@ -358,6 +361,7 @@ impl Handler<'_> {
     }
 
     /// Sends all entries newer than `since`, in as many parts as it takes.
+    #[inline(never)]
     fn send_tree(&self, conn: &mut Conn, id: u32, mut since: u64, full: bool) -> Result {
         let now = self.env.clock.now();
         loop {
@@ -372,6 +376,7 @@ impl Handler<'_> {
         }
     }
 
+    #[inline(never)]
     fn log_read(&mut self, ctx: &ThreadCtx, conn: &mut Conn, id: u32, m: &LogRead) -> Result {
         let log = LogName {
             number: m.number,
@@ -464,6 +469,7 @@ impl Handler<'_> {
         conn.reply_bulk(id, &head, data)
     }
 
+    #[inline(never)]
     fn open_log(&mut self, member: &Member, log: &LogName) -> Result {
         if self
             .log
@@ -517,6 +523,7 @@ impl Handler<'_> {
         Some((member, bdev))
     }
 
+    #[inline(never)]
     fn sync_digest(&self, conn: &mut Conn, id: u32, m: &SyncDigest) -> Result {
         let reply = |status| SyncDigests {
             status,
@@ -537,6 +544,7 @@ impl Handler<'_> {
         }
     }
 
+    #[inline(never)]
     fn sync_read(&self, conn: &mut Conn, id: u32, m: &SyncRead) -> Result {
         let reply = |status| SyncData {
             status,
@@ -560,6 +568,7 @@ impl Handler<'_> {
         }
     }
 
+    #[inline(never)]
     fn sync_end(&self, conn: &mut Conn, id: u32, m: &SyncEnd) -> Result {
         let found = self
             .disk(&m.resource)

@@ -75,6 +75,7 @@ pub struct ClientHandshake<'a> {
 
 impl<'a> ClientHandshake<'a> {
     /// Begins: appends the first frame to `out`. `expect` is the host that should answer, if known.
+    #[inline(never)]
     pub fn start<D: Digest>(
         me: Identity<'a>,
         purpose: Purpose,
@@ -118,6 +119,7 @@ impl<'a> ClientHandshake<'a> {
     /// Takes a frame from the server: its header, and [`Header::body_len`] bytes. Appends to `out` what is to be sent.
     ///
     /// After an error the connection must be closed, after what was appended (for the administrator of the peer) was sent.
+    #[inline(never)]
     pub fn on_frame<D: Digest>(
         &mut self,
         header: &Header,
@@ -140,6 +142,7 @@ impl<'a> ClientHandshake<'a> {
         })
     }
 
+    #[inline(never)]
     fn on_challenge<D: Digest>(
         &mut self,
         header: &Header,
@@ -223,6 +226,7 @@ impl<'a> ClientHandshake<'a> {
         ))
     }
 
+    #[inline(never)]
     fn on_welcome<D: Digest>(
         &self,
         mut session: Session,

@@ -101,6 +101,7 @@ impl<'a> ServerHandshake<'a> {
     /// Takes a frame from the client: its header, and [`Header::body_len`] bytes. Appends to `out` what is to be sent.
     ///
     /// After an error the connection must be closed, after what was appended (for the administrator of the peer) was sent.
+    #[inline(never)]
     pub fn on_frame<D: Digest>(
         &mut self,
         header: &Header,
@@ -142,6 +143,7 @@ impl<'a> ServerHandshake<'a> {
     }
 
     /// Answers bytes that are not even a frame: appends an error for the peer. Then close.
+    #[inline(never)]
     pub fn on_garbage<D: Digest>(
         &mut self,
         error: super::WireError,
@@ -154,6 +156,7 @@ impl<'a> ServerHandshake<'a> {
     }
 
     /// Lets the proved client in: appends the last frame of the handshake. `now` is our Lamport time.
+    #[inline(never)]
     pub fn welcome<D: Digest>(
         self,
         now: LamportTime,
@@ -174,6 +177,7 @@ impl<'a> ServerHandshake<'a> {
         let _ = refusal.encode::<D>(out);
     }
 
+    #[inline(never)]
     fn on_hello<D: Digest>(
         &mut self,
         header: &Header,
@@ -262,6 +266,7 @@ impl<'a> ServerHandshake<'a> {
         Ok(ServerStep::Send)
     }
 
+    #[inline(never)]
     fn on_response<D: Digest>(
         &self,
         header: &Header,
