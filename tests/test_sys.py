@@ -118,8 +118,9 @@ def test_sysctl_files(selftest):
 
 def test_rmmod_waits_for_a_reader(machine):
     selftest = Selftest(machine)
-    job = machine.start(f"cat {PROC}/slow")
-    machine.run("sleep 0.2")
+    # One read call: a second one would find the file gone.
+    job = machine.start(f"dd if={PROC}/slow bs=100 count=1 status=none")
+    wait_until(lambda: "a slow reader" in machine.run("dmesg").out, 20, what="the read has begun")
     selftest.remove()
     assert job.wait().out == "slow"
     machine.run(f"[ ! -e {PROC} ]")

@@ -54,7 +54,8 @@ impl Event {
     /// Waits until the event is set and takes it. Sleeps.
     ///
     /// Returns `false` when `ms` milliseconds have passed or the thread shall stop. `u32::MAX`
-    /// waits without a limit, 0 not at all. Limits are rounded up to the timer tick (4 ms).
+    /// waits without a limit, 0 not at all. Limits are counted in
+    /// timer ticks: up to 4 ms less or more.
     pub(crate) fn wait_timeout(&self, ms: u32) -> bool {
         // SAFETY: By the type invariant.
         unsafe { generated::mars_c_event_wait(self.queue.get(), self.set.get(), ms) }

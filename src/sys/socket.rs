@@ -5,7 +5,7 @@
 //! All calls sleep, except where noted. Each one that waits returns `EINTR` at once when its
 //! thread shall stop, and `EPIPE` or `ECONNRESET` when another thread shuts the socket down.
 //!
-//! Timeouts are in milliseconds; `u32::MAX` stands for none. A transfer has the whole time again
+//! Timeouts are in milliseconds, give or take a timer tick (4 ms); `u32::MAX` stands for none. A transfer has the whole time again
 //! each time that [`PROGRESS`] bytes got through: short messages have a firm deadline, long ones a
 //! least speed.
 //!

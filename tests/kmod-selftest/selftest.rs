@@ -197,7 +197,8 @@ impl kernel::Module for Selftest {
             })?
             .text(c"failing", |_| Err(ENODATA))?
             .text(c"slow", |out| {
-                sys::time::sleep_ms(500);
+                pr_info!("selftest: a slow reader\n");
+                sys::time::sleep_ms(2000);
                 out.bytes(b"slow\n")
             })?
             .tunable_u32(&NUMBER)?

@@ -163,7 +163,8 @@ pub(crate) fn transfer(_: &ThreadCtx, addr: &CStr) -> Result {
 /// Whether something that began at `begin` took about so long.
 fn took(begin: u64, ms: u64) -> bool {
     let passed = (mono_ns() - begin) / 1_000_000;
-    let good = passed >= ms && passed < ms + 3000;
+    // Timeouts are counted in ticks; the first may be nearly over.
+    let good = passed + 5 >= ms && passed < ms + 3000;
     if !good {
         pr_err!("selftest: it took {} ms instead of {}\n", passed, ms);
     }
