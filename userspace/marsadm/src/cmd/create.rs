@@ -27,7 +27,9 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
     let mut number = 1;
     if let Some(res) = ctx.store.resource(name) {
         if let Some(member) = res.member(me) {
-            if member.disk.as_deref() == Some(disk_path) && res.designated() == Some(me) {
+            // Only an attempt that did not come to its end is resumed; a second create is an error.
+            let unfinished = !member.todo.attach;
+            if unfinished && member.disk.as_deref() == Some(disk_path) && res.designated() == Some(me) {
                 return resume(ctx, name);
             }
         }
@@ -122,7 +124,7 @@ fn resume(ctx: &Ctx, name: &str) -> Result<()> {
         ctx.store
             .ensure(&format!("resource-{name}/todo-{}/attach", ctx.me), "1")?;
         ctx.store.trigger(Trigger::Remote)?;
-        out::info(format_args!("resource '{name}' exists already as wanted"));
+        out::info(format_args!("creation of resource '{name}' is completed"));
         wait_device(ctx, name)
     })
 }

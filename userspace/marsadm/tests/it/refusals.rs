@@ -49,12 +49,12 @@ fn disks_are_checked() {
         ran.out
     );
     assert_eq!(c.get("size").unwrap(), "98304");
-    // The same again is no error; another disk is.
+    // A second create is refused, with the same disk and with another one.
     c.adm(
         "hosta",
         &format!("create-resource mydata {}", odd.display()),
     )
-    .ok();
+    .failed(2, &["exists already"]);
     c.adm(
         "hosta",
         &format!("create-resource mydata {}", c.disk("hosta")),
