@@ -29,7 +29,10 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
         if let Some(member) = res.member(me) {
             // Only an attempt that did not come to its end is resumed; a second create is an error.
             let unfinished = !member.todo.attach;
-            if unfinished && member.disk.as_deref() == Some(disk_path) && res.designated() == Some(me) {
+            if unfinished
+                && member.disk.as_deref() == Some(disk_path)
+                && res.designated() == Some(me)
+            {
                 return resume(ctx, name);
             }
         }
