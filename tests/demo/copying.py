@@ -52,7 +52,8 @@ class Copy:
 
     def look(self) -> Look:
         """What the application has written, and how far log, fetch and replay are."""
-        primary, secondary = marscluster.member(self.a), marscluster.member(self.b)
+        # The primary second: what the secondary has is then never more than what the primary knows of.
+        secondary, primary = marscluster.member(self.b), marscluster.member(self.a)
 
         def since(pos: LogPos | None) -> int | None:
             return behind(pos, self._start, primary.ends)
