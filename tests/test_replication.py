@@ -117,12 +117,12 @@ def test_pause_and_resume(mars_hosts):
 
 
 def test_sync_can_be_paused_and_invalidate_starts_it_anew(mars_hosts):
-    a, b = cluster_of_two(mars_hosts(2), size="256M")
-    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=200 oflag=direct", timeout=90)
+    a, b = cluster_of_two(mars_hosts(2))
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=100 oflag=direct", timeout=90)
     marscluster.wait_synced([a, b])
     # Something that no log knows of: only a sync can find it.
     b.run("marsadm down data --timeout 60", timeout=70)
-    b.run("dd if=/dev/urandom of=/dev/vdc bs=1M seek=20 count=200 oflag=direct", timeout=90)
+    b.run("dd if=/dev/urandom of=/dev/vdc bs=1M seek=20 count=100 oflag=direct", timeout=90)
     # It must not be over before it is paused.
     a.shape_link(b, rate="40mbit")
     b.run("marsadm up data --timeout 60; marsadm invalidate data --timeout 60", timeout=130)
