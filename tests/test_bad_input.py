@@ -70,7 +70,7 @@ def test_wrong_commands_are_refused_with_a_reason(mars_hosts):
     refused(a, "marsadm create-resource other /dev/vdc", "use|busy|data")
     wait_until(lambda: marscluster.view_json(b)["resources"], 30, "hostb knows the resource")
     refused(b, "marsadm create-resource data /dev/vdc data 128M", "already|exists|join-resource")
-    b.run("truncate -s 64M /root/small.img && losetup /dev/loop0 /root/small.img")
+    b.run("modprobe loop; truncate -s 64M /root/small.img && losetup /dev/loop0 /root/small.img")
     refused(b, "marsadm join-resource data /dev/loop0 --timeout 20", "too small")
     after = tree(a)
     for key in ("primary", "size", "data-hosta", "syncstatus-hosta"):
