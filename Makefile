@@ -21,7 +21,7 @@ help:
 	@echo '  lint           format, clippy, layer rules, stack depth, licences, ...'
 	@echo '  fmt            formats all Rust files'
 	@echo '  test-cargo     tests of the core and the tools, without a kernel'
-	@echo '  test-vm        tests that boot kernels in virtual machines'
+	@echo '  test-vm        tests that boot kernels in virtual machines; FULL=1: of the system layer, too'
 	@echo '  demo           a small cluster in virtual machines, step by step'
 	@echo '  bench          measurements'
 	@echo '  rust-analyzer  rust-project.json for editors'
@@ -89,8 +89,9 @@ test-cargo:
 		cargo test --workspace --no-fail-fast --manifest-path userspace/Cargo.toml; \
 	fi
 
-test-vm: module selftest userspace
-	@exec python3 -m pytest tests $(ARGS)
+# The tests of the system layer take as long as all others together: FULL=1 runs them, too.
+test-vm: module $(if $(FULL),selftest) userspace
+	@exec python3 -m pytest tests $(if $(FULL),,--ignore=tests/test_sys.py --ignore=tests/test_sys_block.py) $(ARGS)
 
 demo: module userspace
 	@exec scripts/demo $(ARGS)

@@ -46,7 +46,10 @@ use kernel::{
 
 use super::{
     bdev::BlockDevice,
-    buf::Buf,
+    buf::{
+        Buf,
+        Reserves, //
+    },
     event::Event,
     generated as c,
     thread::NoIo, //
@@ -249,6 +252,28 @@ impl IncomingBio {
             Buf::new_with(bytes, |ptr| {
                 c::mars_c_bio_read(self.bio.as_ptr(), bio_off, ptr.cast(), len)
             })
+        }
+    }
+
+    /// Like [`new_buf`](Self::new_buf) for as much as there is memory for: at most `max` bytes, at
+    /// least one page (or `max`, or the rest of the bio). So it only fails if `bio_off` is not
+    /// within the bio, or if `max` is 0. May sleep.
+    ///
+    /// The length is a multiple of the logical block size if that is at most a page, and `max` and
+    /// the bio are.
+    pub(crate) fn next_buf(&self, bio_off: u32, max: u32) -> Result<Buf> {
+        const PAGE: u32 = 1 << PAGE_SHIFT;
+
+        let rest = self.len().checked_sub(bio_off).ok_or(EINVAL)?;
+        let mut len = rest.min(max);
+        if len == 0 {
+            return Err(EINVAL);
+        }
+        loop {
+            match self.new_buf(bio_off, len) {
+                Err(ENOMEM) if len > PAGE => len = (len / 2).next_multiple_of(PAGE),
+                result => return result,
+            }
         }
     }
 
@@ -587,7 +612,7 @@ impl<T: Send> IoGroup<T> {
         fua: bool,
         tag: T,
     ) -> Result<(), (Error, T)> {
-        let _noio = NoIo::enter();
+        let _reserves = Reserves::enter();
         let mut data = KVec::new();
         for (buf, off, len) in frags {
             if let Err(e) = Self::add(&mut data, bdev, buf, off, len) {
@@ -661,7 +686,7 @@ impl<T: Send> IoGroup<T> {
         if offset & u64::from(bdev.logical_block_size().wrapping_sub(1)) != 0 {
             return Err((EINVAL, tag));
         }
-        let _noio = NoIo::enter();
+        let _reserves = Reserves::enter();
         let memory = match KBox::<Op<T>>::new_uninit(GFP_KERNEL) {
             Ok(m) => m,
             Err(e) => return Err((e.into(), tag)),

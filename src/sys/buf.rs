@@ -15,25 +15,34 @@ use core::{
     slice, //
 };
 
-use kernel::prelude::*;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    types::NotThreadSafe, //
+};
 
 use super::generated as c;
 
 /// Owned memory that the block layer can address.
 ///
 /// The memory starts at a multiple of 512, and at the start of a page if it is a page or longer.
-/// Allocation never starts I/O (`GFP_NOIO`), so it may be used on the write path.
+///
+/// Allocation never starts I/O (`GFP_NOIO`), so it may be used on the write path. Up to
+/// [`Buf::PAGE`] it does not fail, but waits until there is memory; there is a small reserve for
+/// that, which is filled again by the buffers that are dropped. Longer ones fail with `ENOMEM` when
+/// memory is short: try it with shorter ones then.
 ///
 /// Dropping a [`Buf`] is meant for task context; elsewhere the memory is given back later.
 ///
 /// # Invariants
 ///
-/// - If `len` is not 0, `ptr` was returned by `mars_c_buf_alloc(len, ..)`, and this object owns
-///   all of it. If `len` is 0, `ptr` is dangling and nothing is owned.
+/// - If `len` is not 0, `ptr` was returned by `mars_c_buf_alloc(len, ..)`, which set `reserved`,
+///   and this object owns all of it. If `len` is 0, `ptr` is dangling and nothing is owned.
 /// - All `len` bytes are initialised.
 pub(crate) struct Buf {
     ptr: NonNull<u8>,
     len: usize,
+    reserved: bool,
     _owns: PhantomData<u8>,
 }
 
@@ -46,17 +55,21 @@ impl Buf {
     /// Longest possible buffer; it keeps all lengths within what a bio can count.
     pub(crate) const MAX: usize = 1 << 30;
 
+    /// Longest buffer that can always be had.
+    pub(crate) const PAGE: usize = PAGE_SIZE;
+
     /// Makes a buffer of `len` bytes, filled with zeros.
     ///
     /// Memory that was handed out by nobody else is zero in kernels that clear on allocation, as
     /// Debian's do, so this costs nothing beyond that. May sleep.
     pub(crate) fn zeroed(len: usize) -> Result<Self> {
-        let ptr = Self::alloc(len, true)?;
+        let (ptr, reserved) = Self::alloc(len, true)?;
 
         // INVARIANT: `alloc` gives memory for `len`, filled with zeros.
         Ok(Self {
             ptr,
             len,
+            reserved,
             _owns: PhantomData,
         })
     }
@@ -72,13 +85,14 @@ impl Buf {
     ///
     /// When `fill` returns, it has written all `len` bytes from the pointer on.
     pub(super) unsafe fn new_with(len: usize, fill: impl FnOnce(*mut u8)) -> Result<Self> {
-        let ptr = Self::alloc(len, false)?;
+        let (ptr, reserved) = Self::alloc(len, false)?;
         fill(ptr.as_ptr());
 
         // INVARIANT: `alloc` gives memory for `len`; it is initialised by the safety requirements.
         Ok(Self {
             ptr,
             len,
+            reserved,
             _owns: PhantomData,
         })
     }
@@ -94,16 +108,18 @@ impl Buf {
         }
     }
 
-    fn alloc(len: usize, zero: bool) -> Result<NonNull<u8>> {
+    /// Memory, and whether it came from the reserve.
+    fn alloc(len: usize, zero: bool) -> Result<(NonNull<u8>, bool)> {
+        let mut reserved = false;
         if len == 0 {
-            return Ok(NonNull::dangling());
+            return Ok((NonNull::dangling(), reserved));
         }
         if len > Self::MAX {
             return Err(EINVAL);
         }
-        // SAFETY: The function may be called with any length.
-        let ptr = unsafe { c::mars_c_buf_alloc(len, zero) };
-        NonNull::new(ptr.cast()).ok_or(ENOMEM)
+        // SAFETY: The function may be called with any length; `reserved` is valid for writes.
+        let ptr = unsafe { c::mars_c_buf_alloc(len, zero, &mut reserved) };
+        Ok((NonNull::new(ptr.cast()).ok_or(ENOMEM)?, reserved))
     }
 
     /// Number of bytes.
@@ -137,8 +153,43 @@ impl DerefMut for Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         if self.len != 0 {
-            // SAFETY: By the type invariants, `ptr` was allocated with this length and is owned.
-            unsafe { c::mars_c_buf_free(self.ptr.as_ptr().cast(), self.len) };
+            // SAFETY: By the type invariants, `ptr` was allocated like this and is owned.
+            unsafe { c::mars_c_buf_free(self.ptr.as_ptr().cast(), self.len, self.reserved) };
         }
+    }
+}
+
+/// While it lives, small allocations of this thread may take the kernel's last memory, and do not
+/// wait for more.
+///
+/// For those who bring data to disk, as that is what makes memory free, and who hold locks which
+/// they need: bounded in number, and given back soon. Guards are dropped in reverse order of their
+/// making.
+///
+/// # Invariants
+///
+/// `flags` was returned by `memalloc_noreclaim_save` in this thread.
+#[must_use = "the scope ends when the guard is dropped"]
+pub(crate) struct Reserves {
+    flags: c_uint,
+    _not_send: NotThreadSafe,
+}
+
+impl Reserves {
+    /// Opens the scope.
+    pub(crate) fn enter() -> Self {
+        // INVARIANT: As stated; `NotThreadSafe` keeps the object in this thread.
+        Self {
+            // SAFETY: Changes flags of the current task.
+            flags: unsafe { c::mars_c_reserves_save() },
+            _not_send: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for Reserves {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants.
+        unsafe { c::mars_c_reserves_restore(self.flags) };
     }
 }

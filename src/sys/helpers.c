@@ -17,8 +17,10 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
+#include <linux/wait.h>
 #include <linux/wait_bit.h>
 #include <trace/events/block.h>
 /* --- includes of the other half --- */
@@ -50,38 +52,152 @@
 /* --- block: memory --- */
 
 /*
- * Payload memory: addressable by bios, 512-aligned, page-aligned from one page
- * on. Never starts I/O. What needs more than a few contiguous pages is tried
- * without reclaim and then mapped page by page, so that a write does not wait
- * for compaction.
+ * Pages for when there are none: writing data back is what makes memory free,
+ * and needs some. Not a mempool_t, because buffers may outlive
+ * mars_c_block_exit(), and then give their pages back to the kernel.
  */
-void *mars_c_buf_alloc(size_t len, bool zero)
-{
-	gfp_t gfp = GFP_NOIO | __GFP_NOWARN | (zero ? __GFP_ZERO : 0);
-	gfp_t fast = gfp | __GFP_NORETRY;
-	void *addr;
+#define MARS_RESERVE_PAGES 512
 
-	if (len <= PAGE_SIZE)
-		return kmalloc(ALIGN(len, SECTOR_SIZE), gfp);
-	if (get_order(len) > PAGE_ALLOC_COSTLY_ORDER)
-		fast &= ~__GFP_DIRECT_RECLAIM;
-	addr = alloc_pages_exact(len, fast);
-	if (!addr)
-		addr = __vmalloc(len, gfp);
-	return addr;
+static struct {
+	spinlock_t lock;	/* protects the list and the count */
+	wait_queue_head_t wait;
+	void *first;		/* each page begins with the next one's address */
+	unsigned int missing;
+} mars_reserve = {
+	.lock = __SPIN_LOCK_UNLOCKED(mars_reserve.lock),
+	.wait = __WAIT_QUEUE_HEAD_INITIALIZER(mars_reserve.wait),
+};
+
+static void *mars_reserve_take(void)
+{
+	void *page;
+
+	guard(spinlock_irqsave)(&mars_reserve.lock);
+	page = mars_reserve.first;
+	if (page) {
+		mars_reserve.first = *(void **)page;
+		mars_reserve.missing++;
+	}
+	return page;
 }
 
-/* @len is the one of mars_c_buf_alloc(). */
-void mars_c_buf_free(void *addr, size_t len)
+static bool mars_reserve_give(void *page)
 {
-	if (len <= PAGE_SIZE)
+	scoped_guard(spinlock_irqsave, &mars_reserve.lock) {
+		if (!mars_reserve.missing)
+			return false;
+		mars_reserve.missing--;
+		*(void **)page = mars_reserve.first;
+		mars_reserve.first = page;
+	}
+	wake_up(&mars_reserve.wait);
+	return true;
+}
+
+/* Ends the reserve; what is out is not taken back. */
+static void mars_reserve_exit(void)
+{
+	void *page;
+
+	scoped_guard(spinlock_irqsave, &mars_reserve.lock) {
+		page = mars_reserve.first;
+		mars_reserve.first = NULL;
+		mars_reserve.missing = 0;
+	}
+	while (page) {
+		void *next = *(void **)page;
+
+		kfree(page);
+		page = next;
+	}
+}
+
+static int mars_reserve_init(unsigned int pages)
+{
+	while (pages--) {
+		void *page = kmalloc(PAGE_SIZE, GFP_KERNEL);
+
+		if (!page) {
+			mars_reserve_exit();
+			return -ENOMEM;
+		}
+		scoped_guard(spinlock_irqsave, &mars_reserve.lock)
+			mars_reserve.missing++;
+		mars_reserve_give(page);
+	}
+	return 0;
+}
+
+/*
+ * Payload memory: addressable by bios, 512-aligned, page-aligned from one page
+ * on. Never starts I/O, and leaves the kernel's own reserves alone.
+ *
+ * Up to one page, it waits until there is memory; *reserved then says where it
+ * came from. More than a few contiguous pages are tried without reclaim, so
+ * that nobody waits for compaction, and then mapped page by page; that fails
+ * when memory is short.
+ */
+void *mars_c_buf_alloc(size_t len, bool zero, bool *reserved)
+{
+	gfp_t gfp = GFP_NOIO | __GFP_NOWARN | __GFP_NOMEMALLOC | __GFP_NORETRY |
+		    (zero ? __GFP_ZERO : 0);
+	size_t size = ALIGN(len, SECTOR_SIZE);
+	void *addr;
+
+	*reserved = false;
+	if (len > PAGE_SIZE) {
+		gfp_t fast = gfp;
+
+		if (get_order(len) > PAGE_ALLOC_COSTLY_ORDER)
+			fast &= ~__GFP_DIRECT_RECLAIM;
+		addr = alloc_pages_exact(len, fast);
+		/* It has no way to leave the kernel's reserves alone. */
+		if (!addr && !(current->flags & PF_MEMALLOC))
+			addr = __vmalloc(len, gfp & ~__GFP_NOMEMALLOC);
+		return addr;
+	}
+	for (;;) {
+		addr = kmalloc(size, gfp);
+		if (addr)
+			return addr;
+		addr = mars_reserve_take();
+		if (addr) {
+			*reserved = true;
+			if (zero)
+				memset(addr, 0, size);
+			return addr;
+		}
+		wait_event_timeout(mars_reserve.wait, READ_ONCE(mars_reserve.first), HZ / 10);
+	}
+}
+
+/* @len and @reserved are those of mars_c_buf_alloc(). */
+void mars_c_buf_free(void *addr, size_t len, bool reserved)
+{
+	if (len <= PAGE_SIZE) {
+		/* A whole page does as well, whether it came from there or not. */
+		if (reserved || (READ_ONCE(mars_reserve.missing) && len > PAGE_SIZE - SECTOR_SIZE)) {
+			if (mars_reserve_give(addr))
+				return;
+		}
 		kfree(addr);
-	else if (!is_vmalloc_addr(addr))
+	} else if (!is_vmalloc_addr(addr)) {
 		free_pages_exact(addr, len);
-	else if (in_atomic() || irqs_disabled())
+	} else if (in_atomic() || irqs_disabled()) {
 		kvfree_atomic(addr);
-	else
+	} else {
 		vfree(addr);
+	}
+}
+
+unsigned int mars_c_reserves_save(void)
+{
+	return memalloc_noreclaim_save();
+}
+
+void mars_c_reserves_restore(unsigned int flags)
+{
+	memalloc_noreclaim_restore(flags);
 }
 
 unsigned int mars_c_noio_save(void)
@@ -109,9 +225,17 @@ static void mars_block_put(void)
 
 int mars_c_block_init(void)
 {
+	int err;
+
 	if (bioset_initialized(&mars_bio_set))
 		return -EBUSY;
-	return bioset_init(&mars_bio_set, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
+	err = mars_reserve_init(MARS_RESERVE_PAGES);
+	if (err)
+		return err;
+	err = bioset_init(&mars_bio_set, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
+	if (err)
+		mars_reserve_exit();
+	return err;
 }
 
 void mars_c_block_exit(void)
@@ -124,6 +248,7 @@ void mars_c_block_exit(void)
 	synchronize_rcu();
 	synchronize_rcu_tasks();
 	bioset_exit(&mars_bio_set);
+	mars_reserve_exit();
 }
 
 /*

@@ -28,8 +28,10 @@
 
 /* --- block: memory --- */
 
-void *mars_c_buf_alloc(size_t len, bool zero);
-void mars_c_buf_free(void *addr, size_t len);
+void *mars_c_buf_alloc(size_t len, bool zero, bool *reserved);
+void mars_c_buf_free(void *addr, size_t len, bool reserved);
+unsigned int mars_c_reserves_save(void);
+void mars_c_reserves_restore(unsigned int flags);
 unsigned int mars_c_noio_save(void);
 void mars_c_noio_restore(unsigned int flags);
 
