@@ -67,7 +67,10 @@ impl DiskOps for Zeroes {
 /// Opening, and what is wrong with disks that can't be made.
 pub(crate) fn block_open(_: &ThreadCtx, path: &CStr) -> Result {
     fails!(BlockDevice::open(path, true), ENODEV);
-    fails!(Disk::new("t2", &ZEROES, ok!(Arc::new(Zeroes, GFP_KERNEL))), ENODEV);
+    fails!(
+        Disk::new("t2", &ZEROES, ok!(Arc::new(Zeroes, GFP_KERNEL))),
+        ENODEV
+    );
     let (_bios, first) = open(path)?;
     pr_info!(
         "{}: size {} blocks {} {} io {} {} dma {:x} cache {} rotational {} discard {}\n",
@@ -192,7 +195,11 @@ pub(crate) fn block_many(_: &ThreadCtx, path: &CStr) -> Result {
             for (i, b) in buf[skip as usize..].chunks_exact_mut(block).enumerate() {
                 stamp(b, at + i as u64, generation);
             }
-            let frag = (ok!(Arc::new(buf, GFP_KERNEL)), skip as u32, (part * lbs) as u32);
+            let frag = (
+                ok!(Arc::new(buf, GFP_KERNEL)),
+                skip as u32,
+                (part * lbs) as u32,
+            );
             ok!(frags.push(frag, GFP_KERNEL));
             at += part;
         }
@@ -222,10 +229,16 @@ pub(crate) fn block_many(_: &ThreadCtx, path: &CStr) -> Result {
     let (mut at, mut reads) = (0, 0);
     while at < blocks || reader.in_flight() > 0 {
         while at < blocks && reader.in_flight() < 8 {
-            let max = if reads % 16 == 0 { 14000 << 9 } else { 300 << 9 };
+            let max = if reads % 16 == 0 {
+                14000 << 9
+            } else {
+                300 << 9
+            };
             let len = (1 + r.below(max / lbs)).min(blocks - at);
             let buf = ok!(Buf::new((len * lbs) as usize));
-            ok!(reader.submit_read(&lower, at * lbs, buf, at).map_err(|e| e.0));
+            ok!(reader
+                .submit_read(&lower, at * lbs, buf, at)
+                .map_err(|e| e.0));
             at += len;
             reads += 1;
         }
@@ -257,7 +270,9 @@ pub(crate) fn block_groups(_: &ThreadCtx, path: &CStr) -> Result {
         check!(!g.wait(10_000));
         let buf = if i % 20 == 0 { &big } else { &small };
         let part = (buf, 0, buf.len() as u32);
-        ok!(g.submit_write(&lower, 0, [part], i % 7 == 0, buf.clone()).map_err(|e| e.0));
+        ok!(g
+            .submit_write(&lower, 0, [part], i % 7 == 0, buf.clone())
+            .map_err(|e| e.0));
         ok!(g.submit_flush(&lower, buf.clone()).map_err(|e| e.0));
         check!(g.in_flight() == 2);
         if i % 3 == 0 {

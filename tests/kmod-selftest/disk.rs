@@ -273,7 +273,9 @@ impl Running {
             let queue = queue.clone();
             let waker: Arc<dyn Wake> = queue.event.clone();
             let group = IoGroup::with_waker(Some(waker))?;
-            Thread::spawn(c"selftest_disk", move |ctx| serve(ctx, &lower, &queue, group))
+            Thread::spawn(c"selftest_disk", move |ctx| {
+                serve(ctx, &lower, &queue, group)
+            })
         };
         let threads = [spawn(&queues[0])?, spawn(&queues[1])?];
         let params = params(&lower);
