@@ -52,7 +52,7 @@ def render(results: dict[str, typing.Any], checks: list[Check]) -> str:
         f"mars {versions.get('module') or '-'} ({versions.get('commit', '?')}), drbd {versions.get('drbd', '?')}, "
         f"QEMU {versions.get('qemu', '?')} with {versions.get('accelerator', '?')}, {versions.get('fio', '?')}, "
         f"{versions.get('host_cpu', '?')}.\n"
-        f"{setting['machines']} ({setting['host_processors']} processors). Disks: {setting['disks']}, "
+        f"{setting['machines']} ({setting['host_processors']} processors; QEMU {setting['processor']}). Disks: {setting['disks']}, "
         f"{setting['size_mib']} MiB each. MARS has its log on {setting['mars_log']}, DRBD its metadata "
         f"{setting['drbd_metadata']}. The write buffer of MARS is limited to {setting['mars_write_buffer_mib']} MiB, so that "
         f"write-back must keep up. Each run of fio takes {setting['fio_seconds']:g} s after "

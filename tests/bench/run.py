@@ -11,6 +11,7 @@ import typing
 
 from marsvm import Cluster
 from marsvm import VmError
+from marsvm import accel
 from marsvm import util
 
 from . import cut
@@ -32,12 +33,13 @@ class Plan:
     targets: tuple[str, ...] = targets.NAMES
     jobs: tuple[str, ...] = tuple(jobs.BY_NAME)
     repetitions: int = 3
-    seconds: float = 4.0
+    seconds: float = 3.0
     ramp: float = 0.5
     size_mb: int = 512
     log_mb: int = 3072
     buffer_mb: int = 16
-    lag_seconds: int = 30
+    lag_seconds: int = 20
+    lag_targets: tuple[str, ...] = ("mars", "drbd-a", "drbd-c")
     lag_rate: int = 50
     cut_half: float = 60.0
     # 0: half of what DRBD A has reached before.
@@ -52,8 +54,9 @@ QUICK = dataclasses.replace(
     jobs=tuple(job.name for job in jobs.JOBS if job.quick),
     seconds=1.0,
     ramp=0.3,
-    lag_seconds=8,
-    cut_half=6.0,
+    lag_seconds=6,
+    lag_targets=("mars", "drbd-a"),
+    cut_half=5.0,
     network=False,
 )
 
@@ -142,7 +145,7 @@ class Bench:
             self._repetition(number, order)
         self._floor(hosts)
         if plan.lag_seconds:
-            for target in [t for t in self.live if t.name != "raw"]:
+            for target in [t for t in self.live if t.name in plan.lag_targets]:
                 self.attempt(target, "replica lag", lambda t=target: self._lag(t))
         if plan.cut_half:
             for target in [t for t in self.live if t.name in ("mars", "drbd-a")]:
@@ -246,6 +249,7 @@ class Bench:
             "versions": self.versions,
             "setting": {
                 "machines": "2 virtual machines, 2 processors and 1 GiB of memory each, on the same host",
+                "processor": " ".join(accel.arguments(accel.name())),
                 "host_processors": os.cpu_count(),
                 "host_load": round(os.getloadavg()[2], 1),
                 "disks": f"virtio-blk, cache=writeback, raw files in {self.disk_folder}",
