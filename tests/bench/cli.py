@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=float, help="duration of each run of fio")
     p.add_argument("--repetitions", type=int, help="of each job on each target (default: 3)")
     p.add_argument("--buffer-mb", type=int, help="write buffer of MARS (default: 16; 0: as shipped)")
+    p.add_argument("--sustained-seconds", type=float, help="duration of the long run; 0: leave it out")
     p.add_argument("--lag-seconds", type=int, help="duration of the steady load; 0: leave it out")
     p.add_argument("--cut-seconds", type=float, help="how long the link is cut; 0: leave it out")
     p.add_argument("--cut-rate", type=int, help="writes per second meanwhile (default: half of what DRBD A reached)")
@@ -55,6 +56,7 @@ def plan(args: argparse.Namespace) -> run.Plan:
         "seconds": args.seconds,
         "repetitions": args.repetitions,
         "buffer_mb": args.buffer_mb,
+        "sustained_seconds": args.sustained_seconds,
         "lag_seconds": args.lag_seconds,
         "cut_half": args.cut_seconds,
         "cut_rate": args.cut_rate,

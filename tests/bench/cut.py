@@ -20,7 +20,6 @@ from .targets import Drbd
 from .targets import Target
 
 JOB = Job("cut", "randwrite", "4k", 16)
-BIN_MS = 500
 LOG = "/root/cut"
 
 
@@ -49,26 +48,6 @@ def _guest_ms(target: Target) -> float:
     return float(target.primary.run("date +%s.%N").out) * 1000
 
 
-def series(text: str) -> list[tuple[float, float]]:
-    """(end of an interval in ms, operations per second in it), from fio's log; intervals without any are missing."""
-    lines = (line.split(",") for line in text.splitlines() if line.strip())
-    return sorted((float(words[0]), float(words[1])) for words in lines)
-
-
-def throughput(samples: list[tuple[float, float]], start: float, end: float) -> float:
-    """Mean operations per second between two moments (ms)."""
-    done = 0.0
-    for at, value in samples:
-        done += value * max(0.0, min(at, end) - max(at - BIN_MS, start))
-    return done / (end - start)
-
-
-def by_second(samples: list[tuple[float, float]], start: float, end: float) -> list[float]:
-    """The same for all seconds in between, each half a second later than the one before."""
-    steps = int((end - start) // BIN_MS) - 1
-    return [throughput(samples, start + n * BIN_MS, start + n * BIN_MS + 1000) for n in range(max(steps, 0))]
-
-
 def measure(target: Target, rate: int, half: float, catch_up: float) -> Cut:
     a, b = target.hosts
     target.select()
@@ -77,7 +56,7 @@ def measure(target: Target, rate: int, half: float, catch_up: float) -> Cut:
     a.run(f"rm -f {LOG}*")
     command = fio.command(
         target.device, JOB, half * 2 + lead + tail, 0, 7,
-        [f"--rate_iops={rate}", f"--write_iops_log={LOG}", f"--log_avg_msec={BIN_MS}", "--log_unix_epoch=1"],
+        [f"--rate_iops={rate}", *fio.log_options(LOG)],
     )  # fmt: skip
     load = a.start(command, timeout=4 * half + 120)
     try:
@@ -88,7 +67,7 @@ def measure(target: Target, rate: int, half: float, catch_up: float) -> Cut:
         a.cut_link(b)
         cut_at = (early + _guest_ms(target)) / 2
         result = fio.parse(load.wait().stdout, JOB)
-        samples = series(a.run(f"cat {LOG}_iops.*.log").stdout)
+        samples = fio.series(a.run(f"cat {LOG}_iops.*.log").stdout)
         behind = _behind_mib(target)
     finally:
         a.heal_link(b)
@@ -110,9 +89,9 @@ def measure(target: Target, rate: int, half: float, catch_up: float) -> Cut:
         target.settle(catch_up)
     seconds = time.monotonic() - start
     span = half * 1000
-    up, cut = throughput(samples, cut_at - span, cut_at), throughput(samples, cut_at, cut_at + span)
-    usual = statistics.median(by_second(samples, cut_at - span, cut_at))
-    worst = min(by_second(samples, cut_at, cut_at + span))
+    up, cut = fio.throughput(samples, cut_at - span, cut_at), fio.throughput(samples, cut_at, cut_at + span)
+    usual = statistics.median(fio.by_second(samples, cut_at - span, cut_at))
+    worst = min(fio.by_second(samples, cut_at, cut_at + span))
     return Cut(
         target=target.name,
         offered_iops=rate,

@@ -10,6 +10,9 @@ from marsvm import Host
 
 from .jobs import Job
 
+# Averages are logged for intervals of this length.
+BIN_MS = 500
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -65,3 +68,28 @@ def _percentile(section: dict[str, typing.Any], key: str) -> float:
 def run(host: Host, device: str, job: Job, seconds: float, ramp: float, seed: int) -> Sample:
     done = host.run(command(device, job, seconds, ramp, seed), timeout=4 * seconds + ramp + 60)
     return parse(done.stdout, job)
+
+
+def log_options(path: str) -> list[str]:
+    """For a log of the throughput over time, with the time of day in milliseconds."""
+    return [f"--write_iops_log={path}", f"--log_avg_msec={BIN_MS}", "--log_unix_epoch=1"]
+
+
+def series(text: str) -> list[tuple[float, float]]:
+    """(end of an interval in ms, operations per second in it), from fio's log; intervals without any are missing."""
+    lines = (line.split(",") for line in text.splitlines() if line.strip())
+    return sorted((float(words[0]), float(words[1])) for words in lines)
+
+
+def throughput(samples: list[tuple[float, float]], start: float, end: float) -> float:
+    """Mean operations per second between two moments (ms)."""
+    done = 0.0
+    for at, value in samples:
+        done += value * max(0.0, min(at, end) - max(at - BIN_MS, start))
+    return done / (end - start)
+
+
+def by_second(samples: list[tuple[float, float]], start: float, end: float) -> list[float]:
+    """The same for all seconds in between, each half a second later than the one before."""
+    steps = int((end - start) // BIN_MS) - 1
+    return [throughput(samples, start + n * BIN_MS, start + n * BIN_MS + 1000) for n in range(max(steps, 0))]

@@ -86,6 +86,14 @@ def render(results: dict[str, typing.Any], checks: list[Check]) -> str:
                 lambda r: f"{text.number(r['written_mib'])} / {text.number(r['replica_level_s']['median'])}",
             )
         )
+    for x in results["sustained"]:
+        times = f", {x['buffers']:.0f} times its write buffer" if x["buffers"] else ""
+        raw = f", {x['ratio_to_raw']:.2f} of the raw disk's" if x["ratio_to_raw"] is not None else ""
+        part.append(
+            f"## A long run\n{LABELS[x['target']]}, {x['job']} for {x['seconds']:.0f} s: {x['mib']:.0f} MiB{times}. "
+            f"{x['first_iops']:,.0f} IOPS in the first quarter, {x['last_iops']:,.0f} in the last half{raw}; the replica was "
+            f"level {x['replica_level_s']:.1f} s after the end."
+        )
     if results["replica_lag"]:
         part.append("## How far the replica is behind at a steady, slow load, in milliseconds")
         part.append(

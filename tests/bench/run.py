@@ -19,6 +19,7 @@ from . import fio
 from . import jobs
 from . import lag
 from . import stats
+from . import sustained
 from . import targets
 from . import tools
 
@@ -41,6 +42,7 @@ class Plan:
     lag_seconds: int = 20
     lag_targets: tuple[str, ...] = ("mars", "drbd-a", "drbd-c")
     lag_rate: int = 50
+    sustained_seconds: float = 25.0
     cut_half: float = 60.0
     # 0: half of what DRBD A has reached before.
     cut_rate: int = 0
@@ -54,8 +56,10 @@ QUICK = dataclasses.replace(
     jobs=tuple(job.name for job in jobs.JOBS if job.quick),
     seconds=1.0,
     ramp=0.3,
+    size_mb=256,
     lag_seconds=6,
     lag_targets=("mars", "drbd-a"),
+    sustained_seconds=0,
     cut_half=5.0,
     network=False,
 )
@@ -78,6 +82,7 @@ class Bench:
         self.network: list[float] = []
         self.lags: list[lag.Lag] = []
         self.cuts: list[cut.Cut] = []
+        self.sustained: list[sustained.Sustained] = []
         self.broken: dict[str, str] = {}
         self.kernel_problems: list[str] = []
         self.versions: dict[str, str] = {}
@@ -144,6 +149,9 @@ class Bench:
             self._floor(hosts)
             self._repetition(number, order)
         self._floor(hosts)
+        if plan.sustained_seconds:
+            for target in [t for t in self.live if t.name == "mars"]:
+                self.attempt(target, "sustained load", lambda t=target: self._sustained(t))
         if plan.lag_seconds:
             for target in [t for t in self.live if t.name in plan.lag_targets]:
                 self.attempt(target, "replica lag", lambda t=target: self._lag(t))
@@ -202,6 +210,15 @@ class Bench:
         self.samples[target.name, job.name].append(sample)
         if job.is_write:
             self.settles[target.name, job.name].append(settle)
+
+    def _sustained(self, target: targets.Target) -> None:
+        raw = [s.iops for s in self.samples.get(("raw", sustained.JOB.name), [])]
+        found = sustained.measure(target, self.plan.sustained_seconds, self.plan.buffer_mb, raw)
+        self.sustained.append(found)
+        self.note(
+            f"{target.name}: {found.mib:.0f} MiB of random writes at a stretch: {found.first_iops:.0f} IOPS in the first "
+            f"quarter, {found.last_iops:.0f} in the last half"
+        )
 
     def _lag(self, target: targets.Target) -> None:
         found = lag.measure(target, self.plan.lag_rate, self.plan.lag_seconds, self.plan.size_mb * MIB)
@@ -263,6 +280,7 @@ class Bench:
             "results": rows,
             "ratios": self._ratios(),
             "floors": {"raw_iops": [round(x) for x in self.floors], "network_mbit_s": [round(x) for x in self.network]},
+            "sustained": [dataclasses.asdict(x) for x in self.sustained],
             "replica_lag": [dataclasses.asdict(x) for x in self.lags],
             "link_cut": [dataclasses.asdict(x) for x in self.cuts],
             "broken": self.broken,

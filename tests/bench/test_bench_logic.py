@@ -7,7 +7,6 @@ import pytest
 
 from bench import checks
 from bench import cli
-from bench import cut
 from bench import fio
 from bench import jobs
 from bench import report
@@ -54,12 +53,12 @@ def test_percentile_is_a_value_that_occurred():
 
 
 def test_given_a_pause_in_the_log_of_fio_then_it_counts_as_nothing_written():
-    samples = cut.series("500, 100, 1, 4096, 0\n1000, 100, 1, 4096, 0\n2000, 100, 1, 4096, 0\n")
-    assert cut.throughput(samples, 0, 1000) == 100
-    assert cut.throughput(samples, 0, 2000) == 75
+    samples = fio.series("500, 100, 1, 4096, 0\n1000, 100, 1, 4096, 0\n2000, 100, 1, 4096, 0\n")
+    assert fio.throughput(samples, 0, 1000) == 100
+    assert fio.throughput(samples, 0, 2000) == 75
     # An interval counts with the part that lies inside.
-    assert cut.throughput(samples, 250, 750) == 100
-    assert min(cut.by_second(samples, 0, 2000)) == 50
+    assert fio.throughput(samples, 250, 750) == 100
+    assert min(fio.by_second(samples, 0, 2000)) == 50
 
 
 def _bench():
