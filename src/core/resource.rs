@@ -142,7 +142,7 @@ mod tests {
 
     fn all() -> impl Iterator<Item = (Role, Observed)> {
         (0u32..3 * 3 * 1024).map(|n| {
-            let bit = |i: u32| n / 9 >> i & 1 == 1;
+            let bit = |i: u32| ((n / 9) >> i) & 1 == 1;
             let o = Observed {
                 stopping: bit(0),
                 attach: bit(1),

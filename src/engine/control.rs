@@ -381,8 +381,14 @@ impl Control {
         };
         let log = self.create_log(name)?;
         let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
-        m.set_version(&name, header);
-        m.set_replay(&name, header, header);
+        m.set_version(&name, header)
+            .and_then(|()| m.set_replay(&name, header, header))
+            .map_err(|e| {
+                fail(
+                    "no-space",
+                    format_args!("the links of log {name} can't be written: {e:?}; is /mars full or read-only?"),
+                )
+            })?;
         self.note_maxnr(number);
         paths::sync_resource_dir(&m.name).map_err(|e| {
             fail(
@@ -524,19 +530,18 @@ impl Control {
         drop(reader);
         drop(device);
         drop(logger);
-        let closed = m.progress.take_closed();
-        for (name, end) in closed.iter() {
-            m.set_version(name, *end);
-        }
+        let (name, end) = m.progress.last_closed().unwrap_or((log, 0));
+        m.publish_logs();
+        // What could not be written to the tree is found by replay, which reads the logs to their ends.
+        let told = m.progress.last_closed().is_none();
+        m.progress.forget_closed();
         let drained = pipe.drain(unloading);
         drop(writeback);
         match drained {
-            Ok(()) => {
-                let (name, end) = closed.last().copied().unwrap_or((log, 0));
-                if end > 0 {
-                    m.set_replay(&name, end, end);
-                }
+            Ok(()) if told && end > 0 => {
+                let _ = m.set_replay(&name, end, end);
             }
+            Ok(()) => (),
             Err(e) => pr_err!("{}: the disk fails ({:?}); what it did not take stays in the log and is replayed at the next attach\n", m.name.as_str(), e),
         }
         let _ = paths::sync_resource_dir(&m.name);
@@ -573,20 +578,12 @@ impl Control {
             p.disk.cancel_removal();
             p.removing = false;
         }
-        for (name, end) in m.progress.take_closed().iter() {
-            m.set_version(name, *end);
-        }
-        if let Some((name, _)) = m.progress.current() {
-            if name != p.log {
-                p.log = name;
-                m.set_version(&name, u64::try_from(HEADER_SIZE).unwrap_or(0));
-            }
-        }
         // Asked first: the logger may switch at any moment, and then what is current is seen below.
         let rotating = m.progress.is_rotating();
-        let Some((current, end)) = m.progress.current() else {
+        let Some((current, end)) = m.publish_logs() else {
             return Ok(());
         };
+        p.log = current;
         // Everything of the logs before is on the disk: they are no longer needed here.
         let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
         if let Some(link) = m.replay_link(&m.me()) {
@@ -597,7 +594,7 @@ impl Control {
                 && p.pipe
                     .with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position())
             {
-                m.set_replay(&current, header, end);
+                let _ = m.set_replay(&current, header, end);
             }
         }
         if rotating {
@@ -617,7 +614,7 @@ impl Control {
         if asked || end >= limit {
             let log = self.create_log(next)?;
             self.note_maxnr(next.number);
-            m.progress.rotate_to(log);
+            m.progress.rotate_to(log).map_err(no_memory)?;
             if let Running::Primary(p) = &self.running {
                 p.pipe.log_work.signal();
             }
@@ -654,8 +651,7 @@ impl Control {
         let mut opened = 0;
         if let Running::Primary(p) = &self.running {
             opened = p.disk.open_count();
-            if let Some((log, end)) = m.progress.current() {
-                m.set_version(&log, end);
+            if let Some((log, end)) = m.publish_logs() {
                 m.set(
                     format_args!("actual-{me}/log-end"),
                     format_args!("{log},{end}"),
@@ -742,11 +738,12 @@ fn publish_written(m: &Member, pos: LogPos) {
         number: pos.number,
         creator: m.me(),
     };
-    let end = match m.progress.current() {
+    // The history first: whoever joins at this position copies it.
+    let end = match m.publish_logs() {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
     };
-    m.set_replay(&name, pos.pos, end);
+    let _ = m.set_replay(&name, pos.pos, end);
 }
 
 fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {

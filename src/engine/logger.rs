@@ -66,13 +66,21 @@ struct Recent {
     data: Arc<Buf>,
 }
 
+/// See [`Progress::news`].
+pub(crate) enum News {
+    /// This log ends here for ever.
+    Closed(LogName, u64),
+    /// This log is durable up to here, and grows.
+    Current(LogName, u64),
+}
+
 /// What the logger has reached.
 struct Inner {
     log: Option<LogName>,
     end: u64,
     recent: KVec<Recent>,
     recent_bytes: usize,
-    /// Logs that were closed since the control thread last looked.
+    /// Logs that were closed, and whose ends the tree does not have yet; the oldest first.
     closed: KVec<(LogName, u64)>,
     next: Option<KBox<LogFile>>,
     error: Option<Error>,
@@ -90,6 +98,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Nothing reached yet.
     pub(crate) fn new() -> Result<Arc<Self>> {
+        let closed = KVec::with_capacity(2, GFP_KERNEL)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 inner <- new_mutex!(Inner {
@@ -97,7 +106,7 @@ impl Progress {
                     end: 0,
                     recent: KVec::new(),
                     recent_bytes: 0,
-                    closed: KVec::new(),
+                    closed,
                     next: None,
                     error: None,
                 }),
@@ -119,8 +128,16 @@ impl Progress {
     }
 
     /// Hands over the log to switch to at the next batch.
-    pub(crate) fn rotate_to(&self, next: KBox<LogFile>) {
-        self.inner.lock().next = Some(next);
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; the log is given up.
+    pub(crate) fn rotate_to(&self, next: KBox<LogFile>) -> Result {
+        let mut i = self.inner.lock();
+        // For the one that this ends, and for the next one, should the logger end behind it.
+        i.closed.reserve(2, GFP_KERNEL)?;
+        i.next = Some(next);
+        Ok(())
     }
 
     /// A rotation that the logger has not carried out yet.
@@ -128,9 +145,29 @@ impl Progress {
         self.inner.lock().next.is_some()
     }
 
-    /// Logs closed since the last call.
-    pub(crate) fn take_closed(&self) -> KVec<(LogName, u64)> {
-        core::mem::take(&mut self.inner.lock().closed)
+    /// What the tree has to be told next: the oldest closed log whose final end it does not have, else the log that is
+    /// written.
+    pub(crate) fn news(&self) -> Option<News> {
+        let i = self.inner.lock();
+        match i.closed.first() {
+            Some((log, end)) => Some(News::Closed(*log, *end)),
+            None => i.log.map(|l| News::Current(l, i.end)),
+        }
+    }
+
+    /// The tree has the final end of `log`.
+    pub(crate) fn told(&self, log: &LogName) {
+        self.inner.lock().closed.retain(|(l, _)| l != log);
+    }
+
+    /// The log that was closed last, and its end.
+    pub(crate) fn last_closed(&self) -> Option<(LogName, u64)> {
+        self.inner.lock().closed.last().copied()
+    }
+
+    /// The logger has ended, and recovery will find the ends that the tree does not have.
+    pub(crate) fn forget_closed(&self) {
+        self.inner.lock().closed.clear();
     }
 
     /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.
@@ -198,8 +235,9 @@ impl Progress {
 
     fn finished(&self, name: LogName, end: u64) {
         let mut i = self.inner.lock();
-        if i.closed.push((name, end), GFP_KERNEL).is_err() {
-            pr_warn!("no memory to report the end of log {}\n", name.number);
+        // `rotate_to` and `new` have made room.
+        if i.closed.push_within_capacity((name, end)).is_err() {
+            pr_err!("the end of log {} can't be reported\n", name.number);
         }
         i.log = None;
         drop(i);
@@ -409,11 +447,12 @@ impl Logger<'_> {
                 self.progress.fail(None);
             }
             let logged = self.logged;
+            // Said first: a sync reads the raw disk and then asks for this end, so the disk must never have more.
+            self.progress.durable(log.pos, &mut self.unflushed);
             self.pipe.with(|s| {
                 s.buffer.durable(logged);
                 s.undurable_since = None;
             });
-            self.progress.durable(log.pos, &mut self.unflushed);
             self.unflushed_bytes = 0;
             self.unflushed_since = 0;
             self.pipe.work.signal();

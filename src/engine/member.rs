@@ -3,7 +3,7 @@
 //! One resource as this host sees it: names, its part of the tree, and what its running parts share.
 //!
 //! A [`Member`] is shared by the control thread, the workers and the server (by `Arc`); the running parts themselves are
-//! owned by the control thread (`control.rs`). Locks here are leaves.
+//! owned by the control thread (`control.rs`). Locks here are leaves, except `publishing`, which comes before the store's.
 
 use core::fmt::Arguments;
 
@@ -32,7 +32,10 @@ use crate::{
         digest::KernelDigest,
         env::Env,
         fetch::Fetch,
-        logger::Progress,
+        logger::{
+            News,
+            Progress, //
+        },
         store::Value,
         sync::Sync,
         text, //
@@ -85,6 +88,9 @@ pub(crate) struct Member {
     pub(crate) sync: Arc<Sync>,
     #[pin]
     pub(crate) attached: Mutex<Attached>,
+    /// Held by [`Self::publish_logs`], also while the links are written.
+    #[pin]
+    publishing: Mutex<()>,
     /// Why replay or sync can't go on; shown until it goes on.
     #[pin]
     pub(crate) trouble: Mutex<Option<Reason>>,
@@ -105,6 +111,7 @@ impl Member {
                 fetch,
                 sync,
                 attached <- new_mutex!(Attached::default()),
+                publishing <- new_mutex!(()),
                 trouble <- new_mutex!(None),
             }),
             GFP_KERNEL,
@@ -138,16 +145,26 @@ impl Member {
 
     /// Writes a link if its value changes. Failure is reported in the kernel log: the next round tries again.
     pub(crate) fn set(&self, key: Arguments<'_>, value: Arguments<'_>) {
-        let r = self.path(key).and_then(|path| {
-            let value = CString::try_from_fmt(value)?;
-            self.env.store.set(text::of(&path), text::of(&value))
-        });
-        if let Err(e) = r {
-            crate::engine::text::warn_limited(format_args!(
-                "{}: writing a link failed: {e:?}",
-                self.name
-            ));
-        }
+        let _ = self.try_set(key, value);
+    }
+
+    /// Like [`Self::set`], for what later links rely on.
+    ///
+    /// # Errors
+    ///
+    /// The link has its old value: `/mars` is full or fails, or there is no memory.
+    pub(crate) fn try_set(&self, key: Arguments<'_>, value: Arguments<'_>) -> Result {
+        self.path(key)
+            .and_then(|path| {
+                let value = CString::try_from_fmt(value)?;
+                self.env.store.set(text::of(&path), text::of(&value))
+            })
+            .inspect_err(|e| {
+                crate::engine::text::warn_limited(format_args!(
+                    "{}: writing a link failed: {e:?}",
+                    self.name
+                ));
+            })
     }
 
     /// Backing disk and size as the tree has them.
@@ -167,13 +184,17 @@ impl Member {
     }
 
     /// Moves this host's replay link; `end` is where the log ends as far as known.
-    pub(crate) fn set_replay(&self, log: &LogName, pos: u64, end: u64) {
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_set`].
+    pub(crate) fn set_replay(&self, log: &LogName, pos: u64, end: u64) -> Result {
         let link = ReplayLink {
             log: *log,
             pos,
             rest: end.saturating_sub(pos),
         };
-        self.set(format_args!("replay-{}", self.me()), format_args!("{link}"));
+        self.try_set(format_args!("replay-{}", self.me()), format_args!("{link}"))
     }
 
     /// The version link `number` of `host`, raw and parsed.
@@ -183,8 +204,13 @@ impl Member {
         Some((v, parsed))
     }
 
-    /// Writes this host's version link for `log`, which it has up to `pos`.
-    pub(crate) fn set_version(&self, log: &LogName, pos: u64) {
+    /// Writes this host's version link for `log`, which it has up to `pos`. That of the log before must be final, because
+    /// this one names its end, and other members take that for the truth.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_set`].
+    pub(crate) fn set_version(&self, log: &LogName, pos: u64) -> Result {
         let me = self.me();
         // The first log has no predecessor (as in the original, which has an artificial link 0 nevertheless).
         let before = log
@@ -194,12 +220,30 @@ impl Member {
             .and_then(|n| self.version(n, &me));
         let previous = before.as_ref().map_or(&[][..], |(v, _)| v.as_bytes());
         let link = VersionLink::compute::<KernelDigest>(*log, pos, previous);
-        match link {
-            Some(l) => self.set(
-                format_args!("version-{:09}-{me}", log.number),
-                format_args!("{l}"),
-            ),
-            None => pr_err!("version link of log {} can't be computed\n", log.number),
+        let link = link.ok_or(EINVAL).inspect_err(|_| {
+            pr_err!("version link of log {} can't be computed\n", log.number);
+        })?;
+        self.try_set(
+            format_args!("version-{:09}-{me}", log.number),
+            format_args!("{link}"),
+        )
+    }
+
+    /// Tells the tree what the logger has reached, closed logs first: a version link never names an end of its predecessor
+    /// that is not the final one. Gives the log that is written, and its durable end.
+    pub(crate) fn publish_logs(&self) -> Option<(LogName, u64)> {
+        let _one_at_a_time = self.publishing.lock();
+        loop {
+            match self.progress.news()? {
+                News::Closed(log, end) => {
+                    self.set_version(&log, end).ok()?;
+                    self.progress.told(&log);
+                }
+                News::Current(log, end) => {
+                    self.set_version(&log, end).ok()?;
+                    return Some((log, end));
+                }
+            }
         }
     }
 

@@ -308,13 +308,14 @@ impl Session {
     }
 
     /// Goes on with the next log. Everything of the present one has been written back and published.
-    fn switch(&mut self, next: LogName) {
+    fn switch(&mut self, next: LogName) -> Result {
+        self.m.set_version(&next, 0)?;
+        self.m.set_replay(&next, 0, 0)?;
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
         self.files.list.lock().clear();
-        self.m.set_replay(&next, 0, 0);
-        self.m.set_version(&next, 0);
+        Ok(())
     }
 
     /// Waits until everything admitted is on the disk, then publishes the position.
@@ -325,9 +326,9 @@ impl Session {
         if let Some(f) = &self.file {
             f.datasync()?;
         }
-        self.m.set_replay(&self.at.log, self.at.pos, self.at.pos);
-        self.m.set_version(&self.at.log, self.at.pos);
-        Ok(())
+        self.m
+            .set_replay(&self.at.log, self.at.pos, self.at.pos)?;
+        self.m.set_version(&self.at.log, self.at.pos)
     }
 }
 
@@ -376,8 +377,9 @@ fn publish(m: &Member, files: &Files, pos: LogPos) {
         .position()
         .filter(|(l, _)| *l == log)
         .map_or(pos.pos, |(_, p)| p);
-    m.set_replay(&log, pos.pos, end);
-    m.set_version(&log, pos.pos);
+    let _ = m
+        .set_replay(&log, pos.pos, end)
+        .and_then(|()| m.set_version(&log, pos.pos));
 }
 
 /// The log that follows `at` in the history of another member, if that history contains ours.
@@ -500,7 +502,7 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
             successor(m, &s.at).filter(|n| has_log(m, n))
         };
         match next {
-            Some(n) => s.switch(n),
+            Some(n) => s.switch(n)?,
             None => break,
         }
     }
@@ -615,8 +617,12 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
         }
         if !limit.fetched || limit.complete && s.at.pos >= limit.end {
             if let Some(next) = successor_after_drain(&m, &mut s, ctx) {
-                s.switch(next);
-                m.fetch.replaying(&next);
+                if s.switch(next).is_ok() {
+                    m.fetch.replaying(&next);
+                } else {
+                    // /mars is full, perhaps.
+                    ctx.sleep_ms(500);
+                }
                 continue;
             }
         }
