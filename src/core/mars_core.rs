@@ -27,6 +27,7 @@ extern crate std;
 
 pub mod buffer;
 pub mod digest;
+pub mod dirty;
 pub mod ends;
 pub mod fetch;
 pub mod lamport;
@@ -35,6 +36,7 @@ pub mod name;
 pub mod num;
 pub mod replay;
 pub mod resource;
+pub mod space;
 pub mod split_brain;
 pub mod succession;
 pub mod sync;
