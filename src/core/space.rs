@@ -132,7 +132,11 @@ pub fn decide(v: &View) -> Result<(), Shortage> {
     let free = v.space.percent();
     // A limit of 100 could never be exceeded by a margin.
     let margin = HYSTERESIS.min(100u64.saturating_sub(v.limit_percent) / 2);
-    let budget = if v.logging { v.budget } else { (v.budget / 10).saturating_mul(9) };
+    let budget = if v.logging {
+        v.budget
+    } else {
+        (v.budget / 10).saturating_mul(9)
+    };
     if v.level >= JAMMED {
         return Err(Shortage::Jammed);
     }
@@ -158,7 +162,8 @@ pub fn decide(v: &View) -> Result<(), Shortage> {
 /// Whether an administrator should be warned of the resource's own limits: four fifths of the way are gone.
 pub fn is_near_limit(v: &View) -> bool {
     let budget = v.budget > 0 && v.used > (v.budget / 5).saturating_mul(4);
-    let limit = v.limit_percent > 0 && v.space.percent() < v.limit_percent.saturating_add(HYSTERESIS);
+    let limit =
+        v.limit_percent > 0 && v.space.percent() < v.limit_percent.saturating_add(HYSTERESIS);
     budget || limit
 }
 
@@ -215,7 +220,12 @@ mod tests {
         let levels = [8, 7, 6, 5, 4, 3, 2, 1, 0].map(|gib| l.level(gib * GIB));
         assert_eq!(levels, [0, 1, 1, 2, 2, 3, 3, 4, 4]);
         assert_eq!(l.level(2 * GIB - 1), 4);
-        assert_eq!((1..=4).map(|n| l.threshold(n) / GIB).collect::<std::vec::Vec<_>>(), [8, 6, 4, 2]);
+        assert_eq!(
+            (1..=4)
+                .map(|n| l.threshold(n) / GIB)
+                .collect::<std::vec::Vec<_>>(),
+            [8, 6, 4, 2]
+        );
     }
 
     #[test]
@@ -245,7 +255,10 @@ mod tests {
 
     #[test]
     fn given_a_jam_when_space_returns_then_logging_goes_on_only_at_level_0() {
-        let mut v = View { level: JAMMED, ..view() };
+        let mut v = View {
+            level: JAMMED,
+            ..view()
+        };
         assert_eq!(decide(&v), Err(Shortage::Jammed));
         v.logging = false;
         for level in [3, 2, 1] {
@@ -269,7 +282,10 @@ mod tests {
                     ..view()
                 };
                 assert_eq!(decide(&v).is_ok(), free >= limit);
-                let stopped = View { logging: false, ..v };
+                let stopped = View {
+                    logging: false,
+                    ..v
+                };
                 assert_eq!(decide(&stopped).is_ok(), free >= limit + HYSTERESIS);
             }
         }

@@ -26,6 +26,10 @@ use mars_core::{
         Step,
         Work, //
     },
+    space::{
+        rotate_at,
+        Shortage, //
+    },
     split_brain::{
         compare,
         Relation, //
@@ -53,6 +57,7 @@ use crate::{
             Pipeline, //
         },
         replay,
+        space,
         sync,
         tunables, //
     },
@@ -75,6 +80,8 @@ use crate::{
 const TICK_MS: u32 = 500;
 /// Pause after a disk that could not be opened, or a role change that failed.
 const RETRY_MS: u64 = 5_000;
+/// So much is buffered at most while logging may stop soon.
+const SHORT_BUFFER: usize = 64 << 20;
 
 /// A disk that is open, and its followers. Fields drop in this order: workers before the disk.
 struct Secondary {
@@ -113,6 +120,10 @@ struct Control {
     retry_at: u64,
     /// Why the last step failed.
     failure: Option<Reason>,
+    /// Why there is no room for logs.
+    shortage: Option<Shortage>,
+    /// The resource comes near to its own limits.
+    near_limit: bool,
 }
 
 /// Spawns the control thread of `m`. It ends, with everything detached, some time after it was asked to stop.
@@ -124,6 +135,8 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             running: Running::Detached,
             retry_at: 0,
             failure: None,
+            shortage: None,
+            near_limit: false,
         };
         c.run(ctx);
     })
@@ -176,7 +189,7 @@ impl Control {
             },
             synced: size.is_some() && m.number(format_args!("syncstatus-{me}")) == size,
             consistent: self.is_consistent(),
-            split_brain: self.role() != Role::Primary && self.has_diverged(),
+            split_brain: self.role() != Role::Primary && (self.has_diverged() || self.has_more()),
             settled: m.env.is_settled(),
         }
     }
@@ -189,6 +202,15 @@ impl Control {
             .get(format_args!("syncpos-{me}"))
             .map(|v| ReplayLink::parse(v.as_bytes()));
         is_consistent(syncpos, self.m.replay_link(&me))
+    }
+
+    /// Whether this disk has what no log has, while another host is designated: what it would replay does not go on here,
+    /// also if this host's history can't say so yet.
+    fn has_more(&self) -> bool {
+        let me = self.m.me();
+        self.m.dirty.is_open()
+            && self.m.designated().is_some_and(|h| h != me)
+            && self.m.number(format_args!("syncstatus-{me}")) == self.m.size()
     }
 
     /// Whether this host's history and that of another member exclude each other.
@@ -273,6 +295,19 @@ impl Control {
                 format_args!("the disk has {} bytes, the resource needs {size}; enlarge the disk or use another", bdev.size()),
             ));
         }
+        match m.dirty.prepare(m, size) {
+            // Only a primary must have it; it tries again.
+            Err(e) if e == ENOSPC || e == EDQUOT => pr_warn!(
+                "{}: there is no room in /mars for the dirty map\n",
+                m.name.as_str()
+            ),
+            r => r.map_err(|e| {
+                fail(
+                    "disk-error",
+                    format_args!("the dirty map in /mars can't be read or written: {e:?}"),
+                )
+            })?,
+        }
         let bdev = Arc::new(bdev, GFP_KERNEL).map_err(no_memory)?;
         self.share(Some(bdev.clone()), false);
         let secondary = Secondary {
@@ -294,6 +329,7 @@ impl Control {
     fn detach(&mut self) {
         self.share(None, false);
         self.running = Running::Detached;
+        self.m.dirty.forget();
         self.m.fetch.forget();
         self.m.set_trouble(None);
     }
@@ -317,6 +353,12 @@ impl Control {
         }
         if work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished) {
             s.sync = None;
+            m.dirty.clear().map_err(|e| {
+                fail(
+                    "no-space",
+                    format_args!("the dirty map can't be cleared: {e:?}"),
+                )
+            })?;
             s.sync = Some(
                 sync::Workers::start(m.clone(), s.bdev.clone())
                     .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
@@ -337,6 +379,7 @@ impl Control {
             }
             fetch::choose(&m);
         }
+        space::unlink_old(&m, false);
         Ok(())
     }
 
@@ -356,6 +399,9 @@ impl Control {
             format_args!("actual-{me}/state"),
             format_args!("recovering"),
         );
+        m.dirty
+            .prepare(&m, m.size().unwrap_or(0))
+            .map_err(|e| fail("no-space", format_args!("there is no room for the dirty map: {e:?}; a primary needs it for the time when /mars is full")))?;
         let end = replay::to_end(&m, &bdev, ctx)
             .map_err(|e| fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed")))?;
         let max = m
@@ -367,23 +413,26 @@ impl Control {
             number,
             creator: me,
         };
-        let log = self.create_log(name)?;
-        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
-        m.set_version(&name, header)
-            .and_then(|()| m.set_replay(&name, header, header))
-            .map_err(|e| {
+        let log = self.first_log(&bdev, &end, name)?;
+        if log.is_some() {
+            let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+            m.set_version(&name, header)
+                .and_then(|()| m.set_replay(&name, header, header))
+                .map_err(|e| {
+                    fail(
+                        "no-space",
+                        format_args!("the links of log {name} can't be written: {e:?}; is /mars full or read-only?"),
+                    )
+                })?;
+            self.note_maxnr(number);
+            paths::sync_resource_dir(&m.name).map_err(|e| {
                 fail(
-                    "no-space",
-                    format_args!("the links of log {name} can't be written: {e:?}; is /mars full or read-only?"),
+                    "disk-error",
+                    format_args!("/mars can't be made durable: {e:?}"),
                 )
             })?;
-        self.note_maxnr(number);
-        paths::sync_resource_dir(&m.name).map_err(|e| {
-            fail(
-                "disk-error",
-                format_args!("/mars can't be made durable: {e:?}"),
-            )
-        })?;
+        }
+        let name = if log.is_some() { name } else { end.log };
         let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
             self.share(Some(bdev), false);
             fail(
@@ -396,17 +445,70 @@ impl Control {
         Ok(())
     }
 
+    /// Log `name` of a new primary whose disk stands at `end`; `None`: there is no room for it, and it starts in emergency mode.
     #[inline(never)]
-    fn create_log(&self, name: LogName) -> Result<KBox<LogFile>, Reason> {
+    fn first_log(
+        &self,
+        bdev: &BlockDevice,
+        end: &replay::At,
+        name: LogName,
+    ) -> Result<Option<KBox<LogFile>>, Reason> {
         let m = &self.m;
-        let uuid = m.env.uuid().map_err(no_memory)?;
-        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now()).map_err(|e| {
+        let map = |e: Error| {
             fail(
                 "no-space",
-                format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?"),
+                format_args!("the dirty map can't be written: {e:?}; make room in /mars"),
+            )
+        };
+        // What this disk has counts from here on, also of what a crash left in its cache.
+        bdev.flush().map_err(|e| {
+            fail(
+                "disk-error",
+                format_args!("the disk can't be flushed: {e:?}"),
             )
         })?;
-        KBox::new(log, GFP_KERNEL).map_err(no_memory)
+        if m.dirty.is_distrusted() {
+            m.dirty
+                .open_gap(m.now(), end.log, end.pos, name.number)
+                .map_err(map)?;
+        }
+        let gap = m.dirty.is_open();
+        // Where nothing was ever logged nobody waits yet, and an administrator is there.
+        let fresh = end.pos == 0;
+        if fresh || space::verdict(m, !gap).log.is_ok() {
+            match self.try_create_log(name, gap) {
+                Ok(log) => {
+                    if gap {
+                        m.dirty.close_gap(name.number).map_err(map)?;
+                    }
+                    return Ok(Some(log));
+                }
+                Err(e) if !fresh && (e == ENOSPC || e == EDQUOT) => (),
+                Err(e) => return Err(log_failed(&name, e)),
+            }
+        }
+        pr_err!(
+            "{}: EMERGENCY MODE from the start: there is no room in /mars for a log\n",
+            m.name.as_str()
+        );
+        m.dirty
+            .open_gap(m.now(), end.log, end.pos, name.number)
+            .and_then(|()| m.dirty.settle())
+            .map_err(map)?;
+        Ok(None)
+    }
+
+    #[inline(never)]
+    fn try_create_log(&self, name: LogName, gap: bool) -> Result<KBox<LogFile>> {
+        let m = &self.m;
+        let uuid = m.env.uuid()?;
+        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now(), gap)?;
+        Ok(KBox::new(log, GFP_KERNEL)?)
+    }
+
+    fn create_log(&self, name: LogName, gap: bool) -> Result<KBox<LogFile>, Reason> {
+        self.try_create_log(name, gap)
+            .map_err(|e| log_failed(&name, e))
     }
 
     fn note_maxnr(&self, number: u32) {
@@ -419,7 +521,7 @@ impl Control {
     fn start_primary(
         &self,
         bdev: Arc<BlockDevice>,
-        log: KBox<LogFile>,
+        log: Option<KBox<LogFile>>,
         name: LogName,
     ) -> Result<KBox<Primary>> {
         let m = &self.m;
@@ -435,6 +537,7 @@ impl Control {
             &thread("log")?,
             pipe.clone(),
             m.progress.clone(),
+            m.dirty.clone(),
             m.env.clock.clone(),
             log,
             move || kicker.kick.signal(),
@@ -566,6 +669,12 @@ impl Control {
             p.disk.cancel_removal();
             p.removing = false;
         }
+        if self.watch_space()? {
+            return Ok(());
+        }
+        let Running::Primary(p) = &mut self.running else {
+            return Ok(());
+        };
         // Asked first: the logger may switch at any moment, and then what is current is seen below.
         let rotating = m.progress.is_rotating();
         let Some((current, end)) = m.publish_logs() else {
@@ -595,12 +704,13 @@ impl Control {
         let asked = paths::log(&m.name, &next)
             .and_then(|p| dir::stat(&p))
             .is_ok_and(|s| s.kind == dir::EntryKind::File && s.size == 0);
-        let limit = u64::from(tunables::LOGROT_AUTO_GB.get())
-            .saturating_mul(1 << 30)
-            .min(m.env.space_total() / 32)
-            .max(64 << 20);
+        let limit = rotate_at(
+            tunables::LOGROT_AUTO_GB.get(),
+            m.env.space.space().total,
+            m.env.space.level(),
+        );
         if asked || end >= limit {
-            let log = self.create_log(next)?;
+            let log = self.create_log(next, false)?;
             self.note_maxnr(next.number);
             m.progress.rotate_to(log).map_err(no_memory)?;
             if let Running::Primary(p) = &self.running {
@@ -608,6 +718,54 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Stops logging where there is no room for it, and goes back to it. `true`: nothing is logged.
+    #[inline(never)]
+    fn watch_space(&mut self) -> Result<bool, Reason> {
+        let m = self.m.clone();
+        let Running::Primary(p) = &self.running else {
+            return Ok(false);
+        };
+        space::unlink_old(&m, true);
+        let gap = m.dirty.is_open();
+        let v = space::verdict(&m, !gap);
+        if v.near != self.near_limit {
+            self.near_limit = v.near;
+            if v.near {
+                pr_warn!(
+                    "{}: its logs come near to the limit of this resource ({} bytes)\n",
+                    m.name.as_str(),
+                    v.used
+                );
+            }
+        }
+        self.shortage = v.log.err();
+        if !gap {
+            m.progress.stop_logging(v.log.is_err());
+            let level = m.env.space.level();
+            p.pipe.with(|s| {
+                if !s.unlogged {
+                    // What is buffered when logging stops has to go to the disk before the next flush is complete.
+                    s.cap = if level >= 3 { SHORT_BUFFER } else { usize::MAX };
+                }
+            });
+            if v.log.is_err() {
+                p.pipe.log_work.signal();
+            }
+            m.dirty.clear_if_done(&m);
+            return Ok(false);
+        }
+        m.progress.stop_logging(false);
+        m.publish_logs();
+        let next = m.dirty.last_gap().map(|(_, _, next)| next);
+        if let Some(next) = next.filter(|_| v.log.is_ok() && !m.progress.is_rotating()) {
+            let log = self.create_log(next, true)?;
+            self.note_maxnr(next.number);
+            m.progress.rotate_to(log).map_err(no_memory)?;
+            p.pipe.log_work.signal();
+        }
+        Ok(true)
     }
 
     /// Writes what is.
@@ -636,6 +794,24 @@ impl Control {
         bit("is-syncing", syncing);
         bit("is-replaying", replaying);
         bit("is-copying", fetching);
+        let gap = m.dirty.is_open();
+        bit("is-emergency", gap && role == Role::Primary);
+        if role != Role::Detached {
+            // Also in a secondary, until it is primary again.
+            bit("has-gap", gap);
+        }
+        bit(
+            "has-emergency",
+            role == Role::Primary && self.shortage.is_some(),
+        );
+        if let Some(bytes) = m.dirty.dirty_bytes() {
+            m.set(
+                format_args!("actual-{me}/dirty-bytes"),
+                format_args!("{bytes}"),
+            );
+        } else if m.get(format_args!("actual-{me}/dirty-bytes")).is_some() {
+            m.set(format_args!("actual-{me}/dirty-bytes"), format_args!("0"));
+        }
         let mut opened = 0;
         if let Running::Primary(p) = &self.running {
             opened = p.disk.open_count();
@@ -670,6 +846,14 @@ impl Control {
             format_args!("{opened}"),
         );
         self.publish_state(step, o, syncing, replaying);
+    }
+
+    /// Whether the designated primary says that it does not log.
+    fn emergency_elsewhere(&self) -> bool {
+        let me = self.m.me();
+        self.m
+            .designated()
+            .is_some_and(|h| h != me && self.m.switch(format_args!("actual-{h}/is-emergency")))
     }
 
     #[inline(never)]
@@ -707,17 +891,39 @@ impl Control {
                 format_args!(" the log can't be written ({e:?}); writes wait. Make room in /mars"),
             );
         }
+        if let (Running::Primary(_), true) = (&self.running, m.dirty.is_open()) {
+            let why = match self.shortage {
+                Some(Shortage::Limit) => {
+                    "less than this resource's emergency-limit is free in /mars"
+                }
+                Some(Shortage::Budget) => "its logs exceed this resource's space-limit",
+                Some(Shortage::Held) => "there is room again, but logger_resume is 0",
+                Some(Shortage::NotYet) => "there is not yet enough room in /mars",
+                Some(Shortage::Jammed) => "/mars is full",
+                None => "logging begins again",
+            };
+            return state("emergency", format_args!(" {why}: applications go on, nothing is logged, replicas stay where they are. Make room: marsadm log-delete-all {}, let members that are away catch up or leave, or enlarge /mars", m.name));
+        }
+        let elsewhere = self.emergency_elsewhere();
         match (step, &self.running) {
             (Step::WaitForClose, _) => state("stopping", format_args!(" the device is still open; close it")),
             (_, Running::Primary(_)) => state("primary", format_args!("")),
             (_, Running::Detached) => state("detached", format_args!("")),
             _ if o.split_brain => state("split-brain", format_args!(" this host and another have written different histories; decide which one survives and run 'marsadm invalidate {}' on the other", m.name)),
             (Step::RefuseInconsistent(_), _) => state("waiting", format_args!(" designated primary, but the disk is not consistent yet")),
+            _ if elsewhere && !syncing => state("waiting", format_args!(" the primary's /mars is full, it does not log (emergency mode). This replica stays as it is and goes on by itself when there is room on the primary")),
             _ if syncing => state("syncing", format_args!("")),
             _ if replaying => state("replaying", format_args!("")),
             _ => state("secondary", format_args!("")),
         }
     }
+}
+
+fn log_failed(name: &LogName, e: Error) -> Reason {
+    fail(
+        "no-space",
+        format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?"),
+    )
 }
 
 /// A position became durable on the primary's disk.

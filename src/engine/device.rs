@@ -223,7 +223,7 @@ impl Device {
     fn flush(&self, bio: IncomingBio) {
         let mut slot = Some(bio);
         let idle = self.pipe.with(|s| {
-            let idle = s.buffer.undurable() == 0;
+            let idle = s.is_durable();
             if !idle {
                 if let Some(b) = slot.take() {
                     s.waiting.push(b);

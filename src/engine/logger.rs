@@ -34,6 +34,7 @@ pub(crate) use mars_core::ends::News;
 use crate::{
     engine::{
         clock::Clock,
+        dirty::Dirty,
         logfile::LogFile,
         pipeline::{
             Pipeline,
@@ -51,6 +52,8 @@ use crate::{
         time, //
     }, //
 };
+
+mod unlogged;
 
 /// Records and payload bytes of one batch.
 const BATCH_RECORDS: usize = 1024;
@@ -76,6 +79,8 @@ struct Inner {
     recent_bytes: usize,
     next: Option<KBox<LogFile>>,
     error: Option<Error>,
+    /// There is no room to log.
+    must_stop: bool,
 }
 
 /// Shared between logger, control thread and server.
@@ -99,6 +104,7 @@ impl Progress {
                     recent_bytes: 0,
                     next: None,
                     error: None,
+                    must_stop: false,
                 }),
                 changed <- new_condvar!(),
             }),
@@ -127,6 +133,11 @@ impl Progress {
         i.ends.reserve()?;
         i.next = Some(next);
         Ok(())
+    }
+
+    /// Whether the logger has to stop logging.
+    pub(crate) fn stop_logging(&self, stop: bool) {
+        self.inner.lock().must_stop = stop;
     }
 
     /// A rotation that the logger has not carried out yet.
@@ -229,20 +240,27 @@ impl Progress {
 }
 
 /// Spawns the logger. It ends when it is stopped *and* everything admitted is durable (or the log keeps failing), and
-/// closes the log. `kick` is called when a log was closed.
+/// closes the log. `kick` is called when a log was closed or begun. Without a log it begins in emergency mode, for which a
+/// gap must be open.
 pub(crate) fn spawn(
     name: &CStr,
     pipe: Arc<Pipeline>,
     progress: Arc<Progress>,
+    dirty: Arc<Dirty>,
     clock: Arc<Clock>,
-    log: KBox<LogFile>,
+    log: Option<KBox<LogFile>>,
     kick: impl Fn() + Send + 'static,
 ) -> Result<Thread> {
-    progress.start(log.name, log.pos);
+    match &log {
+        Some(log) => progress.start(log.name, log.pos),
+        None => pipe.with(|s| s.unlogged = true),
+    }
+    progress.stop_logging(false);
     Thread::spawn(name, move |ctx| {
         Logger {
             pipe: &pipe,
             progress: &progress,
+            dirty: &dirty,
             clock: &clock,
             waiting: BioList::new(),
             target: Seq::default(),
@@ -252,6 +270,7 @@ pub(crate) fn spawn(
             unflushed_since: 0,
             failures: 0,
             suspect: false,
+            full: false,
         }
         .run(ctx, log, &kick)
     })
@@ -260,6 +279,7 @@ pub(crate) fn spawn(
 struct Logger<'a> {
     pipe: &'a Pipeline,
     progress: &'a Progress,
+    dirty: &'a Dirty,
     clock: &'a Clock,
     /// Flush and FUA bios that are complete when `target` is durable.
     waiting: BioList,
@@ -271,13 +291,49 @@ struct Logger<'a> {
     failures: u32,
     /// A flush failed: nobody knows what the disk has of `unflushed`.
     suspect: bool,
+    /// There was no room for the last batch.
+    full: bool,
+}
+
+/// What comes when a log, or the time without one, has ended.
+enum After {
+    /// This log is written.
+    Log(KBox<LogFile>),
+    /// Nothing is logged.
+    Gap,
+    /// The thread ends.
+    End,
 }
 
 impl Logger<'_> {
-    fn run(mut self, ctx: &ThreadCtx, mut log: KBox<LogFile>, kick: &impl Fn()) {
+    fn run(mut self, ctx: &ThreadCtx, mut log: Option<KBox<LogFile>>, kick: &impl Fn()) {
+        loop {
+            let after = match log.take() {
+                Some(log) => self.logged(ctx, log, kick),
+                None => self.unlogged(ctx),
+            };
+            kick();
+            match after {
+                After::Log(next) => log = Some(next),
+                After::Gap => (),
+                After::End => break,
+            }
+        }
+        while let Some(bio) = self.waiting.pop() {
+            bio.complete(Err(EIO));
+        }
+        kick();
+    }
+
+    /// Writes `log`, and those that follow it.
+    fn logged(&mut self, ctx: &ThreadCtx, mut log: KBox<LogFile>, kick: &impl Fn()) -> After {
         let mut items: KVec<LogItem<Slice>> = KVec::new();
         loop {
             let stopping = ctx.should_stop();
+            if self.is_out_of_room() && self.open_gap(&mut log) {
+                self.close(log);
+                return After::Gap;
+            }
             if stopping && self.failures > LAST_TRIES {
                 pr_err!(
                     "{:?} can't be written; what was admitted and not made durable is given up\n",
@@ -327,11 +383,8 @@ impl Logger<'_> {
             };
             self.pipe.log_work.wait_timeout(ms);
         }
-        while let Some(bio) = self.waiting.pop() {
-            bio.complete(Err(EIO));
-        }
         self.close(log);
-        kick();
+        After::End
     }
 
     /// Takes the next records and, if no earlier ones are open, the flushes that wait. Gives how many records are left.
@@ -362,6 +415,7 @@ impl Logger<'_> {
             Ok((data, len)) => {
                 if self.failures > 0 {
                     self.failures = 0;
+                    self.full = false;
                     self.progress.fail(None);
                 }
                 let last = items.last().map_or(self.logged, |i| i.seq);
@@ -388,6 +442,7 @@ impl Logger<'_> {
                     pr_err!("appending to {:?} failed: {:?}; writes wait in memory until it succeeds. Is /mars full?\n", log.name, e);
                 }
                 self.failures = self.failures.saturating_add(1);
+                self.full = e == ENOSPC || e == EDQUOT;
                 self.progress.fail(Some(e));
                 if let Some(first) = items.first() {
                     self.pipe.with(|s| s.buffer.untake(first.seq));
@@ -418,6 +473,7 @@ impl Logger<'_> {
                     pr_err!("flushing {:?} failed: {:?}; flushes of the application wait until it succeeds\n", log.name, e);
                 }
                 self.failures = self.failures.saturating_add(1);
+                self.full = e == ENOSPC || e == EDQUOT;
                 self.progress.fail(Some(e));
                 return false;
             }

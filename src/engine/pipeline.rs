@@ -88,11 +88,24 @@ pub(crate) struct State {
     pub(crate) last_error_ns: u64,
     /// Position that was published last.
     pub(crate) published: Option<LogPos>,
+    /// Nothing is logged: what counts as durable in the log may be on its way to the disk (`logger/unlogged.rs`).
+    pub(crate) unlogged: bool,
+    /// Nothing is admitted for the moment.
+    pub(crate) held: bool,
+    /// Somebody waited because of `held`.
+    pub(crate) held_up: bool,
+    /// So much may be in the buffer, if that is less than its size.
+    pub(crate) cap: usize,
     /// Monotonic time when the oldest record that is not yet durable was admitted.
     pub(crate) undurable_since: Option<u64>,
 }
 
 impl State {
+    /// Whether everything that was admitted would survive a loss of power, as far as that can be said without I/O.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.buffer.undurable() == 0 && !self.unlogged
+    }
+
     /// Takes note of an I/O that failed; the data stays in the buffer and will be tried again.
     fn fail(&mut self, e: Error) {
         if self.disk_error.is_none() {
@@ -134,6 +147,10 @@ impl Pipeline {
                     disk_error: None,
                     last_error_ns: 0,
                     published: None,
+                    unlogged: false,
+                    held: false,
+                    held_up: false,
+                    cap: usize::MAX,
                     undurable_since: None,
                 }),
                 changed <- new_condvar!(),
@@ -168,14 +185,14 @@ impl Pipeline {
         let mut state = self.state.lock();
         let len = usize::try_from(length)?;
         loop {
-            if writeback::may_admit(state.buffer.bytes(), len, self.budget) {
-                break;
+            let budget = self.budget.min(state.cap);
+            if state.held || !writeback::may_admit(state.buffer.bytes(), len, budget) {
+                state.held_up |= state.held;
+                self.work.signal();
+                self.log_work.signal();
+                self.changed.wait(&mut state);
+                continue;
             }
-            self.work.signal();
-            self.log_work.signal();
-            self.changed.wait(&mut state);
-        }
-        loop {
             match state
                 .buffer
                 .admit(kind, offset, length, stamp, crc, data.clone())
@@ -266,6 +283,59 @@ impl Pipeline {
         done
     }
 
+    /// Admits nothing until [`Self::let_go`].
+    pub(crate) fn hold(&self) {
+        self.state.lock().held = true;
+    }
+
+    /// Ends [`Self::hold`], and lets those who waited go first.
+    pub(crate) fn let_go(&self) {
+        let waited = {
+            let mut state = self.state.lock();
+            state.held = false;
+            core::mem::take(&mut state.held_up)
+        };
+        self.changed.notify_all();
+        if waited {
+            // Flushes that come one after the other must not keep writes out for ever.
+            time::sleep_ms(1);
+        }
+    }
+
+    /// Waits until everything that was admitted is on the disk, not yet durably; nothing may be admitted meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The disk fails. What is in the buffer stays there.
+    pub(crate) fn write_all(&self) -> Result {
+        let mut state = self.state.lock();
+        let since = time::mono_ns();
+        state.draining = true;
+        let done = loop {
+            if state.buffer.is_empty() {
+                break Ok(());
+            }
+            if let Some(e) = state.disk_error.filter(|_| state.last_error_ns > since) {
+                break Err(e);
+            }
+            if state.buffer.undurable() > 0 {
+                break Err(EAGAIN);
+            }
+            self.work.signal();
+            let _ = self
+                .changed
+                .wait_interruptible_timeout(&mut state, msecs_to_jiffies(20));
+            // A thread that was told to stop does not sleep in the wait.
+            if !state.buffer.is_empty() {
+                drop(state);
+                time::sleep_ms(1);
+                state = self.state.lock();
+            }
+        };
+        state.draining = false;
+        done
+    }
+
     /// Whether the range has buffered data; cheap.
     pub(crate) fn lookup(
         &self,
@@ -301,7 +371,7 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
         let (decision, mark) = pipe.with(|s| {
             let view = writeback::View {
                 dirty_bytes: s.buffer.bytes(),
-                budget: pipe.budget,
+                budget: pipe.budget.min(s.cap),
                 in_flight: group.in_flight(),
                 draining: s.draining,
                 failing: s.disk_error.is_some(),

@@ -25,6 +25,7 @@ use mars_core::{
         Kind,
         LogPos, //
     },
+    dirty::Recovery,
     log::{
         EndFinder,
         EndReason,
@@ -47,7 +48,8 @@ use mars_core::{
         own_next,
         Purpose,
         Search, //
-    }, //
+    },
+    tree::value::ReplayLink, //
 };
 
 use crate::{
@@ -59,7 +61,8 @@ use crate::{
             self,
             Pipeline,
             Slice, //
-        }, //
+        },
+        sync, //
     },
     sys::{
         bdev::BlockDevice,
@@ -100,6 +103,8 @@ enum Looked {
     End(EndReason),
     /// What stands here should be good and is not.
     Bad(Defect),
+    /// The log begins behind a gap that this disk has not passed.
+    Gap,
 }
 
 /// The log that is being read, as the publisher sees it: it outlives a switch to the next log.
@@ -123,12 +128,15 @@ struct Session {
     /// The present file is durable up to here.
     synced: u64,
     size: u64,
+    /// This log of a former gap ends here, whatever the file has behind it.
+    limit: Option<(LogName, u64)>,
 }
 
 impl Session {
     #[inline(never)]
     fn new(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
+        let (at, limit) = start(&m, &link);
         let size = m.size().ok_or(EINVAL)?;
         let pipe = Pipeline::new(bdev, m.env.buffer_budget())?;
         let files = Arc::pin_init(
@@ -147,10 +155,7 @@ impl Session {
             writeback: Some(writeback),
             files,
             file: None,
-            at: At {
-                log: link.log,
-                pos: link.pos,
-            },
+            at,
             replayer: None,
             ctx: LogContext {
                 log_id: [0; 16],
@@ -159,12 +164,24 @@ impl Session {
             known: false,
             synced: 0,
             size,
+            limit,
         })
     }
 
-    /// Opens the log at the present position; `false` if there is no (complete) header yet.
+    /// No more than what counts of the present log.
+    fn clip(&self, extent: Extent) -> Extent {
+        match (self.limit, extent) {
+            (Some((log, end)), Extent::Unknown) if log == self.at.log => Extent::Known(end),
+            (Some((log, end)), Extent::Known(known)) if log == self.at.log => {
+                Extent::Known(known.min(end))
+            }
+            _ => extent,
+        }
+    }
+
+    /// Opens the log at the present position; gives why that can't be done yet.
     #[inline(never)]
-    fn open(&mut self, extent: Extent) -> Result<bool> {
+    fn open(&mut self, extent: Extent) -> Result<Option<Looked>> {
         if let Some(r) = &mut self.replayer {
             if !self.known && matches!(extent, Extent::Known(_)) {
                 // From here on it is fetched, perhaps after it was cut.
@@ -176,7 +193,7 @@ impl Session {
                 _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
             }
             self.known = matches!(extent, Extent::Known(_));
-            return Ok(true);
+            return Ok(None);
         }
         let path = paths::log(&self.m.name, &self.at.log)?;
         let flags = OpenFlags {
@@ -185,12 +202,16 @@ impl Session {
         };
         let file = match File::open(&path, flags, 0o600) {
             Ok(f) => f,
-            Err(e) if e == ENOENT => return Ok(false),
+            Err(e) if e == ENOENT => return Ok(Some(Looked::Starved)),
             Err(e) => return Err(e),
         };
-        let Some((ctx, crc)) = read_header(&self.m, &file, &self.at.log)? else {
-            return Ok(false);
+        let Some((ctx, crc, gap)) = read_header(&self.m, &file, &self.at.log)? else {
+            return Ok(Some(Looked::Starved));
         };
+        let header = u64::try_from(HEADER_SIZE)?;
+        if gap && self.at.pos <= header && !self.m.has_passed_gap(&self.at.log) {
+            return Ok(Some(Looked::Gap));
+        }
         // What a crash left in the page cache, or in a drive's, is not durable yet.
         file.sync()?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
@@ -203,7 +224,6 @@ impl Session {
             .list
             .lock()
             .push((self.at.log, file.clone()), GFP_KERNEL)?;
-        let header = u64::try_from(HEADER_SIZE)?;
         let from = if self.at.pos <= header {
             self.at.pos = header;
             ScanPos::first(crc)
@@ -224,14 +244,15 @@ impl Session {
             self.size,
         ));
         self.file = Some(file);
-        Ok(true)
+        Ok(None)
     }
 
     /// Looks at the log from the present position on.
     #[inline(never)]
     fn step(&mut self, extent: Extent, stop: &impl Fn() -> bool) -> Result<Looked> {
-        if !self.open(extent)? {
-            return Ok(Looked::Starved);
+        let extent = self.clip(extent);
+        if let Some(looked) = self.open(extent)? {
+            return Ok(looked);
         }
         let (Some(file), Some(replayer)) = (&self.file, &mut self.replayer) else {
             return Ok(Looked::Starved);
@@ -340,8 +361,32 @@ impl Drop for Session {
     }
 }
 
-/// Header of a log file: what its batches must have, and the first chain value. `None`: not there (yet).
-fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogContext, u32)>> {
+/// Where replay begins: at the replay link, unless the dirty map knows better. What was written without a log may be newer
+/// than what stands in the log before the gap, and the link may be older than what was durable. Also gives where the log
+/// before an open gap ends.
+fn start(m: &Member, link: &ReplayLink) -> (At, Option<(LogName, u64)>) {
+    let here = At {
+        log: link.log,
+        pos: link.pos,
+    };
+    let later = |log: LogName, pos: u64| {
+        if (log.number, pos) > (link.log.number, link.pos) {
+            At { log, pos }
+        } else {
+            here
+        }
+    };
+    match m.dirty.recovery() {
+        Recovery::Normal => (here, None),
+        Recovery::Until(log, end) => (here, Some((log, end))),
+        Recovery::Behind(log, end) => (later(log, end), Some((log, end))),
+        Recovery::From(log) => (later(log, 0), None),
+    }
+}
+
+/// Header of a log file: what its batches must have, the first chain value, and whether there is a gap before it. `None`:
+/// not there (yet).
+fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogContext, u32, bool)>> {
     if file.size() < u64::try_from(HEADER_SIZE)? {
         return Ok(None);
     }
@@ -350,7 +395,9 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
         return Ok(None);
     }
     match LogHeader::parse::<KernelDigest>(&block) {
-        Ok((h, crc)) if h.name() == *log && h.resource == m.name => Ok(Some((h.context(), crc))),
+        Ok((h, crc)) if h.name() == *log && h.resource == m.name => {
+            Ok(Some((h.context(), crc, h.gap)))
+        }
         Ok(_) => {
             m.set_trouble(Some((
                 "defective-log",
@@ -418,7 +465,8 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
     loop {
         let before = s.at.pos;
         // What was reported durable once must be there; only behind it the log may end anywhere.
-        let known = reported_end(m, &s.at.log);
+        let base = s.limit.filter(|(log, _)| *log == s.at.log);
+        let known = base.map_or_else(|| reported_end(m, &s.at.log), |(_, end)| end);
         let extent = if s.at.pos < known {
             Extent::Known(known)
         } else {
@@ -444,7 +492,7 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 return Err(EBADMSG);
             }
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
-            Looked::Starved => (),
+            Looked::Starved | Looked::Gap => (),
             Looked::End(reason) if reason.is_clean() => (),
             Looked::End(reason) => pr_warn!(
                 "{}: {:?} ends at {} ({:?}); what stands behind was never durable, or is damaged\n",
@@ -477,6 +525,10 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 s.at.pos
             );
             return Err(ENOENT);
+        }
+        if base.is_some() {
+            // What follows was written without a log, and is on the disk.
+            break;
         }
         // A crash during a rotation leaves the next log of our own without any link that names it.
         let own =
@@ -525,7 +577,7 @@ fn has_log(m: &Member, log: &LogName) -> bool {
 
 /// End of the valid part of a local log file, from `from` on (which must be 0 or the start of a batch).
 pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Result<u64> {
-    let Some((ctx, crc)) = read_header(m, file, log)? else {
+    let Some((ctx, crc, _)) = read_header(m, file, log)? else {
         return Ok(0);
     };
     let header = u64::try_from(HEADER_SIZE)?;
@@ -589,6 +641,13 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 continue;
             }
             Ok(Looked::Starved | Looked::End(_)) => (),
+            Ok(Looked::Gap) => {
+                if s.settle(stop).is_ok() {
+                    sync::ask_for_gap(&m, &s.at.log);
+                }
+                ctx.sleep_ms(300);
+                continue;
+            }
             // Below the limit everything has arrived, so this is damage and not a gap.
             Ok(Looked::Bad(d)) => {
                 repairs = repair(&m, &s.at, &d, repairs);
@@ -628,6 +687,10 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
 /// The next log, once everything of the present one is on the disk.
 fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option<LogName> {
     let mine = m.replay_link(&m.me())?;
+    if s.limit.is_some_and(|(log, _)| log == s.at.log) {
+        // This disk has more than its log: nothing goes on here but this host, as primary.
+        return None;
+    }
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| ctx.should_stop()).is_err() {
         return None;
     }

@@ -30,6 +30,8 @@ use mars_core::{
         frame::MAX_DATA,
         message::{
             bulk::{
+                DirtyPiece,
+                DirtyRead,
                 LogData,
                 LogRead,
                 LogStatus,
@@ -66,6 +68,7 @@ use crate::{
             Conn,
             Purpose, //
         },
+        dirty::Asked,
         env::Env,
         member::Member,
         paths,
@@ -256,6 +259,10 @@ impl Handler<'_> {
             Kind::SyncRead => {
                 let m = request!(SyncRead);
                 self.sync_read(conn, id, &m)
+            }
+            Kind::DirtyRead => {
+                let m = request!(DirtyRead);
+                self.dirty_read(conn, id, &m)
             }
             Kind::SyncEnd => {
                 let m = request!(SyncEnd);
@@ -569,6 +576,43 @@ impl Handler<'_> {
     }
 
     #[inline(never)]
+    fn dirty_read(&self, conn: &mut Conn, id: u32, m: &DirtyRead) -> Result {
+        let reply = |status| DirtyPiece {
+            status,
+            piece: m.piece,
+            size: 0,
+            grain: 0,
+            generation: 0,
+            data: &[],
+        };
+        let Some((member, _)) = self.disk(&m.resource) else {
+            return conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]);
+        };
+        let next = LogName {
+            number: m.number,
+            creator: m.creator,
+        };
+        match member.dirty.piece(&next, m.piece) {
+            Ok(Asked::Piece {
+                geometry,
+                generation,
+                bits,
+            }) => {
+                let head = DirtyPiece {
+                    size: geometry.size,
+                    grain: geometry.grain,
+                    generation,
+                    ..reply(SyncStatus::Data)
+                };
+                conn.reply_bulk(id, &head, &bits)
+            }
+            Ok(Asked::Later) => conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]),
+            Ok(Asked::Unknown) => conn.reply_bulk(id, &reply(SyncStatus::Restart), &[]),
+            Err(_) => conn.reply_bulk(id, &reply(SyncStatus::OutOfRange), &[]),
+        }
+    }
+
+    #[inline(never)]
     fn sync_end(&self, conn: &mut Conn, id: u32, m: &SyncEnd) -> Result {
         let found = self
             .disk(&m.resource)
@@ -597,6 +641,10 @@ impl Handler<'_> {
 fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(u64, bool)> {
     if let Some((end, _)) = m.progress.wait_beyond(log, beyond, wait_ms) {
         return Some((end, false));
+    }
+    if let Some((_, end)) = m.progress.last_closed().filter(|(l, _)| l == log) {
+        // Closed, and the tree does not say so yet (perhaps for want of room).
+        return Some((end, true));
     }
     let copy = m.fetch.available(log);
     if copy.fetched {

@@ -49,11 +49,32 @@ pub(crate) static LOGROT_AUTO_GB: Tunable<u32> =
 pub(crate) static SCAN_INTERVAL_SEC: Tunable<u32> =
     Tunable::<u32>::new(c"scan_interval_sec", 5, 1, 60);
 
+/// Free space of `/mars` in GiB below which the emergency levels 1, 2, 3, 4 begin; each is added to the higher ones.
+pub(crate) static FREE_SPACE_GB: [Tunable<u32>; 4] = [
+    Tunable::<u32>::new(c"required_free_space_1_gb", 2, 0, 1 << 20),
+    Tunable::<u32>::new(c"required_free_space_2_gb", 2, 0, 1 << 20),
+    Tunable::<u32>::new(c"required_free_space_3_gb", 2, 0, 1 << 20),
+    Tunable::<u32>::new(c"required_free_space_4_gb", 2, 0, 1 << 20),
+];
+
+/// Whether the emergency level falls by itself when there is room again.
+pub(crate) static RESET_EMERGENCY: Tunable<u32> =
+    Tunable::<u32>::new(c"mars_reset_emergency", 1, 0, 1);
+
+/// Whether a primary goes back to logging by itself.
+pub(crate) static LOGGER_RESUME: Tunable<u32> = Tunable::<u32>::new(c"logger_resume", 1, 0, 1);
+
 /// All of them, for `/proc/sys/mars`.
-pub(crate) static ALL: [&Tunable<u32>; 5] = [
+pub(crate) static ALL: [&Tunable<u32>; 11] = [
     &BUFFER_MB,
     &WRITEBACK_IO_KB,
     &CONNECTIONS,
     &LOGROT_AUTO_GB,
     &SCAN_INTERVAL_SEC,
+    &FREE_SPACE_GB[0],
+    &FREE_SPACE_GB[1],
+    &FREE_SPACE_GB[2],
+    &FREE_SPACE_GB[3],
+    &RESET_EMERGENCY,
+    &LOGGER_RESUME,
 ];

@@ -37,7 +37,7 @@ use zerocopy_derive::{
 /// Bytes of each block of the file.
 pub const BLOCK: usize = 4096;
 /// The first bytes of a header.
-pub const MAGIC: [u8; 8] = *b"MARSDRT1";
+pub(super) const MAGIC: [u8; 8] = *b"MARSDRT1";
 const VERSION: u16 = 1;
 const PIECE_MAGIC: [u8; 4] = *b"MDP1";
 /// Bytes of a block without its checksum at the end.
@@ -61,7 +61,7 @@ pub enum Gap {
 
 /// What a header says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Header {
+pub(super) struct Header {
     /// Counts what was written; the copy with the higher one counts.
     pub sequence: u64,
     /// Identity of the membership that the file belongs to.
@@ -134,7 +134,7 @@ const _: () = assert!(core::mem::size_of::<RawPiece>() == BLOCK);
 const FLAG_ALL: u8 = 1;
 
 /// Where the copy of the header with this sequence number lies.
-pub fn header_at(sequence: u64) -> u64 {
+pub(super) fn header_at(sequence: u64) -> u64 {
     sequence
         .checked_rem(COPIES)
         .unwrap_or(0)
@@ -142,13 +142,11 @@ pub fn header_at(sequence: u64) -> u64 {
 }
 
 /// [`BLOCK`] as a position.
-pub const BLOCK_64: u64 = 4096;
+pub(super) const BLOCK_64: u64 = 4096;
 
 /// Where piece `index` lies.
-pub fn piece_at(index: u32) -> u64 {
-    COPIES
-        .saturating_add(index.into())
-        .saturating_mul(BLOCK_64)
+pub(super) fn piece_at(index: u32) -> u64 {
+    COPIES.saturating_add(index.into()).saturating_mul(BLOCK_64)
 }
 
 /// Length of the whole file.
@@ -170,7 +168,7 @@ fn put(field: &mut [u8; 64], name: &Name) {
 
 impl Header {
     /// Writes the block. `false` if `out` is too short.
-    pub fn encode<D: Digest>(&self, out: &mut [u8]) -> bool {
+    pub(super) fn encode<D: Digest>(&self, out: &mut [u8]) -> bool {
         let Ok((raw, _)) = RawHeader::mut_from_prefix(out) else {
             return false;
         };
@@ -202,7 +200,7 @@ impl Header {
     }
 
     /// Reads and checks a block.
-    pub fn parse<D: Digest>(block: &[u8]) -> Option<Self> {
+    pub(super) fn parse<D: Digest>(block: &[u8]) -> Option<Self> {
         let (raw, _) = RawHeader::ref_from_prefix(block).ok()?;
         if raw.magic != MAGIC || raw.version.get() != VERSION || !is_sealed::<D>(block) {
             return None;
@@ -236,7 +234,7 @@ impl Header {
 }
 
 /// Writes the block of a piece whose bits are `bits`. `false` if a length is wrong.
-pub fn encode_piece<D: Digest>(
+pub(super) fn encode_piece<D: Digest>(
     id: u64,
     generation: u64,
     index: u32,
@@ -256,7 +254,7 @@ pub fn encode_piece<D: Digest>(
 
 /// What the block of a piece is worth.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Piece<'a> {
+pub(super) enum Piece<'a> {
     /// These are its bits.
     Bits(&'a [u8]),
     /// It was last written before the map was cleared.
@@ -266,7 +264,11 @@ pub enum Piece<'a> {
 }
 
 /// Reads the block of piece `index` of the file that `header` belongs to.
-pub fn parse_piece<'a, D: Digest>(header: &Header, index: u32, block: &'a [u8]) -> Piece<'a> {
+pub(super) fn parse_piece<'a, D: Digest>(
+    header: &Header,
+    index: u32,
+    block: &'a [u8],
+) -> Piece<'a> {
     let Ok((raw, _)) = RawPiece::ref_from_prefix(block) else {
         return Piece::Unknown;
     };

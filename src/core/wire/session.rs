@@ -52,7 +52,10 @@ pub fn is_request_of(purpose: Purpose, kind: Kind) -> bool {
         ),
         Purpose::Join => matches!(kind, Kind::GetTree | Kind::Join | Kind::Ping | Kind::Reach),
         Purpose::Log => matches!(kind, Kind::LogRead),
-        Purpose::Sync => matches!(kind, Kind::SyncDigest | Kind::SyncRead | Kind::SyncEnd | Kind::DirtyRead),
+        Purpose::Sync => matches!(
+            kind,
+            Kind::SyncDigest | Kind::SyncRead | Kind::SyncEnd | Kind::DirtyRead
+        ),
     }
 }
 

@@ -222,7 +222,10 @@ fn given_a_damaged_piece_when_loaded_then_all_of_it_is_dirty_until_the_map_is_cl
         assert!(l.bits().is_dirty(4032 * 8 * GRAIN, 512) && !l.bits().is_dirty(0, 512));
         l.close_gap(5).unwrap();
         l.refresh();
-        assert!(l.is_open() || l.covers(&log(5, "a")), "a gap is not thrown away");
+        assert!(
+            l.is_open() || l.covers(&log(5, "a")),
+            "a gap is not thrown away"
+        );
         l.clear();
         l.refresh();
         let mut repaired = File {

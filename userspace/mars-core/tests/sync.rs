@@ -351,7 +351,8 @@ fn given_chunks_that_nobody_wants_when_taken_then_they_count_as_done_and_the_res
     const CHUNK: u32 = 8192;
     // Far more than the window, with long stretches that are passed over.
     let size = 1000 * u64::from(CHUNK) + 512;
-    let wanted = |offset: u64, _: u64| [0, 3, 500, 999, 1000].contains(&(offset / u64::from(CHUNK)));
+    let wanted =
+        |offset: u64, _: u64| [0, 3, 500, 999, 1000].contains(&(offset / u64::from(CHUNK)));
     let mut plan = SyncPlan::new(size, 0, GRAIN, CHUNK).unwrap();
     let mut seen = Vec::new();
     let mut held = Vec::new();
@@ -371,7 +372,13 @@ fn given_chunks_that_nobody_wants_when_taken_then_they_count_as_done_and_the_res
     }
     assert_eq!(
         seen,
-        [(0, CHUNK), (3, CHUNK), (500, CHUNK), (999, CHUNK), (1000, 512)]
+        [
+            (0, CHUNK),
+            (3, CHUNK),
+            (500, CHUNK),
+            (999, CHUNK),
+            (1000, 512)
+        ]
     );
     assert!(plan.is_complete() && plan.progress() == size);
     let mut nothing = SyncPlan::new(size, 0, GRAIN, CHUNK).unwrap();
