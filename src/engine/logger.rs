@@ -78,6 +78,9 @@ struct Inner {
     recent: KVec<Recent>,
     recent_bytes: usize,
     next: Option<KBox<LogFile>>,
+    /// From the hand-over of `next` until it is written. Not the same as `next`: closing the log before takes its time, and
+    /// whoever made the same log again meanwhile would destroy it.
+    rotating: bool,
     error: Option<Error>,
     /// There is no room to log.
     must_stop: bool,
@@ -103,6 +106,7 @@ impl Progress {
                     recent: KVec::new(),
                     recent_bytes: 0,
                     next: None,
+                    rotating: false,
                     error: None,
                     must_stop: false,
                 }),
@@ -132,6 +136,7 @@ impl Progress {
         let mut i = self.inner.lock();
         i.ends.reserve()?;
         i.next = Some(next);
+        i.rotating = true;
         Ok(())
     }
 
@@ -142,7 +147,7 @@ impl Progress {
 
     /// A rotation that the logger has not carried out yet.
     pub(crate) fn is_rotating(&self) -> bool {
-        self.inner.lock().next.is_some()
+        self.inner.lock().rotating
     }
 
     /// What the tree has to be told next: the oldest closed log whose final end it does not have, else the log that is
@@ -200,8 +205,20 @@ impl Progress {
             .map(|r| (r.data.clone(), r.len))
     }
 
+    /// Gives up the log that was to be next.
+    fn drop_next(&self) {
+        let mut i = self.inner.lock();
+        let unused = i.next.take();
+        i.rotating = false;
+        drop(i);
+        drop(unused);
+    }
+
     fn start(&self, name: LogName, end: u64) {
-        self.inner.lock().ends.start(name, end);
+        let mut i = self.inner.lock();
+        i.ends.start(name, end);
+        i.rotating = false;
+        drop(i);
         self.changed.notify_all();
     }
 
@@ -251,6 +268,8 @@ pub(crate) fn spawn(
     log: Option<KBox<LogFile>>,
     kick: impl Fn() + Send + 'static,
 ) -> Result<Thread> {
+    // Of a logger that ended before it came to it.
+    progress.drop_next();
     match &log {
         Some(log) => progress.start(log.name, log.pos),
         None => pipe.with(|s| s.unlogged = true),

@@ -44,8 +44,7 @@ impl Logger<'_> {
         }
         log.pos = end;
         // A log that was made for a rotation goes on where this one ends, and must not begin behind a gap.
-        let unused = self.progress.inner.lock().next.take();
-        drop(unused);
+        self.progress.drop_next();
         self.logged = self.pipe.with(|s| {
             let durable = s.buffer.durable_seq();
             s.buffer.untake(Seq(durable.0.saturating_add(1)));
@@ -87,7 +86,11 @@ impl Logger<'_> {
             }
             self.failures = 0;
             let next = self.progress.inner.lock().next.take();
-            if let Some(next) = next.filter(|n| n.gap) {
+            if let Some(next) = next {
+                if !next.gap {
+                    self.progress.drop_next();
+                    continue;
+                }
                 match self.close_gap(next, &mut items) {
                     Ok(log) => return After::Log(log),
                     Err(log) => {
@@ -145,7 +148,10 @@ impl Logger<'_> {
                 true
             }
             Err(e) => {
-                crate::sys::log::log_err!("flushing without a log failed: {:?}; it is tried again\n", e);
+                crate::sys::log::log_err!(
+                    "flushing without a log failed: {:?}; it is tried again\n",
+                    e
+                );
                 false
             }
         }
