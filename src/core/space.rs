@@ -33,10 +33,10 @@ pub struct Space {
 impl Space {
     /// Free space in percent, rounded down; 100 where nothing is known.
     pub fn percent(&self) -> u64 {
-        let p = u128::from(self.free)
-            .saturating_mul(100)
-            .checked_div(self.total.into());
-        p.map_or(100, |p| u64::try_from(p).unwrap_or(100))
+        // No wider numbers: the kernel has no division for them.
+        self.free
+            .checked_div(self.total / 100)
+            .map_or(100, |p| p.min(100))
     }
 }
 

@@ -163,7 +163,10 @@ impl Dirty {
         let lost = dir::stat(&path).is_ok() && m.is_in_gap();
         let mut map = DirtyMap::new(m.name, m.me(), geometry, id)?;
         if lost {
-            pr_err!("{}: the dirty map is damaged: replicas will compare the whole disk\n", m.name.as_str());
+            pr_err!(
+                "{}: the dirty map is damaged: replicas will compare the whole disk\n",
+                m.name.as_str()
+            );
             map.distrust();
         }
         *inner = Some(create(m, map)?);
@@ -294,7 +297,10 @@ impl Dirty {
             return;
         }
         if self.clear().is_ok() {
-            pr_info!("{}: all members have recovered from emergency mode\n", m.name.as_str());
+            pr_info!(
+                "{}: all members have recovered from emergency mode\n",
+                m.name.as_str()
+            );
         }
     }
 
