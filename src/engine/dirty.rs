@@ -54,7 +54,7 @@ use crate::{
 
 /// A map and its file.
 struct Open {
-    map: DirtyMap,
+    map: KBox<DirtyMap>,
     file: File,
     direct: bool,
     block: Buf,
@@ -161,7 +161,7 @@ impl Dirty {
             }
         }
         let lost = dir::stat(&path).is_ok() && m.is_in_gap();
-        let mut map = DirtyMap::new(m.name, m.me(), geometry, id)?;
+        let mut map = new_map(m, geometry, id)?;
         if lost {
             pr_err!(
                 "{}: the dirty map is damaged: replicas will compare the whole disk\n",
@@ -356,11 +356,25 @@ fn open_file(path: &CString, create: bool) -> Result<(File, bool)> {
 }
 
 #[inline(never)]
-fn load(m: &Member, id: u64, file: &File) -> Result<Option<DirtyMap>> {
+fn load_header(m: &Member, id: u64, blocks: &[u8]) -> Result<Option<KBox<DirtyMap>>> {
+    match DirtyMap::load::<KernelDigest>(&m.name, &m.me(), id, blocks)? {
+        Some(map) => Ok(Some(KBox::new(map, GFP_KERNEL)?)),
+        None => Ok(None),
+    }
+}
+
+#[inline(never)]
+fn new_map(m: &Member, geometry: Geometry, id: u64) -> Result<KBox<DirtyMap>> {
+    let map = DirtyMap::new(m.name, m.me(), geometry, id)?;
+    Ok(KBox::new(map, GFP_KERNEL)?)
+}
+
+#[inline(never)]
+fn load(m: &Member, id: u64, file: &File) -> Result<Option<KBox<DirtyMap>>> {
     let mut block = Buf::zeroed(2 * BLOCK)?;
     let n = file.read_at(&mut block, 0)?;
     let blocks = block.get(..n).unwrap_or(&[]);
-    let Some(mut map) = DirtyMap::load::<KernelDigest>(&m.name, &m.me(), id, blocks)? else {
+    let Some(mut map) = load_header(m, id, blocks)? else {
         return Ok(None);
     };
     let mut at = u64::try_from(2 * BLOCK)?;
@@ -376,7 +390,7 @@ fn load(m: &Member, id: u64, file: &File) -> Result<Option<DirtyMap>> {
 
 /// Makes a new file: all of it is written and durable before it has its name.
 #[inline(never)]
-fn create(m: &Member, map: DirtyMap) -> Result<Open> {
+fn create(m: &Member, map: KBox<DirtyMap>) -> Result<Open> {
     let temporary = path(m, ".tmp-dirty-map")?;
     let _ = dir::unlink(&temporary);
     let (file, direct) = open_file(&temporary, true)?;

@@ -96,6 +96,14 @@ pub enum Recovery {
     From(LogName),
 }
 
+/// Sequence number of a header, if it is a good one of this resource, host and identity.
+#[inline(never)]
+fn sequence<D: Digest>(resource: &Name, host: &Name, id: u64, block: &[u8]) -> Option<u64> {
+    Header::parse::<D>(block)
+        .filter(|h| h.resource == *resource && h.host == *host && h.id == id)
+        .map(|h| h.sequence)
+}
+
 /// Whether a member with this replay link no longer needs the map for the gap before log `next`.
 pub fn is_past(next: &LogName, replay: &ReplayLink) -> bool {
     // Behind the header only who has recovered can be.
@@ -178,6 +186,7 @@ impl DirtyMap {
     /// # Errors
     ///
     /// Out of memory.
+    #[inline(never)]
     pub fn load<D: Digest>(
         resource: &Name,
         host: &Name,
@@ -186,15 +195,19 @@ impl DirtyMap {
     ) -> Result<Option<Self>, AllocError> {
         let copy = |n: usize| {
             let start = n.checked_mul(BLOCK)?;
-            let block = blocks.get(start..start.checked_add(BLOCK)?)?;
-            Header::parse::<D>(block)
-                .filter(|h| h.resource == *resource && h.host == *host && h.id == id)
+            blocks.get(start..start.checked_add(BLOCK)?)
         };
-        let best = match (copy(0), copy(1)) {
-            (Some(a), Some(b)) if a.sequence > b.sequence => Some(a),
-            (a, b) => b.or(a),
+        let sequence = |n| sequence::<D>(resource, host, id, copy(n)?);
+        let best = match (sequence(0), sequence(1)) {
+            (None, None) => return Ok(None),
+            (Some(a), Some(b)) if a > b => 0,
+            (Some(_), None) => 0,
+            _ => 1,
         };
-        best.map(Self::with_header).transpose()
+        copy(best)
+            .and_then(Header::parse::<D>)
+            .map(Self::with_header)
+            .transpose()
     }
 
     /// Takes up the bits of one piece from its block.
