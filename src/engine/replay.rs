@@ -163,15 +163,22 @@ impl Session {
     /// Opens the log at the present position; `false` if there is no (complete) header yet.
     #[inline(never)]
     fn open(&mut self, extent: Extent) -> Result<bool> {
-        if let Some(r) = &mut self.replayer {
-            if !self.known && matches!(extent, Extent::Known(_)) {
-                // From here on it is fetched, perhaps after it was cut.
-                self.synced = self.at.pos;
-            }
+        if let (Some(r), Some(file)) = (&mut self.replayer, &self.file) {
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
                 Extent::Unknown if !self.known => (),
-                _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
+                _ => {
+                    self.synced = match extent {
+                        // From here on it is fetched, perhaps after it was cut.
+                        Extent::Known(_) => self.at.pos,
+                        // What is known to be good has been replayed; now to whatever end the file has.
+                        Extent::Unknown => {
+                            file.sync()?;
+                            file.size()
+                        }
+                    };
+                    *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size);
+                }
             }
             self.known = matches!(extent, Extent::Known(_));
             return Ok(true);
@@ -326,8 +333,7 @@ impl Session {
         if let Some(f) = &self.file {
             f.datasync()?;
         }
-        self.m
-            .set_replay(&self.at.log, self.at.pos, self.at.pos)?;
+        self.m.set_replay(&self.at.log, self.at.pos, self.at.pos)?;
         self.m.set_version(&self.at.log, self.at.pos)
     }
 }
