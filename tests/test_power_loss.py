@@ -16,7 +16,7 @@ from marscase import history
 from marscase import powerloss
 from marsvm import wait_until
 
-STATES = number("MARS_STATES", 16)
+STATES = number("MARS_STATES", 24)
 # Of each so many states, one loses power a second time, while it recovers.
 TWICE = 4
 
