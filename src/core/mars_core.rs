@@ -26,6 +26,7 @@
 extern crate std;
 
 pub mod buffer;
+pub mod defect;
 pub mod digest;
 pub mod dirty;
 pub mod ends;

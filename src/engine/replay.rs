@@ -182,15 +182,22 @@ impl Session {
     /// Opens the log at the present position; gives why that can't be done yet.
     #[inline(never)]
     fn open(&mut self, extent: Extent) -> Result<Option<Looked>> {
-        if let Some(r) = &mut self.replayer {
-            if !self.known && matches!(extent, Extent::Known(_)) {
-                // From here on it is fetched, perhaps after it was cut.
-                self.synced = self.at.pos;
-            }
+        if let (Some(r), Some(file)) = (&mut self.replayer, &self.file) {
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
                 Extent::Unknown if !self.known => (),
-                _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
+                _ => {
+                    self.synced = match extent {
+                        // From here on it is fetched, perhaps after it was cut.
+                        Extent::Known(_) => self.at.pos,
+                        // What is known to be good has been replayed; now to whatever end the file has.
+                        Extent::Unknown => {
+                            file.sync()?;
+                            file.size()
+                        }
+                    };
+                    *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size);
+                }
             }
             self.known = matches!(extent, Extent::Known(_));
             return Ok(None);
