@@ -44,13 +44,21 @@ use crate::{
     },
     sys::{
         buf::Buf,
-        dir,
+        dir::{
+            self,
+            EntryKind, //
+        },
         file::{
             File,
             OpenFlags, //
         }, //
     }, //
 };
+
+/// Names that begin like this are never taken from, or sent to, another host.
+const NAME: &str = "local-dirty-map";
+/// The name while it is made.
+const TEMPORARY: &str = ".tmp-dirty-map";
 
 /// A map and its file.
 struct Open {
@@ -139,12 +147,19 @@ impl Dirty {
         }
         // What a former membership left behind says nothing about this disk.
         let id = m.joined_at().ok_or(ENOENT)?.as_nanos();
-        let path = path(m, "dirty-map")?;
+        let path = path(m, NAME)?;
         let geometry = Geometry::for_size(size);
-        let found = match open_file(&path, false) {
-            Ok((file, direct)) => load(m, id, &file)?.map(|map| (file, direct, map)),
-            Err(e) if e == ENOENT => None,
+        // A tombstone may be there, too.
+        let there = match dir::stat(&path) {
+            Ok(s) => s.kind == EntryKind::File,
+            Err(e) if e == ENOENT => false,
             Err(e) => return Err(e),
+        };
+        let found = if there {
+            let (file, direct) = open_file(&path, false)?;
+            load(m, id, &file)?.map(|map| (file, direct, map))
+        } else {
+            None
         };
         if let Some((file, direct, mut map)) = found {
             if map.gap() != Gap::None || map.bits().geometry() == geometry {
@@ -160,7 +175,7 @@ impl Dirty {
                 return Ok(());
             }
         }
-        let lost = dir::stat(&path).is_ok() && m.is_in_gap();
+        let lost = there && m.is_in_gap();
         let mut map = new_map(m, geometry, id)?;
         if lost {
             pr_err!(
@@ -391,7 +406,7 @@ fn load(m: &Member, id: u64, file: &File) -> Result<Option<KBox<DirtyMap>>> {
 /// Makes a new file: all of it is written and durable before it has its name.
 #[inline(never)]
 fn create(m: &Member, map: KBox<DirtyMap>) -> Result<Open> {
-    let temporary = path(m, ".tmp-dirty-map")?;
+    let temporary = path(m, TEMPORARY)?;
     let _ = dir::unlink(&temporary);
     let (file, direct) = open_file(&temporary, true)?;
     let len = file_len(&map.bits().geometry());
@@ -411,7 +426,7 @@ fn create(m: &Member, map: KBox<DirtyMap>) -> Result<Open> {
     };
     let r = open
         .save()
-        .and_then(|()| dir::rename(&temporary, &path(m, "dirty-map")?))
+        .and_then(|()| dir::rename(&temporary, &path(m, NAME)?))
         .and_then(|()| paths::sync_resource_dir(&m.name));
     if let Err(e) = r {
         let _ = dir::unlink(&temporary);
