@@ -219,10 +219,7 @@ mod tests {
     #[test]
     fn given_two_answers_when_one_is_the_primary_s_then_that_counts_in_any_order() {
         let mine = chain(&[("a", 10)]);
-        let (b, p) = (
-            chain(&[("a", 10), ("b", 1)]),
-            chain(&[("a", 10), ("p", 1)]),
-        );
+        let (b, p) = (chain(&[("a", 10), ("b", 1)]), chain(&[("a", 10), ("p", 1)]));
         for others in [
             [("b", b.as_slice()), ("p", p.as_slice())],
             [("p", p.as_slice()), ("b", b.as_slice())],
@@ -241,10 +238,7 @@ mod tests {
         assert_eq!(next_number(&log(1, "a"), 4096, &me, 1), 2);
         assert_eq!(next_number(&log(3, "b"), 0, &me, 9), 4);
         assert_eq!(next_number(&log(3, "b"), 0, &me, 2000), 2001);
-        assert_eq!(
-            next_number(&log(u32::MAX, "b"), 0, &me, u32::MAX),
-            u32::MAX
-        );
+        assert_eq!(next_number(&log(u32::MAX, "b"), 0, &me, u32::MAX), u32::MAX);
     }
 
     #[test]

@@ -180,13 +180,30 @@ impl Progress {
         }
     }
 
-    /// The batch in memory that starts at `pos` of log `number`.
-    pub(crate) fn recent(&self, number: u32, pos: u64) -> Option<(Arc<Buf>, usize)> {
+    /// The batches in memory from `pos` of log `number` on, without a gap, and their bytes: at most `max` in all. None if no
+    /// batch starts there, or if the first is longer.
+    pub(crate) fn recent(
+        &self,
+        number: u32,
+        pos: u64,
+        max: usize,
+    ) -> Result<(KVec<Arc<Buf>>, usize)> {
+        let mut found = KVec::new();
+        let mut bytes = 0usize;
+        let mut next = pos;
         let i = self.inner.lock();
-        i.recent
-            .iter()
-            .find(|r| r.number == number && r.pos == pos)
-            .map(|r| (r.data.clone(), r.len))
+        for r in i.recent.iter() {
+            if r.number != number || r.pos != next {
+                continue;
+            }
+            if bytes.saturating_add(r.len) > max {
+                break;
+            }
+            found.push(r.data.clone(), GFP_KERNEL)?;
+            bytes = bytes.saturating_add(r.len);
+            next = next.saturating_add(u64::try_from(r.len)?);
+        }
+        Ok((found, bytes))
     }
 
     fn start(&self, name: LogName, end: u64) {

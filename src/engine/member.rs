@@ -290,6 +290,10 @@ impl Member {
             text: CString::try_from_fmt(text).ok(),
         });
         let mut t = self.trouble.lock();
+        if new.is_none() && t.is_none() {
+            // Called for each batch while all is well.
+            return;
+        }
         if let Some(r) = &new {
             if t.as_ref().is_none_or(|old| old.word != r.word) {
                 pr_warn!("{}: {}: {}\n", self.name.as_str(), r.word, r.text());

@@ -88,6 +88,8 @@ pub(crate) struct State {
     pub(crate) last_error_ns: u64,
     /// Position that was published last.
     pub(crate) published: Option<LogPos>,
+    /// Monotonic time when the last record was admitted.
+    pub(crate) admitted_at: u64,
     /// Monotonic time when the oldest record that is not yet durable was admitted.
     pub(crate) undurable_since: Option<u64>,
 }
@@ -134,6 +136,7 @@ impl Pipeline {
                     disk_error: None,
                     last_error_ns: 0,
                     published: None,
+                    admitted_at: 0,
                     undurable_since: None,
                 }),
                 changed <- new_condvar!(),
@@ -191,8 +194,10 @@ impl Pipeline {
                 Err(e) => return Err(e),
             }
         }
+        let now = time::mono_ns();
+        state.admitted_at = now;
         if state.undurable_since.is_none() {
-            state.undurable_since = Some(time::mono_ns());
+            state.undurable_since = Some(now);
         }
         let r = then(&mut state);
         let first = state.buffer.untaken() == 1;
@@ -231,6 +236,7 @@ impl Pipeline {
             .buffer
             .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
             .map_err(Error::from)?;
+        state.admitted_at = time::mono_ns();
         Ok(())
     }
 
@@ -309,6 +315,7 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
                 last_flush_ns: last_publish,
                 unpublished: s.buffer.written_position() != s.published,
                 idle: s.buffer.undurable() == 0,
+                last_admitted_ns: s.admitted_at,
                 oldest_dirty_ns: s
                     .buffer
                     .oldest_dirty_stamp()

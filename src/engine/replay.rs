@@ -78,6 +78,9 @@ use crate::{
 
 /// Bytes read from a log at once.
 const CHUNK: usize = 1 << 20;
+/// Less than this is made durable only so often.
+const GATHER_BYTES: u64 = 1 << 20;
+const GATHER_MS: u64 = 25;
 /// How often a damaged place is fetched again before an administrator is asked.
 const REPAIRS: u32 = 3;
 
@@ -122,6 +125,8 @@ struct Session {
     known: bool,
     /// The present file is durable up to here.
     synced: u64,
+    /// Monotonic time when it was made so last.
+    synced_at: u64,
     size: u64,
 }
 
@@ -158,6 +163,7 @@ impl Session {
             },
             known: false,
             synced: 0,
+            synced_at: 0,
             size,
         })
     }
@@ -247,6 +253,7 @@ impl Session {
             if end > self.synced {
                 file.datasync()?;
                 self.synced = end;
+                self.synced_at = time::mono_ns();
             }
         }
         // What was appended since the file was opened is neither durable nor known to have arrived.
@@ -267,7 +274,7 @@ impl Session {
                 });
             }
             let mut buf = Buf::new(rest)?;
-            let n = file.read_at(&mut buf, self.at.pos)?;
+            let n = read(file, &mut buf, self.at.pos)?;
             let buf = Arc::new(buf, GFP_KERNEL)?;
             let mut used = 0usize;
             loop {
@@ -345,6 +352,16 @@ impl Drop for Session {
         // What is not on the disk yet is replayed from the log the next time.
         self.writeback = None;
     }
+}
+
+/// Fills `buf` from `pos` of a log on, past the page cache where that is possible; less only at the end of the file.
+fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
+    let align = u64::from(file.dio_align());
+    let len = buf.len();
+    if align == 0 || pos % align != 0 || u64::try_from(len)? % align != 0 {
+        return file.read_at(buf, pos);
+    }
+    file.read_direct(buf, 0, len, pos)
 }
 
 /// Header of a log file: what its batches must have, and the first chain value. `None`: not there (yet).
@@ -583,7 +600,16 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
     let mut repairs = 0;
     let stop = || ctx.should_stop();
     while !ctx.should_stop() {
-        let limit = m.fetch.available(&s.at.log);
+        let mut limit = m.fetch.available(&s.at.log);
+        if limit.fetched && limit.end.saturating_sub(s.synced) < GATHER_BYTES {
+            // Each sync of the file is a commit of its file system's journal: a little more may come meanwhile.
+            let since = time::mono_ns().saturating_sub(s.synced_at) / 1_000_000;
+            let rest = GATHER_MS.saturating_sub(since);
+            if rest > 0 && limit.end > s.synced {
+                ctx.sleep_ms(u32::try_from(rest).unwrap_or(0));
+                limit = m.fetch.available(&s.at.log);
+            }
+        }
         let extent = if limit.fetched {
             Extent::Known(limit.end)
         } else {

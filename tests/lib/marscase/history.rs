@@ -44,7 +44,10 @@ fn run(args: &[String]) -> io::Result<()> {
     let device: String = arg(args, 0);
     let (size, seed, first, flush_every): (u64, u64, u64, u64) =
         (arg(args, 1), arg(args, 2), arg(args, 3), arg(args, 4));
-    let file: File = OpenOptions::new().write(true).custom_flags(O_DIRECT).open(device)?;
+    let file: File = OpenOptions::new()
+        .write(true)
+        .custom_flags(O_DIRECT)
+        .open(device)?;
     let mut memory = Box::new(Blocks([0; BLOCK * MOST_BLOCKS as usize]));
     let total = size / BLOCK as u64;
     for number in first.. {

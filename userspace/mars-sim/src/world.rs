@@ -321,8 +321,7 @@ impl Sim {
         let syncpos = self
             .value(i, &format!("syncpos-{name}"))
             .and_then(|v| ReplayLink::parse(v.as_bytes()));
-        let reached =
-            syncpos.is_none_or(|p| (link.log.number, link.pos) >= (p.log.number, p.pos));
+        let reached = syncpos.is_none_or(|p| (link.log.number, link.pos) >= (p.log.number, p.pos));
         (synced && reached && self.value(i, &format!("data-{name}")).is_some()).then_some(link)
     }
 

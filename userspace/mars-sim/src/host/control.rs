@@ -461,4 +461,3 @@ async fn publish_written(h: &Host, pos: mars_core::buffer::LogPos) {
     };
     let _: Res<()> = h.set_replay(&name, pos.pos, end).await;
 }
-

@@ -219,9 +219,7 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
             };
             let d = writeback::decide(&view, &writeback::Policy::default());
             if d.start > 0 {
-                s.buffer
-                    .plan(IO_BYTES, d.start, &mut plan)
-                    .expect("memory");
+                s.buffer.plan(IO_BYTES, d.start, &mut plan).expect("memory");
             }
             (d, s.buffer.written_position())
         });

@@ -13,9 +13,7 @@ use crate::{
 };
 use mars_core::{
     buffer::{Kind, LogPos},
-    log::{
-        EndFinder, EndStep, LogContext, LogHeader, LogName, ScanPos, HEADER_SIZE,
-    },
+    log::{EndFinder, EndStep, LogContext, LogHeader, LogName, ScanPos, HEADER_SIZE},
     replay::{Extent, Next, Replayer},
     succession::{own_next, reported_end, Purpose},
 };
@@ -328,9 +326,9 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
             }
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
             Looked::Starved => (),
-            Looked::End(clean) => h.say(|| {
-                format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos)
-            }),
+            Looked::End(clean) => {
+                h.say(|| format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos))
+            }
             Looked::Bad(_) => return Err(Errno::BadMsg),
         }
         s.settle(|| t.should_stop()).await?;
@@ -342,12 +340,7 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
         } else if s.at.pos > 0 || known > HEADER {
             return Err(Errno::NoEnt);
         }
-        let own = s
-            .at
-            .log
-            .number
-            .checked_add(1)
-            .and_then(|n| h.version(n));
+        let own = s.at.log.number.checked_add(1).and_then(|n| h.version(n));
         let mut next = own_next(&s.at.log, s.at.pos, &h.me, own.as_ref());
         if let Some(n) = next {
             if !has_log(&h, &n).await {
@@ -466,8 +459,7 @@ async fn follow(t: &Thread, mut s: Session) {
 async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
     let h = s.h.clone();
     let mine = h.replay_link(&h.me)?;
-    if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err()
-    {
+    if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err() {
         return None;
     }
     h.search(&s.at.log, s.at.pos, Purpose::Replay)

@@ -110,8 +110,7 @@ impl Host {
             if log.is_some() {
                 let _ = tree.apply_local(&checked, value.as_bytes(), stamp);
             } else {
-                let _ =
-                    tree.apply_remote(&checked, value.as_bytes(), stamp, real, &self.me);
+                let _ = tree.apply_remote(&checked, value.as_bytes(), stamp, real, &self.me);
             }
         }
         drop(writer);
