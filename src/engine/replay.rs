@@ -166,9 +166,16 @@ impl Session {
     #[inline(never)]
     fn open(&mut self, extent: Extent) -> Result<bool> {
         if let Some(r) = &mut self.replayer {
-            if !self.known && matches!(extent, Extent::Known(_)) {
+            match (self.known, extent, &self.file) {
                 // From here on it is fetched, perhaps after it was cut.
-                self.synced = self.at.pos;
+                (false, Extent::Known(_), _) => self.synced = self.at.pos,
+                // Behind what was known to be good there may be more: all that is in the file counts as far as it is good.
+                // (A primary completes flushes far more often than it tells the tree about its end.)
+                (true, Extent::Unknown, Some(file)) => {
+                    file.sync()?;
+                    self.synced = file.size();
+                }
+                _ => (),
             }
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
