@@ -522,7 +522,7 @@ impl Control {
         m.publish_logs();
         // What could not be written to the tree is found by replay, which reads the logs to their ends.
         let told = m.progress.last_closed().is_none();
-        m.progress.forget_closed();
+        m.progress.forget();
         let drained = pipe.drain(unloading);
         drop(writeback);
         match drained {
