@@ -582,7 +582,7 @@ impl Control {
                 && p.pipe
                     .with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position())
             {
-                let _ = m.set_replay(&current, header, end);
+                let _ = m.advance(&current, header, end, false);
             }
         }
         if rotating {
@@ -721,7 +721,7 @@ impl Control {
 }
 
 /// A position became durable on the primary's disk.
-fn publish_written(m: &Member, pos: LogPos) {
+fn publish_written(m: &Member, pos: LogPos) -> bool {
     let name = LogName {
         number: pos.number,
         creator: m.me(),
@@ -731,7 +731,7 @@ fn publish_written(m: &Member, pos: LogPos) {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
     };
-    let _ = m.set_replay(&name, pos.pos, end);
+    m.advance(&name, pos.pos, end, false).is_ok()
 }
 
 fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {

@@ -319,7 +319,7 @@ impl Session {
     /// Goes on with the next log. Everything of the present one has been written back and published.
     fn switch(&mut self, next: LogName) -> Result {
         self.m.set_version(&next, 0)?;
-        self.m.set_replay(&next, 0, 0)?;
+        self.m.advance(&next, 0, 0, false)?;
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
@@ -372,22 +372,20 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
 }
 
 /// A position became durable on the disk of a secondary.
-fn publish(m: &Member, files: &Files, pos: LogPos) {
+fn publish(m: &Member, files: &Files, pos: LogPos) -> bool {
     let found = files
         .list
         .lock()
         .iter()
         .find(|(l, _)| l.number == pos.number)
         .map(|(l, _)| *l);
-    let Some(log) = found else { return };
+    let Some(log) = found else { return true };
     let end = m
         .fetch
         .position()
         .filter(|(l, _)| *l == log)
         .map_or(pos.pos, |(_, p)| p);
-    let _ = m
-        .set_replay(&log, pos.pos, end)
-        .and_then(|()| m.set_version(&log, pos.pos));
+    m.advance(&log, pos.pos, end, true).is_ok()
 }
 
 /// The log that follows `at` in the history of another member, if that history contains ours.
