@@ -198,8 +198,10 @@ impl Session {
         let Some((ctx, crc)) = read_header(&self.m, &file, &self.at.log)? else {
             return Ok(false);
         };
-        // What a crash left in the page cache, or in a drive's, is not durable yet.
+        // What a crash left in the page cache, or in a drive's, is not durable yet. Nor are perhaps the file's name and the
+        // links that say that everything before this log is on the disk; once its first record is, they must be.
         file.sync()?;
+        paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
         self.synced = match extent {
             Extent::Known(end) => end,
