@@ -247,7 +247,15 @@ impl Session {
         };
         if let Extent::Known(end) = extent {
             if end > self.synced {
-                file.datasync()?;
+                if let Err(e) = file.datasync() {
+                    // The page cache takes it for clean now, but a part of it may not be on the disk, and the next sync would
+                    // not write it either: it has to come once more.
+                    let r = file.truncate(self.synced);
+                    self.m.fetch.again_from(&self.at.log, self.synced);
+                    self.replayer = None;
+                    self.file = None;
+                    return r.and(Err(e));
+                }
                 self.synced = end;
             }
         }
