@@ -75,7 +75,7 @@ pub struct Pipeline {
 }
 
 /// What publishes a position.
-pub type Publish = Box<dyn Fn(LogPos) -> Pin<Box<dyn Future<Output = ()>>>>;
+pub type Publish = Box<dyn Fn(LogPos) -> Pin<Box<dyn Future<Output = bool>>>>;
 
 impl Pipeline {
     /// An empty one.
@@ -219,9 +219,7 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
             };
             let d = writeback::decide(&view, &writeback::Policy::default());
             if d.start > 0 {
-                s.buffer
-                    .plan(IO_BYTES, d.start, &mut plan)
-                    .expect("memory");
+                s.buffer.plan(IO_BYTES, d.start, &mut plan).expect("memory");
             }
             (d, s.buffer.written_position())
         });
@@ -294,8 +292,9 @@ async fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &Publ
     let Some(pos) = mark else { return };
     match pipe.h.flush_disk().await {
         Ok(()) => {
-            pipe.with(|s| s.published = mark);
-            publish(pos).await;
+            if publish(pos).await {
+                pipe.with(|s| s.published = mark);
+            }
             pipe.changed.notify(&pipe.h.ex);
         }
         Err(e) => pipe.with(|s| {
