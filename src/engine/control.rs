@@ -541,7 +541,7 @@ impl Control {
         m.publish_logs();
         // What could not be written to the tree is found by replay, which reads the logs to their ends.
         let told = m.progress.last_closed().is_none();
-        m.progress.forget_closed();
+        m.progress.forget();
         let drained = pipe.drain(unloading);
         drop(writeback);
         match drained {
@@ -607,7 +607,7 @@ impl Control {
                 && p.pipe
                     .with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position())
             {
-                let _ = m.set_replay(&current, header, end);
+                let _ = m.advance(&current, header, end, false);
             }
         }
         if rotating {
@@ -762,7 +762,7 @@ impl Control {
 }
 
 /// A position became durable on the primary's disk.
-fn publish_written(m: &Member, pos: LogPos) {
+fn publish_written(m: &Member, pos: LogPos) -> bool {
     let name = LogName {
         number: pos.number,
         creator: m.me(),
@@ -772,7 +772,7 @@ fn publish_written(m: &Member, pos: LogPos) {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
     };
-    let _ = m.set_replay(&name, pos.pos, end);
+    m.advance(&name, pos.pos, end, false).is_ok()
 }
 
 fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {

@@ -124,14 +124,14 @@ impl Progress {
     /// `ENOMEM`; the log is given up.
     pub(crate) fn rotate_to(&self, next: KBox<LogFile>) -> Result {
         let mut i = self.inner.lock();
-        i.ends.reserve()?;
+        i.ends.rotate()?;
         i.next = Some(next);
         Ok(())
     }
 
     /// A rotation that the logger has not carried out yet.
     pub(crate) fn is_rotating(&self) -> bool {
-        self.inner.lock().next.is_some()
+        self.inner.lock().ends.is_rotating()
     }
 
     /// What the tree has to be told next: the oldest closed log whose final end it does not have, else the log that is
@@ -150,9 +150,15 @@ impl Progress {
         self.inner.lock().ends.last_closed()
     }
 
-    /// The logger has ended, and recovery will find the ends that the tree does not have.
-    pub(crate) fn forget_closed(&self) {
-        self.inner.lock().ends.forget_closed();
+    /// The logger has ended: recovery will find the ends that the tree does not have, and a log that was to come next is one
+    /// of those that recovery finds.
+    pub(crate) fn forget(&self) {
+        let mut i = self.inner.lock();
+        i.ends.forget();
+        let next = i.next.take();
+        drop(i);
+        // Closes a file.
+        drop(next);
     }
 
     /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.

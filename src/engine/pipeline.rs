@@ -284,11 +284,11 @@ impl Pipeline {
 }
 
 /// Spawns the write-back thread of `pipe`. `publish` is called, without locks, with each position that became durable on
-/// the backing disk; it may sleep.
+/// the backing disk; it may sleep, and says whether it has succeeded.
 pub(crate) fn spawn(
     name: &CStr,
     pipe: Arc<Pipeline>,
-    publish: impl Fn(LogPos) + Send + 'static,
+    publish: impl Fn(LogPos) -> bool + Send + 'static,
 ) -> Result<Thread> {
     let group = IoGroup::new()?;
     Thread::spawn(name, move |ctx| run(ctx, &pipe, group, publish))
@@ -297,7 +297,7 @@ pub(crate) fn spawn(
 /// What belongs to one I/O in flight.
 type Tag = u64;
 
-fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos)) {
+fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos) -> bool) {
     let mut plan: KVec<WritebackIo<Slice>> = KVec::new();
     let mut last_publish = time::mono_ns();
     while !ctx.should_stop() {
@@ -414,12 +414,15 @@ fn submit(pipe: &Pipeline, group: &IoGroup<Tag>, plan: &mut KVec<WritebackIo<Sli
 }
 
 /// Makes the disk durable, then moves the replay position to `mark`, which was taken before.
-fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &impl Fn(LogPos)) {
+fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &impl Fn(LogPos) -> bool) {
     let Some(pos) = mark else { return };
     match pipe.bdev.flush() {
         Ok(()) => {
-            pipe.with(|s| s.published = mark);
-            publish(pos);
+            // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
+            // could not be published is tried again.
+            if publish(pos) {
+                pipe.with(|s| s.published = mark);
+            }
             pipe.notify();
         }
         Err(e) => {

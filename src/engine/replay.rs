@@ -204,8 +204,10 @@ impl Session {
         let Some((ctx, crc)) = read_header(&self.m, &file, &self.at.log)? else {
             return Ok(false);
         };
-        // What a crash left in the page cache, or in a drive's, is not durable yet.
+        // What a crash left in the page cache, or in a drive's, is not durable yet. Nor are perhaps the file's name and the
+        // links that say that everything before this log is on the disk; once its first record is, they must be.
         file.sync()?;
+        paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
         self.synced = match extent {
             Extent::Known(end) => end,
@@ -251,7 +253,15 @@ impl Session {
         };
         if let Extent::Known(end) = extent {
             if end > self.synced {
-                file.datasync()?;
+                if let Err(e) = file.datasync() {
+                    // The page cache takes it for clean now, but a part of it may not be on the disk, and the next sync would
+                    // not write it either: it has to come once more.
+                    let r = file.truncate(self.synced);
+                    self.m.fetch.again_from(&self.at.log, self.synced);
+                    self.replayer = None;
+                    self.file = None;
+                    return r.and(Err(e));
+                }
                 self.synced = end;
                 self.synced_at = time::mono_ns();
             }
@@ -326,7 +336,7 @@ impl Session {
     /// Goes on with the next log. Everything of the present one has been written back and published.
     fn switch(&mut self, next: LogName) -> Result {
         self.m.set_version(&next, 0)?;
-        self.m.set_replay(&next, 0, 0)?;
+        self.m.advance(&next, 0, 0, false)?;
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
@@ -389,22 +399,20 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
 }
 
 /// A position became durable on the disk of a secondary.
-fn publish(m: &Member, files: &Files, pos: LogPos) {
+fn publish(m: &Member, files: &Files, pos: LogPos) -> bool {
     let found = files
         .list
         .lock()
         .iter()
         .find(|(l, _)| l.number == pos.number)
         .map(|(l, _)| *l);
-    let Some(log) = found else { return };
+    let Some(log) = found else { return true };
     let end = m
         .fetch
         .position()
         .filter(|(l, _)| *l == log)
         .map_or(pos.pos, |(_, p)| p);
-    let _ = m
-        .set_replay(&log, pos.pos, end)
-        .and_then(|()| m.set_version(&log, pos.pos));
+    m.advance(&log, pos.pos, end, true).is_ok()
 }
 
 /// The log that follows `at` in the history of another member, if that history contains ours.
