@@ -29,12 +29,14 @@ use mars_core::{
         Kind,
         Overlap, //
     },
+    digest::crc,
     log::MAX_PAYLOAD, //
 };
 
 use crate::{
     engine::{
         clock::Clock,
+        digest::KernelDigest,
         member::Member,
         pipeline::{
             Pipeline,
@@ -46,7 +48,6 @@ use crate::{
             BioOp,
             IncomingBio, //
         },
-        checksum,
         disk::DiskOps,
         event::Event,
         thread::{
@@ -188,7 +189,7 @@ impl Device {
                     Err(_) => time::sleep_ms(10),
                 }
             };
-            let crc = !checksum::crc32c(!0, &buf);
+            let crc = crc::<KernelDigest>(&[&buf]);
             let stamp = self.clock.now().as_nanos();
             let at = offset + u64::from(done);
             let data = Slice { buf, off: 0 };

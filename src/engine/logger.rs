@@ -78,9 +78,6 @@ struct Inner {
     recent: KVec<Recent>,
     recent_bytes: usize,
     next: Option<KBox<LogFile>>,
-    /// From the hand-over of `next` until it is written. Not the same as `next`: closing the log before takes its time, and
-    /// whoever made the same log again meanwhile would destroy it.
-    rotating: bool,
     error: Option<Error>,
     /// There is no room to log.
     must_stop: bool,
@@ -106,7 +103,6 @@ impl Progress {
                     recent: KVec::new(),
                     recent_bytes: 0,
                     next: None,
-                    rotating: false,
                     error: None,
                     must_stop: false,
                 }),
@@ -134,9 +130,8 @@ impl Progress {
     /// `ENOMEM`; the log is given up.
     pub(crate) fn rotate_to(&self, next: KBox<LogFile>) -> Result {
         let mut i = self.inner.lock();
-        i.ends.reserve()?;
+        i.ends.rotate()?;
         i.next = Some(next);
-        i.rotating = true;
         Ok(())
     }
 
@@ -147,7 +142,7 @@ impl Progress {
 
     /// A rotation that the logger has not carried out yet.
     pub(crate) fn is_rotating(&self) -> bool {
-        self.inner.lock().rotating
+        self.inner.lock().ends.is_rotating()
     }
 
     /// What the tree has to be told next: the oldest closed log whose final end it does not have, else the log that is
@@ -166,9 +161,15 @@ impl Progress {
         self.inner.lock().ends.last_closed()
     }
 
-    /// The logger has ended, and recovery will find the ends that the tree does not have.
-    pub(crate) fn forget_closed(&self) {
-        self.inner.lock().ends.forget_closed();
+    /// The logger has ended: recovery will find the ends that the tree does not have, and a log that was to come next is one
+    /// of those that recovery finds.
+    pub(crate) fn forget(&self) {
+        let mut i = self.inner.lock();
+        i.ends.forget();
+        let next = i.next.take();
+        drop(i);
+        // Closes a file.
+        drop(next);
     }
 
     /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.
@@ -196,29 +197,43 @@ impl Progress {
         }
     }
 
-    /// The batch in memory that starts at `pos` of log `number`.
-    pub(crate) fn recent(&self, number: u32, pos: u64) -> Option<(Arc<Buf>, usize)> {
+    /// The batches in memory from `pos` of log `number` on, without a gap, and their bytes: at most `max` in all. None if no
+    /// batch starts there, or if the first is longer.
+    pub(crate) fn recent(
+        &self,
+        number: u32,
+        pos: u64,
+        max: usize,
+    ) -> Result<(KVec<Arc<Buf>>, usize)> {
+        let mut found = KVec::new();
+        let mut bytes = 0usize;
+        let mut next = pos;
         let i = self.inner.lock();
-        i.recent
-            .iter()
-            .find(|r| r.number == number && r.pos == pos)
-            .map(|r| (r.data.clone(), r.len))
+        for r in i.recent.iter() {
+            if r.number != number || r.pos != next {
+                continue;
+            }
+            if bytes.saturating_add(r.len) > max {
+                break;
+            }
+            found.push(r.data.clone(), GFP_KERNEL)?;
+            bytes = bytes.saturating_add(r.len);
+            next = next.saturating_add(u64::try_from(r.len)?);
+        }
+        Ok((found, bytes))
     }
 
     /// Gives up the log that was to be next.
     fn drop_next(&self) {
         let mut i = self.inner.lock();
         let unused = i.next.take();
-        i.rotating = false;
+        i.ends.cancel_rotation();
         drop(i);
         drop(unused);
     }
 
     fn start(&self, name: LogName, end: u64) {
-        let mut i = self.inner.lock();
-        i.ends.start(name, end);
-        i.rotating = false;
-        drop(i);
+        self.inner.lock().ends.start(name, end);
         self.changed.notify_all();
     }
 

@@ -96,6 +96,8 @@ pub(crate) struct State {
     pub(crate) held_up: bool,
     /// So much may be in the buffer, if that is less than its size.
     pub(crate) cap: usize,
+    /// Monotonic time when the last record was admitted.
+    pub(crate) admitted_at: u64,
     /// Monotonic time when the oldest record that is not yet durable was admitted.
     pub(crate) undurable_since: Option<u64>,
 }
@@ -151,6 +153,7 @@ impl Pipeline {
                     held: false,
                     held_up: false,
                     cap: usize::MAX,
+                    admitted_at: 0,
                     undurable_since: None,
                 }),
                 changed <- new_condvar!(),
@@ -208,8 +211,10 @@ impl Pipeline {
                 Err(e) => return Err(e),
             }
         }
+        let now = time::mono_ns();
+        state.admitted_at = now;
         if state.undurable_since.is_none() {
-            state.undurable_since = Some(time::mono_ns());
+            state.undurable_since = Some(now);
         }
         let r = then(&mut state);
         let first = state.buffer.untaken() == 1;
@@ -248,6 +253,7 @@ impl Pipeline {
             .buffer
             .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
             .map_err(Error::from)?;
+        state.admitted_at = time::mono_ns();
         Ok(())
     }
 
@@ -348,11 +354,11 @@ impl Pipeline {
 }
 
 /// Spawns the write-back thread of `pipe`. `publish` is called, without locks, with each position that became durable on
-/// the backing disk; it may sleep.
+/// the backing disk; it may sleep, and says whether it has succeeded.
 pub(crate) fn spawn(
     name: &CStr,
     pipe: Arc<Pipeline>,
-    publish: impl Fn(LogPos) + Send + 'static,
+    publish: impl Fn(LogPos) -> bool + Send + 'static,
 ) -> Result<Thread> {
     let group = IoGroup::new()?;
     Thread::spawn(name, move |ctx| run(ctx, &pipe, group, publish))
@@ -361,7 +367,7 @@ pub(crate) fn spawn(
 /// What belongs to one I/O in flight.
 type Tag = u64;
 
-fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos)) {
+fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos) -> bool) {
     let mut plan: KVec<WritebackIo<Slice>> = KVec::new();
     let mut last_publish = time::mono_ns();
     while !ctx.should_stop() {
@@ -379,6 +385,7 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
                 last_flush_ns: last_publish,
                 unpublished: s.buffer.written_position() != s.published,
                 idle: s.buffer.undurable() == 0,
+                last_admitted_ns: s.admitted_at,
                 oldest_dirty_ns: s
                     .buffer
                     .oldest_dirty_stamp()
@@ -477,12 +484,15 @@ fn submit(pipe: &Pipeline, group: &IoGroup<Tag>, plan: &mut KVec<WritebackIo<Sli
 }
 
 /// Makes the disk durable, then moves the replay position to `mark`, which was taken before.
-fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &impl Fn(LogPos)) {
+fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &impl Fn(LogPos) -> bool) {
     let Some(pos) = mark else { return };
     match pipe.bdev.flush() {
         Ok(()) => {
-            pipe.with(|s| s.published = mark);
-            publish(pos);
+            // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
+            // could not be published is tried again.
+            if publish(pos) {
+                pipe.with(|s| s.published = mark);
+            }
             pipe.notify();
         }
         Err(e) => {

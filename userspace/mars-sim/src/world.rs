@@ -300,8 +300,16 @@ impl Sim {
                 disk.kernel_crash(&m.rng);
             }
         }
+        for (path, node) in fs.names() {
+            if let crate::fs::Node::File(ino) = node {
+                self.say(i, || format!("left: {path} {} bytes", fs.size(*ino)));
+            }
+        }
         drop((fs, disk));
         m.place.set(None);
+        if let Some(link) = self.is_good(i) {
+            self.say(i, || format!("left: replay link {link}"));
+        }
         self.look(i, false);
     }
 

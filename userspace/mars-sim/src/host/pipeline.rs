@@ -75,7 +75,7 @@ pub struct Pipeline {
 }
 
 /// What publishes a position.
-pub type Publish = Box<dyn Fn(LogPos) -> Pin<Box<dyn Future<Output = ()>>>>;
+pub type Publish = Box<dyn Fn(LogPos) -> Pin<Box<dyn Future<Output = bool>>>>;
 
 impl Pipeline {
     /// An empty one.
@@ -292,8 +292,9 @@ async fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &Publ
     let Some(pos) = mark else { return };
     match pipe.h.flush_disk().await {
         Ok(()) => {
-            pipe.with(|s| s.published = mark);
-            publish(pos).await;
+            if publish(pos).await {
+                pipe.with(|s| s.published = mark);
+            }
             pipe.changed.notify(&pipe.h.ex);
         }
         Err(e) => pipe.with(|s| {
