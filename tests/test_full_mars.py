@@ -208,3 +208,100 @@ def test_crashes_in_emergency_mode_and_in_recovery(mars_hosts):
     marscluster.wait_synced([a, b])
     print(f"recovery: {counter(b, 'synced_bytes') >> 10} KiB of the disk travelled")
     equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_second_gap_before_the_replica_has_recovered_from_the_first(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    a.cut_link(b)
+    for n in range(2):
+        load = Load(a, first=n * 20)
+        fill(a)
+        wait_state(a, "emergency", 30)
+        at = load.rounds
+        wait_until(lambda: load.rounds > at + 10, 60, "the application goes on")
+        load.stop()
+        free(a)
+        wait_state(a, "primary", 60)
+        # What was written without a log is written again with one, so replaying it too early would be seen.
+        a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=8 seek={n * 20 + 4} oflag=direct conv=notrunc status=none")
+    a.heal_link(b)
+    recovered(a, b)
+    gaps = b.run("dmesg | grep -c 'getting what was written without a log'").out
+    assert int(gaps) == 2, gaps
+    travelled = counter(b, "synced_bytes")
+    print(f"recovery: {travelled >> 10} KiB of the disk travelled")
+    # Each time what both gaps have touched, at most, and not the whole of 128 MiB.
+    assert 0 < travelled <= 2 * 48 * MIB, travelled
+    wait_until(lambda: "have recovered" in a.run("dmesg").stdout, 30, "the map is cleared")
+    assert member_json(a, a)["actual"]["dirty_bytes"] == 0
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_down_reload_and_handover_in_emergency_mode(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    fill(a)
+    wait_state(a, "emergency", 30)
+    mount(a)
+    writer = Writer(a, "files")
+    wait_until(lambda: writer.look() >= 8, 60, "files are written in emergency mode")
+    writer.stop()
+    umount(a)
+    result = b.run("marsadm primary data --timeout 10", check=False, timeout=40)
+    assert not result.ok and "emergency mode" in result.stderr, result
+
+    a.run("marsadm down data --timeout 30", timeout=40)
+    a.run("rmmod mars", timeout=30)
+    a.run("modprobe mars", timeout=30)
+    a.run("marsadm up data --timeout 30", timeout=40)
+    marscluster.wait_device(a)
+    wait_state(a, "emergency", 30)
+    mount(a)
+    assert not lost(writer.safe, sums(a, "files"))
+    umount(a)
+    a.run("marsadm secondary data --timeout 30", timeout=40)
+    free(a)
+    # The gap is still open: only the old primary can end it.
+    progress(3)
+    assert marscluster.member(b).state.split(" ")[0] != "syncing"
+    a.run("marsadm primary data --timeout 30", timeout=40)
+    recovered(a, b)
+    b.run("marsadm primary data --timeout 60", timeout=70)
+    mount(b)
+    assert not lost(writer.safe, sums(b, "files"))
+    umount(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_forced_failover_in_emergency_mode_is_a_split_brain(mars_hosts):
+    """What no log has is a history of its own: never overwritten without the administrator's word."""
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    mount(a)
+    before = Writer(a, "before")
+    wait_until(lambda: before.look() >= 4, 60, "files are written")
+    before.stop()
+    marscluster.wait_synced([a, b])
+    fill(a)
+    wait_state(a, "emergency", 30)
+    during = Writer(a, "during")
+    wait_until(lambda: during.look() >= 4, 60, "files are written in emergency mode")
+    a.power_cut()
+    b.run("marsadm pause-fetch data --timeout 30; marsadm primary --force data --timeout 60", timeout=100)
+    mount(b)
+    assert not lost(before.safe, sums(b, "before"))
+    b.run(f"echo b > {MOUNT}/b; sync {MOUNT}/b")
+    umount(b)
+
+    restart(a)
+    wait_state(a, "split-brain", 60)
+    progress(3)
+    assert state_of(a).startswith("split-brain")
+    wait_until(lambda: marscluster.view_json(b, "data")["split_brain"], 30, "the split brain is seen on the other host")
+    free(a)
+    a.run("marsadm invalidate data --timeout 60", timeout=70)
+    b.run("marsadm up data --timeout 30", timeout=40)
+    marscluster.wait_synced([b, a], timeout=120)
+    equal([b, a])

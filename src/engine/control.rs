@@ -578,9 +578,14 @@ impl Control {
         self.share(Some(bdev.clone()), true);
         let disk = Disk::new(dev.as_str(), &params, device.clone())?;
         pr_info!(
-            "{}: /dev/mars/{} is there, logging to {:?}\n",
+            "{}: /dev/mars/{} is there, {} {:?}\n",
             res.as_str(),
             dev.as_str(),
+            if m.dirty.is_open() {
+                "without a log since"
+            } else {
+                "logging to"
+            },
             name
         );
         Ok(KBox::new(
