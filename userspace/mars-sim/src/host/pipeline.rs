@@ -58,6 +58,8 @@ pub struct State {
     last_error: Ns,
     /// Published last.
     pub published: Option<LogPos>,
+    /// When the last record was admitted.
+    admitted_at: Ns,
 }
 
 /// Buffer of one backing disk.
@@ -89,6 +91,7 @@ impl Pipeline {
                 disk_error: None,
                 last_error: 0,
                 published: None,
+                admitted_at: 0,
             }),
             changed: Cond::default(),
             work: Event::default(),
@@ -122,11 +125,13 @@ impl Pipeline {
             self.log_work.signal(&self.h.ex);
             self.changed.wait(&self.h.ex, 1000 * MS).await;
         }
+        let now = self.h.ex.now();
         let first = self.with(|s| {
             let data = Slice { buf: data, off: 0 };
             s.buffer
                 .admit(Kind::Write, offset, length, stamp, crc, Some(data))
                 .expect("memory");
+            s.admitted_at = now;
             then(s);
             s.buffer.untaken() == 1
         });
@@ -150,10 +155,12 @@ impl Pipeline {
             self.work.signal(&self.h.ex);
             self.changed.wait(&self.h.ex, 100 * MS).await;
         }
+        let now = self.h.ex.now();
         self.with(|s| {
             s.buffer
                 .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
                 .expect("memory");
+            s.admitted_at = now;
         });
         Ok(())
     }
@@ -210,6 +217,7 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
                 last_flush_ns: last_publish,
                 unpublished: s.buffer.written_position() != s.published,
                 idle: s.buffer.undurable() == 0,
+                last_admitted_ns: s.admitted_at,
                 oldest_dirty_ns: s
                     .buffer
                     .oldest_dirty_stamp()
