@@ -171,8 +171,14 @@ impl<'a> TreePath<'a> {
         let Place::Resource(_, key) = self.place else {
             return false;
         };
-        [&b"replay-"[..], b"syncstatus-", b"syncpos-", b"syncfrom-"]
-            .iter()
+        let keys: [&[u8]; 5] = [
+            b"replay-",
+            b"syncstatus-",
+            b"syncpos-",
+            b"syncfrom-",
+            b"gap-",
+        ];
+        keys.iter()
             .any(|prefix| key.strip_prefix(*prefix) == Some(me.as_bytes()))
     }
 }
@@ -381,7 +387,7 @@ mod tests {
         let accept = |text: &str| {
             TreePath::parse(text.as_bytes())
                 .unwrap()
-                .accept_from_peer(&me)
+                .accept_from_peer(&me, b"1")
         };
         assert!(!accept("actual-alpha/alive"));
         assert!(!accept("resource-r0/actual-alpha/is-primary"));
@@ -389,5 +395,10 @@ mod tests {
         assert!(accept("resource-r0/actual-beta/is-primary"));
         assert!(accept("resource-r0/todo-alpha/attach"));
         assert!(accept("ips/ip-alpha"));
+        for key in ["replay", "syncstatus", "syncpos", "syncfrom", "gap"] {
+            assert!(!accept(&format!("resource-r0/{key}-alpha")));
+            assert!(accept(&format!("resource-r0/{key}-beta")));
+        }
+        assert!(accept("resource-r0/version-000000001-alpha"));
     }
 }
