@@ -42,6 +42,11 @@ def test_a_prefix_is_told_from_what_is_none():
     for image in (torn, hole):
         with pytest.raises(history.NoPrefix):
             history.prefix(io.BytesIO(image), size, 3)
+    # Where only flushed writes count, what came after may be torn, but nothing may be older.
+    assert history.holds(io.BytesIO(torn), size, 3, 39) == 40
+    for image in (torn, hole):
+        with pytest.raises(history.NoPrefix):
+            history.holds(io.BytesIO(image), size, 3, 40)
 
 
 @pytest.mark.timeout(300 + 30 * STATES)
@@ -62,6 +67,29 @@ def test_p1_p2_any_state_after_a_loss_of_power_recovers(mars_hosts):
             cut = again(third, cut, rng)
         judge.load(cut)
         last = judge.recover(need, f"state {n}: {cut}")
+        print(f"state {n}: {cut}: {len(need.files)} files, {need.block_writes} <= {last} writes")
+
+
+@pytest.mark.timeout(300 + 30 * STATES)
+def test_p2_any_state_after_a_loss_of_power_recovers_also_in_emergency_mode(mars_hosts):
+    """/mars fills up, applications go on, it gets room again: what was flushed is there after a loss of power at any time."""
+    rng = seeded("power loss: ")
+    (host,) = mars_hosts(1, powerloss.spec(record=True))
+    work = powerloss.Workload(host, rng.randrange(1 << 32))
+    recording, known = work.record(16, full=(3, 10))
+    states = (host.log().count("EMERGENCY MODE"), host.log().count("emergency mode is over"))
+    print(f"{len(recording.entries)} requests, {len(recording.flushes())} flushes, last known: {known[-1].block_writes} writes, {len(known[-1].files)} files")
+    assert states == (2, 2), f"both resources should have been in emergency mode once: {states}"
+    host.kill()
+    (second,) = mars_hosts(1, powerloss.spec(record=False))
+    (third,) = mars_hosts(1, powerloss.spec(record=True))
+    judge = powerloss.Judge(second, work.seed)
+    for n, cut in enumerate(powerloss.states(recording, rng, STATES, known[0].at)):
+        need = powerloss.acknowledged(known, cut.at)
+        if n % TWICE == TWICE - 1:
+            cut = again(third, cut, rng)
+        judge.load(cut)
+        last = judge.recover(need, f"state {n}: {cut}", ordered=False)
         print(f"state {n}: {cut}: {len(need.files)} files, {need.block_writes} <= {last} writes")
 
 

@@ -67,3 +67,27 @@ def prefix(image: typing.BinaryIO, size: int, seed: int) -> int:
             f"(block, write found, write expected): {wrong[:8]}"
         )
     return last
+
+
+def holds(image: typing.BinaryIO, size: int, seed: int, least: int) -> int:
+    """The number of the newest write in these contents; NoPrefix if any sector is older than after write `least`.
+
+    Weaker than `prefix`: of the writes after `least`, any may be there, torn at sectors. So is a disk with a volatile cache.
+    """
+    total = size // BLOCK
+    owner = _owners(seed, least, total)
+    newest = 0
+    for at in range(total):
+        for sector in range(BLOCK // 512):
+            data = image.read(512)
+            number, _ = struct.unpack_from("<QQ", data)
+            if data != _block(number, at)[:512]:
+                raise NoPrefix(f"block {at}, sector {sector} holds something that was never written there")
+            if number < owner[at]:
+                raise NoPrefix(f"block {at}, sector {sector} has write {number}, but write {owner[at]} was flushed")
+            if number:
+                start, count = place(seed, number, total)
+                if not start <= at < start + count:
+                    raise NoPrefix(f"block {at} has write {number}, which was for {start}..{start + count}")
+            newest = max(newest, number)
+    return newest

@@ -59,6 +59,10 @@ _STOP = (
 )
 
 
+# No data, only blocks: nothing of it is in the recording.
+_FILL = "for s in 64M 16M 4M 1M 256k 64k 16k 4k; do n=0; while fallocate -l $s /mars/filler$s.$n 2>/dev/null; do n=$((n + 1)); done; rm -f /mars/filler$s.$n; done; sync"
+
+
 def _devices(seconds: int) -> str:
     """Waits for both devices, that is for the end of the recovery."""
     return (
@@ -95,8 +99,11 @@ class Workload:
         host.run(_STOP, timeout=100)
         host.shutdown()
 
-    def record(self, seconds: float) -> tuple[Recording, list[Acknowledged]]:
-        """Runs it, then cuts the power. Gives what the disk saw, and what was acknowledged at which point of it."""
+    def record(self, seconds: float, full: tuple[float, float] | None = None) -> tuple[Recording, list[Acknowledged]]:
+        """Runs it, then cuts the power. Gives what the disk saw, and what was acknowledged at which point of it.
+
+        `full`: from when to when /mars has no free byte.
+        """
         host = self.host
         host.boot()
         recording = host.disk("one").recording()
@@ -113,16 +120,20 @@ class Workload:
         )
         writer = Writer(host, "files")
         known = [Acknowledged(recording.update(), {}, 0)]
-        end = time.monotonic() + seconds
-        rotate = time.monotonic() + 1
+        begin = time.monotonic()
+        end = begin + seconds
+        rotate = begin + 1
+        todo = [(begin + at, command) for at, command in zip(full or (), (_FILL, "rm /mars/filler*"))]
         while time.monotonic() < end:
+            if todo and time.monotonic() > todo[0][0]:
+                host.run(todo.pop(0)[1], timeout=60)
             writer.look()
             text = blocks.output()[0]
             flushed = [int(n) for n in re.findall(r"^flushed (\d+)\n", text, re.M)]
             # Counted after it was heard: whatever is cut from here on has to have it.
             at = recording.update()
             known.append(Acknowledged(at, dict(writer.safe), flushed[-1] if flushed else 0))
-            if time.monotonic() > rotate:
+            if time.monotonic() > rotate and not full:
                 host.run("marsadm log-rotate all; marsadm log-delete-all all")
                 rotate = time.monotonic() + 1.5
         for job in (blocks, load, writer.job):
@@ -156,8 +167,11 @@ class Judge:
     def load(self, cut: Cut) -> None:
         cut.write(self.host.disk("one").path)
 
-    def recover(self, need: Acknowledged, what: str) -> int:
-        """Recovers from the state that was loaded, and looks at everything. Gives the last write of the raw device."""
+    def recover(self, need: Acknowledged, what: str, ordered: bool = True) -> int:
+        """Recovers from the state that was loaded, and looks at everything. Gives the last write of the raw device.
+
+        `ordered`: what was not flushed must be a prefix of what was written.
+        """
         host = self.host
         start = host.run(f"{start_command(host)} && {_devices(60)}", check=False, timeout=120)
         assert start.ok, f"{what}: no recovery: {start}\n{host.run('marsadm view').out}\n{host.dmesg()[-3000:]}"
@@ -180,6 +194,8 @@ class Judge:
         # Everything is written back: the disk itself is the device now.
         with open(host.disk("one").path, "rb") as image:
             image.seek(_PARTS["blocks"][0])
+            if not ordered:
+                return history.holds(image, BLOCKS, self.seed, need.block_writes)
             last = history.prefix(image, BLOCKS, self.seed)
         assert last >= need.block_writes, f"{what}: write {need.block_writes} was flushed, but the last one is {last}"
         return last
