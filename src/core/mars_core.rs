@@ -26,6 +26,7 @@
 extern crate std;
 
 pub mod buffer;
+pub mod completion;
 pub mod digest;
 pub mod fetch;
 pub mod lamport;
@@ -40,3 +41,4 @@ pub mod text;
 pub mod tree;
 pub mod wire;
 pub mod writeback;
+pub mod zeroes;
