@@ -448,11 +448,17 @@ impl Handler<'_> {
             let skip = usize::try_from(m.offset - start)?;
             let len = (skip + want + 4095) & !4095;
             buf = Buf::new(len)?;
-            let n = open.file.read_direct(&mut buf, 0, len, start)?;
+            let n = open
+                .file
+                .read_direct(&mut buf, 0, len, start)
+                .unwrap_or_else(|e| unreadable(&log, m.offset, e));
             buf.get(skip..n.min(skip + want)).unwrap_or(&[])
         } else {
             buf = Buf::new(want)?;
-            let n = open.file.read_at(&mut buf, m.offset)?;
+            let n = open
+                .file
+                .read_at(&mut buf, m.offset)
+                .unwrap_or_else(|e| unreadable(&log, m.offset, e));
             buf.get(..n).unwrap_or(&[])
         };
         if data.is_empty() {
@@ -623,4 +629,16 @@ fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(
         crate::sys::time::sleep_ms(wait_ms.min(200));
     }
     Some((last.this.pos, false))
+}
+
+/// A peer wants what this host's disk does not give; it is told so, and looks elsewhere.
+#[cold]
+fn unreadable(log: &LogName, offset: u64, e: Error) -> usize {
+    crate::sys::log::log_err!(
+        "{:?} can't be read at {}: {:?}; is the disk of /mars failing?\n",
+        log,
+        offset,
+        e
+    );
+    0
 }

@@ -14,6 +14,7 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
+            AtomicFlag,
             Relaxed, //
         },
         new_mutex,
@@ -82,6 +83,8 @@ pub(crate) struct Sync {
     /// Bytes that were transferred since the sync began.
     pub(crate) transferred: Atomic<u64>,
     running: Atomic<u32>,
+    /// A flush of the disk failed: all ends, and begins again at what was durable before.
+    broken: AtomicFlag,
 }
 
 impl Sync {
@@ -92,6 +95,7 @@ impl Sync {
                 plan <- new_mutex!(None),
                 transferred: Atomic::new(0),
                 running: Atomic::new(0),
+                broken: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
         )
@@ -123,6 +127,7 @@ impl Workers {
         *m.sync.plan.lock() =
             Some(SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?);
         m.sync.transferred.store(0, Relaxed);
+        m.sync.broken.store(false, Relaxed);
         let sync = m.sync.clone();
         let mut threads = KVec::new();
         for i in 0..tunables::CONNECTIONS.get() {
@@ -166,7 +171,7 @@ impl Drop for Workers {
 fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, leader: bool) {
     let mut conn: Option<Conn> = None;
     let mut saved = time::mono_ns();
-    while !ctx.should_stop() {
+    while !ctx.should_stop() && !m.sync.broken.load(Relaxed) {
         if leader && time::mono_ns().saturating_sub(saved) > SAVE_MS * 1_000_000 {
             save(m, bdev);
             saved = time::mono_ns();
@@ -235,14 +240,29 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
             }
         }
     }
-    if leader {
+    if leader && !m.sync.broken.load(Relaxed) {
         save(m, bdev);
     }
+}
+
+/// Flushes the disk. A flush that failed may have lost any block since the last good one, and the next one would not tell:
+/// so everything since then is compared again.
+fn flush(m: &Member, bdev: &BlockDevice) -> Result {
+    bdev.flush().inspect_err(|e| {
+        pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
+        m.sync.broken.store(true, Relaxed);
+        trouble(m, *e);
+    })
 }
 
 fn trouble(m: &Member, e: Error) {
     if e == EREMOTEIO || e == EAGAIN {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: the designated primary is not primary yet, or its disk is not ready"))));
+    } else if e == EIO || e == ENODATA {
+        m.set_trouble(Some((
+            "disk-error",
+            format_args!("the sync waits: the backing disk fails ({e:?}). Repair or replace it"),
+        )));
     } else if e != EINTR && e != ERESTARTSYS {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: {e:?}"))));
     }
@@ -318,7 +338,7 @@ fn save(m: &Member, bdev: &BlockDevice) {
         // Only `finish` may say that the disk is complete.
         return;
     }
-    if bdev.flush().is_ok() {
+    if flush(m, bdev).is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
         let equal = stats
@@ -343,7 +363,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     let pos = SyncPos::decode(payload).map_err(|_| EPROTO)?;
     status(pos.status)?;
     let creator = pos.creator.ok_or(EPROTO)?;
-    bdev.flush()?;
+    flush(m, bdev)?;
     let me = m.me();
     let link = ReplayLink {
         log: LogName {
