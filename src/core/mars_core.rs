@@ -27,7 +27,9 @@ extern crate std;
 
 pub mod buffer;
 pub mod completion;
+pub mod defect;
 pub mod digest;
+pub mod ends;
 pub mod fetch;
 pub mod lamport;
 pub mod log;
@@ -36,6 +38,7 @@ pub mod num;
 pub mod replay;
 pub mod resource;
 pub mod split_brain;
+pub mod succession;
 pub mod sync;
 pub mod text;
 pub mod tree;

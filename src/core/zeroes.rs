@@ -48,7 +48,8 @@ impl Backing {
     /// How much of `length` bytes at `offset` to do next.
     pub fn piece(&self, offset: u64, length: u32) -> Piece {
         let blocks = !self.block.saturating_sub(1);
-        let by_device = u32::try_from(self.max_zeroes.min(MAX_BY_DEVICE)).unwrap_or(u32::MAX) & blocks;
+        let by_device =
+            u32::try_from(self.max_zeroes.min(MAX_BY_DEVICE)).unwrap_or(u32::MAX) & blocks;
         if by_device == 0 {
             return Piece {
                 length: length.min(MAX_WRITTEN),

@@ -30,6 +30,11 @@ use mars_core::{
         compare,
         Relation, //
     },
+    succession::{
+        is_consistent,
+        next_number, //
+    },
+    tree::value::ReplayLink,
     zeroes, //
 };
 
@@ -180,17 +185,11 @@ impl Control {
     /// The replay link has reached the end of the primary's log as it was when the sync ended.
     fn is_consistent(&self) -> bool {
         let me = self.m.me();
-        let Some(v) = self.m.get(format_args!("syncpos-{me}")) else {
-            return true;
-        };
-        match (
-            mars_core::tree::value::ReplayLink::parse(v.as_bytes()),
-            self.m.replay_link(&me),
-        ) {
-            (Some(need), Some(have)) => (have.log.number, have.pos) >= (need.log.number, need.pos),
-            (None, _) => true,
-            (_, None) => false,
-        }
+        let syncpos = self
+            .m
+            .get(format_args!("syncpos-{me}"))
+            .map(|v| ReplayLink::parse(v.as_bytes()));
+        is_consistent(syncpos, self.m.replay_link(&me))
     }
 
     /// Whether this host's history and that of another member exclude each other.
@@ -359,22 +358,11 @@ impl Control {
             format_args!("recovering"),
         );
         let end = replay::to_end(&m, &bdev, ctx).map_err(recovery_failed)?;
-        // A fresh resource starts in the empty log that the tool made; everything else starts a log of its own.
-        let number = if end.pos == 0 && end.log.creator == me {
-            end.log.number
-        } else {
-            let max = m
-                .number(format_args!("maxnr"))
-                .and_then(|n| u32::try_from(n).ok())
-                .unwrap_or(0);
-            // Only a jump over numbers that a deleted resource of this name used needs `maxnr`.
-            let next = end.log.number.saturating_add(1);
-            if max > next.saturating_add(1000) {
-                max.saturating_add(1)
-            } else {
-                next
-            }
-        };
+        let max = m
+            .number(format_args!("maxnr"))
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(0);
+        let number = next_number(&end.log, end.pos, &me, max);
         let name = LogName {
             number,
             creator: me,

@@ -29,10 +29,7 @@ use mars_core::{
     },
     log::LogName,
     name::Name,
-    split_brain::{
-        compare,
-        Relation, //
-    },
+    succession,
     wire::message::bulk::{
         LogRead,
         LogStatus, //
@@ -306,31 +303,7 @@ fn reconsider(m: &Arc<Member>, log: &LogName) {
 
 /// The log that follows `log`, whose end is `end`, in the history of any other member.
 fn next_log(m: &Member, log: &LogName, end: u64) -> Option<LogName> {
-    let me = m.me();
-    let number = log.number.checked_add(1)?;
-    let primary = m.designated();
-    let mine = m.history(&me).ok()?;
-    let mut found = None;
-    let _ = m.for_each_member(|host| {
-        if host == me || (found.is_some() && primary != Some(host)) {
-            return;
-        }
-        let Ok(theirs) = m.history(&host) else { return };
-        if matches!(compare(&mine, &theirs), Relation::Diverged(_)) {
-            return;
-        }
-        for v in theirs.iter().filter(|v| v.this.log.number == number) {
-            if v.previous.is_some_and(|p| {
-                p.log.number == log.number && p.log.creator == log.creator && p.pos == end
-            }) {
-                found = Some(LogName {
-                    number,
-                    creator: v.this.log.creator,
-                });
-            }
-        }
-    });
-    found
+    replay::search(m, log, end, succession::Purpose::Fetch)
 }
 
 /// Whom to ask for `log`: its creator, else the designated primary, else anybody, except those who did not have it.

@@ -25,8 +25,11 @@ use mars_core::{
         LogPos,
         Seq, //
     },
+    ends::LogEnds,
     log::LogName, //
 };
+
+pub(crate) use mars_core::ends::News;
 
 use crate::{
     engine::{
@@ -66,22 +69,11 @@ struct Recent {
     data: Arc<Buf>,
 }
 
-/// See [`Progress::news`].
-pub(crate) enum News {
-    /// This log ends here for ever.
-    Closed(LogName, u64),
-    /// This log is durable up to here, and grows.
-    Current(LogName, u64),
-}
-
 /// What the logger has reached.
 struct Inner {
-    log: Option<LogName>,
-    end: u64,
+    ends: LogEnds,
     recent: KVec<Recent>,
     recent_bytes: usize,
-    /// Logs that were closed, and whose ends the tree does not have yet; the oldest first.
-    closed: KVec<(LogName, u64)>,
     next: Option<KBox<LogFile>>,
     error: Option<Error>,
 }
@@ -98,15 +90,13 @@ pub(crate) struct Progress {
 impl Progress {
     /// Nothing reached yet.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let closed = KVec::with_capacity(2, GFP_KERNEL)?;
+        let ends = LogEnds::new()?;
         Arc::pin_init(
             try_pin_init!(Self {
                 inner <- new_mutex!(Inner {
-                    log: None,
-                    end: 0,
+                    ends,
                     recent: KVec::new(),
                     recent_bytes: 0,
-                    closed,
                     next: None,
                     error: None,
                 }),
@@ -119,7 +109,7 @@ impl Progress {
     /// The log that is written, and its durable end.
     pub(crate) fn current(&self) -> Option<(LogName, u64)> {
         let i = self.inner.lock();
-        i.log.map(|l| (l, i.end))
+        i.ends.log().map(|l| (l, i.ends.end()))
     }
 
     /// Last error of the log, if it still fails.
@@ -134,8 +124,7 @@ impl Progress {
     /// `ENOMEM`; the log is given up.
     pub(crate) fn rotate_to(&self, next: KBox<LogFile>) -> Result {
         let mut i = self.inner.lock();
-        // For the one that this ends, and for the next one, should the logger end behind it.
-        i.closed.reserve(2, GFP_KERNEL)?;
+        i.ends.reserve()?;
         i.next = Some(next);
         Ok(())
     }
@@ -148,26 +137,22 @@ impl Progress {
     /// What the tree has to be told next: the oldest closed log whose final end it does not have, else the log that is
     /// written.
     pub(crate) fn news(&self) -> Option<News> {
-        let i = self.inner.lock();
-        match i.closed.first() {
-            Some((log, end)) => Some(News::Closed(*log, *end)),
-            None => i.log.map(|l| News::Current(l, i.end)),
-        }
+        self.inner.lock().ends.news()
     }
 
     /// The tree has the final end of `log`.
     pub(crate) fn told(&self, log: &LogName) {
-        self.inner.lock().closed.retain(|(l, _)| l != log);
+        self.inner.lock().ends.told(log);
     }
 
     /// The log that was closed last, and its end.
     pub(crate) fn last_closed(&self) -> Option<(LogName, u64)> {
-        self.inner.lock().closed.last().copied()
+        self.inner.lock().ends.last_closed()
     }
 
     /// The logger has ended, and recovery will find the ends that the tree does not have.
     pub(crate) fn forget_closed(&self) {
-        self.inner.lock().closed.clear();
+        self.inner.lock().ends.forget_closed();
     }
 
     /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.
@@ -181,12 +166,12 @@ impl Progress {
         let mut i = self.inner.lock();
         let mut rest = msecs_to_jiffies(wait_ms);
         loop {
-            let log = i.log?;
+            let log = i.ends.log()?;
             if log != *name {
                 return None;
             }
-            if i.end > offset || rest == 0 {
-                return Some((i.end, true));
+            if i.ends.end() > offset || rest == 0 {
+                return Some((i.ends.end(), true));
             }
             match self.changed.wait_interruptible_timeout(&mut i, rest) {
                 kernel::sync::CondVarTimeoutResult::Woken { jiffies } => rest = jiffies,
@@ -205,16 +190,13 @@ impl Progress {
     }
 
     fn start(&self, name: LogName, end: u64) {
-        let mut i = self.inner.lock();
-        i.log = Some(name);
-        i.end = end;
-        drop(i);
+        self.inner.lock().ends.start(name, end);
         self.changed.notify_all();
     }
 
     fn durable(&self, end: u64, batches: &mut KVec<Recent>) {
         let mut i = self.inner.lock();
-        i.end = end;
+        i.ends.durable(end);
         for b in batches.drain_all() {
             i.recent_bytes = i.recent_bytes.saturating_add(b.len);
             // Without memory the peers read the file.
@@ -234,13 +216,10 @@ impl Progress {
     }
 
     fn finished(&self, name: LogName, end: u64) {
-        let mut i = self.inner.lock();
         // `rotate_to` and `new` have made room.
-        if i.closed.push_within_capacity((name, end)).is_err() {
+        if !self.inner.lock().ends.close(name, end) {
             pr_err!("the end of log {} can't be reported\n", name.number);
         }
-        i.log = None;
-        drop(i);
         self.changed.notify_all();
     }
 
@@ -305,7 +284,7 @@ impl Logger<'_> {
                     log.name
                 );
                 // Only what is known to be durable may ever count as its end.
-                log.pos = self.progress.inner.lock().end;
+                log.pos = self.progress.inner.lock().ends.end();
                 break;
             }
             items.clear();

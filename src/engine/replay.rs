@@ -42,9 +42,11 @@ use mars_core::{
         Next,
         Replayer, //
     },
-    split_brain::{
-        compare,
-        Relation, //
+    succession::{
+        self,
+        own_next,
+        Purpose,
+        Search, //
     }, //
 };
 
@@ -163,15 +165,22 @@ impl Session {
     /// Opens the log at the present position; `false` if there is no (complete) header yet.
     #[inline(never)]
     fn open(&mut self, extent: Extent) -> Result<bool> {
-        if let Some(r) = &mut self.replayer {
-            if !self.known && matches!(extent, Extent::Known(_)) {
-                // From here on it is fetched, perhaps after it was cut.
-                self.synced = self.at.pos;
-            }
+        if let (Some(r), Some(file)) = (&mut self.replayer, &self.file) {
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
                 Extent::Unknown if !self.known => (),
-                _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
+                _ => {
+                    self.synced = match extent {
+                        // From here on it is fetched, perhaps after it was cut.
+                        Extent::Known(_) => self.at.pos,
+                        // What is known to be good has been replayed; now to whatever end the file has.
+                        Extent::Unknown => {
+                            file.sync()?;
+                            file.size()
+                        }
+                    };
+                    *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size);
+                }
             }
             self.known = matches!(extent, Extent::Known(_));
             return Ok(true);
@@ -379,33 +388,22 @@ fn publish(m: &Member, files: &Files, pos: LogPos) {
 
 /// The log that follows `at` in the history of another member, if that history contains ours.
 pub(crate) fn successor(m: &Member, at: &At) -> Option<LogName> {
+    search(m, &at.log, at.pos, Purpose::Replay)
+}
+
+/// The log that follows `log`, whose end is `end`, in the history of any other member.
+pub(crate) fn search(m: &Member, log: &LogName, end: u64, purpose: Purpose) -> Option<LogName> {
     let me = m.me();
     let mine = m.history(&me).ok()?;
-    let number = at.log.number.checked_add(1)?;
-    let primary = m.designated();
-    let mut found: Option<LogName> = None;
+    let mut s = Search::new(&mine, *log, end, m.designated(), purpose);
     let _ = m.for_each_member(|host| {
-        if host == me || (found.is_some() && primary != Some(host)) {
-            return;
-        }
-        let Ok(theirs) = m.history(&host) else { return };
-        if !matches!(compare(&mine, &theirs), Relation::Behind) {
-            return;
-        }
-        let next = theirs.iter().find(|v| v.this.log.number == number);
-        if let Some((v, prev)) = next.and_then(|v| Some((v, v.previous?))) {
-            if prev.log.number == at.log.number
-                && prev.log.creator == at.log.creator
-                && prev.pos == at.pos
-            {
-                found = Some(LogName {
-                    number,
-                    creator: v.this.log.creator,
-                });
+        if host != me && s.wants(&host) {
+            if let Ok(theirs) = m.history(&host) {
+                s.look(&host, &theirs);
             }
         }
     });
-    found
+    s.found()
 }
 
 /// Replays what the local logs hold, to their true end, and cuts the last one there. For becoming primary: afterwards the
@@ -488,18 +486,15 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
             return Err(ENOENT);
         }
         // A crash during a rotation leaves the next log of our own without any link that names it.
-        let own = LogName {
-            number: s.at.log.number.saturating_add(1),
-            creator: m.me(),
-        };
-        let adopted = m.version(own.number, &m.me()).and_then(|(_, v)| v.previous);
-        let is_own = s.at.log.creator == m.me()
-            || adopted.is_some_and(|p| p.log == s.at.log && p.pos == s.at.pos);
-        let next = if is_own && has_log(m, &own) {
-            Some(own)
-        } else {
-            successor(m, &s.at).filter(|n| has_log(m, n))
-        };
+        let own =
+            s.at.log
+                .number
+                .checked_add(1)
+                .and_then(|n| m.version(n, &m.me()));
+        let own = own_next(&s.at.log, s.at.pos, &m.me(), own.as_ref().map(|(_, v)| v));
+        let next = own
+            .filter(|n| has_log(m, n))
+            .or_else(|| successor(m, &s.at).filter(|n| has_log(m, n)));
         match next {
             Some(n) => s.switch(n)?,
             None => break,
@@ -521,9 +516,8 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
 
 /// How far `log` was durable here according to this host's own version link.
 fn reported_end(m: &Member, log: &LogName) -> u64 {
-    m.version(log.number, &m.me())
-        .filter(|(_, v)| v.this.log == *log && !v.this.is_artificial())
-        .map_or(0, |(_, v)| v.this.pos)
+    let own = m.version(log.number, &m.me());
+    succession::reported_end(log, own.as_ref().map(|(_, v)| v))
 }
 
 fn has_log(m: &Member, log: &LogName) -> bool {

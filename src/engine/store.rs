@@ -26,6 +26,7 @@ use mars_core::{
     lamport::LamportTime,
     log::LogName,
     name::Name,
+    succession::is_passed,
     tree::{
         merge::{
             merge,
@@ -291,7 +292,7 @@ impl Store {
         let path = CString::try_from_fmt(format_args!("resource-{resource}/replay-{}", self.me));
         match path.map(|p| self.get(text::of(&p))) {
             Ok(Some(v)) => {
-                ReplayLink::parse(v.as_bytes()).is_some_and(|l| log.number < l.log.number)
+                ReplayLink::parse(v.as_bytes()).is_some_and(|l| is_passed(log.number, &l))
             }
             Ok(None) => true,
             Err(_) => false,

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What a primary may say of its logs, in which order.
+//!
+//! Other members take the version link of a log for the truth about the end of the log *before*, and go on with the next
+//! log where it says so. Hence the rule: nothing is said of a log before the final end of its predecessor was said
+//! (written to the tree, durably enough for its readers). [`LogEnds`] keeps the ends of closed logs until they were.
+
+use crate::log::LogName;
+use kernel::alloc::{
+    flags::GFP_KERNEL,
+    AllocError,
+    KVec, //
+};
+
+/// What is to be said next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News {
+    /// This log ends here for ever.
+    Closed(LogName, u64),
+    /// This log is durable up to here, and grows.
+    Current(LogName, u64),
+}
+
+/// The log that is written, and those that were closed and not yet reported; the oldest first.
+#[derive(Debug)]
+pub struct LogEnds {
+    current: Option<LogName>,
+    end: u64,
+    closed: KVec<(LogName, u64)>,
+}
+
+impl LogEnds {
+    /// No log.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory.
+    pub fn new() -> Result<Self, AllocError> {
+        Ok(Self {
+            current: None,
+            end: 0,
+            closed: KVec::with_capacity(2, GFP_KERNEL)?,
+        })
+    }
+
+    /// Makes room for the end of the present log, and for that of the next one, should the logger end behind it.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory: the log must not be closed now.
+    pub fn reserve(&mut self) -> Result<(), AllocError> {
+        self.closed.reserve(2, GFP_KERNEL)
+    }
+
+    /// Log `name` is written from now on, and is durable up to `end`.
+    pub fn start(&mut self, name: LogName, end: u64) {
+        self.current = Some(name);
+        self.end = end;
+    }
+
+    /// The log that is written is durable up to `end`.
+    pub fn durable(&mut self, end: u64) {
+        self.end = end;
+    }
+
+    /// Log `name` ends at `end` for ever. `false`: nobody has reserved room, and the end can't be reported.
+    pub fn close(&mut self, name: LogName, end: u64) -> bool {
+        self.current = None;
+        self.closed.push_within_capacity((name, end)).is_ok()
+    }
+
+    /// The log that is written.
+    pub fn log(&self) -> Option<LogName> {
+        self.current
+    }
+
+    /// Durable end of the log that is written.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// What is to be said next: the oldest closed log whose end was not said, else the log that is written.
+    pub fn news(&self) -> Option<News> {
+        match self.closed.first() {
+            Some((log, end)) => Some(News::Closed(*log, *end)),
+            None => self.current.map(|log| News::Current(log, self.end)),
+        }
+    }
+
+    /// The end of `log` was said.
+    pub fn told(&mut self, log: &LogName) {
+        self.closed.retain(|(l, _)| l != log);
+    }
+
+    /// The log that was closed last and whose end was not said.
+    pub fn last_closed(&self) -> Option<(LogName, u64)> {
+        self.closed.last().copied()
+    }
+
+    /// Recovery will find the ends that were not said.
+    pub fn forget_closed(&mut self) {
+        self.closed.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Name;
+    use kernel::inject::for_each_failure;
+
+    fn log(number: u32) -> LogName {
+        LogName {
+            number,
+            creator: Name::new(b"a").unwrap(),
+        }
+    }
+
+    #[test]
+    fn p5_given_a_rotation_when_asked_what_to_say_then_the_final_end_comes_before_the_successor() {
+        let mut e = LogEnds::new().unwrap();
+        assert_eq!(e.news(), None);
+        e.start(log(1), 4096);
+        assert_eq!(e.news(), Some(News::Current(log(1), 4096)));
+        e.durable(5000);
+        e.reserve().unwrap();
+        assert!(e.close(log(1), 5120));
+        assert_eq!(e.news(), Some(News::Closed(log(1), 5120)));
+        e.start(log(2), 4096);
+        assert_eq!(e.news(), Some(News::Closed(log(1), 5120)));
+        assert!(e.close(log(2), 9000));
+        assert_eq!(e.news(), Some(News::Closed(log(1), 5120)));
+        assert_eq!(e.last_closed(), Some((log(2), 9000)));
+        e.told(&log(1));
+        assert_eq!(e.news(), Some(News::Closed(log(2), 9000)));
+        e.told(&log(2));
+        assert_eq!(e.news(), None);
+    }
+
+    #[test]
+    fn given_no_memory_when_made_or_reserved_then_it_says_so_and_nothing_is_lost() {
+        for_each_failure(|| {
+            let Ok(mut e) = LogEnds::new() else { return };
+            for n in 1..9 {
+                e.start(log(n), 1);
+                if e.reserve().is_err() {
+                    return;
+                }
+                assert!(e.close(log(n), 2));
+            }
+            assert_eq!(e.news(), Some(News::Closed(log(1), 2)));
+        });
+    }
+}

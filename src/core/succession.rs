@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Which log follows which, and what a number, an end or a position of a log means for what may be done next.
+//!
+//! Log numbers are counted by all members of a resource together, so none can be guessed: what follows a log is said by a
+//! version link that names the end of that log as its predecessor. The engine and the simulator ask here.
+
+use crate::{
+    log::{
+        chain::VersionPoint,
+        LogName,
+        VersionLink, //
+    },
+    name::Name,
+    split_brain::{
+        compare,
+        Relation, //
+    },
+    tree::value::ReplayLink,
+};
+
+/// A gap between log numbers that is larger than this comes from a deleted resource of the same name.
+const JUMP: u32 = 1000;
+
+/// What the next log is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// To be fetched: that the histories do not contradict each other is enough, since replay looks again.
+    Fetch,
+    /// To be replayed: all that is here must be a part of the other's history.
+    Replay,
+}
+
+/// Looks for the log that follows a place, in the histories of the other members, one after the other.
+#[derive(Debug)]
+pub struct Search<'a> {
+    mine: &'a [VersionLink],
+    log: LogName,
+    end: u64,
+    purpose: Purpose,
+    primary: Option<Name>,
+    found: Option<LogName>,
+}
+
+impl<'a> Search<'a> {
+    /// Searches what follows `log`, which ends at `end` here. `mine` is this host's own history; the word of `primary`, the
+    /// designated one, counts more than that of others.
+    pub fn new(
+        mine: &'a [VersionLink],
+        log: LogName,
+        end: u64,
+        primary: Option<Name>,
+        purpose: Purpose,
+    ) -> Self {
+        Self {
+            mine,
+            log,
+            end,
+            purpose,
+            primary,
+            found: None,
+        }
+    }
+
+    /// Whether the history of `host` could still change the result.
+    pub fn wants(&self, host: &Name) -> bool {
+        self.found.is_none() || self.primary == Some(*host)
+    }
+
+    /// Looks at the history of `host`, another member.
+    pub fn look(&mut self, host: &Name, theirs: &[VersionLink]) {
+        if !self.wants(host) {
+            return;
+        }
+        let relation = compare(self.mine, theirs);
+        let fits = match self.purpose {
+            Purpose::Replay => relation == Relation::Behind,
+            Purpose::Fetch => !matches!(relation, Relation::Diverged(_)),
+        };
+        let Some(number) = self.log.number.checked_add(1).filter(|_| fits) else {
+            return;
+        };
+        let ends_here = |p: &VersionPoint| p.log == self.log && p.pos == self.end;
+        let next = theirs
+            .iter()
+            .find(|v| v.this.log.number == number && v.previous.as_ref().is_some_and(ends_here));
+        if let Some(v) = next {
+            self.found = Some(v.this.log);
+        }
+    }
+
+    /// The log that follows, if anybody knows one.
+    pub fn found(&self) -> Option<LogName> {
+        self.found
+    }
+}
+
+/// Number of the log that a new primary `me` starts, when replay has ended at `pos` of `end`. `maxnr` is the highest number
+/// that the tree knows.
+///
+/// A fresh resource starts in the empty log that the tool made; everything else starts a log of its own: one that exists
+/// is never continued.
+pub fn next_number(end: &LogName, pos: u64, me: &Name, maxnr: u32) -> u32 {
+    if pos == 0 && end.creator == *me {
+        return end.number;
+    }
+    let next = end.number.saturating_add(1);
+    if maxnr > next.saturating_add(JUMP) {
+        maxnr.saturating_add(1)
+    } else {
+        next
+    }
+}
+
+/// The log of this host that goes on behind `pos` of `at` without any other member having to say so: a crash during a
+/// rotation leaves the next log without a link that names it. `own` is this host's version link of the next number.
+pub fn own_next(at: &LogName, pos: u64, me: &Name, own: Option<&VersionLink>) -> Option<LogName> {
+    let adopted = own
+        .and_then(|v| v.previous)
+        .is_some_and(|p| p.log == *at && p.pos == pos);
+    (at.creator == *me || adopted).then_some(LogName {
+        number: at.number.checked_add(1)?,
+        creator: *me,
+    })
+}
+
+/// How far `log` was durable here, according to this host's own version link of that number: there it must be good.
+pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
+    own.filter(|v| v.this.log == *log && !v.this.is_artificial())
+        .map_or(0, |v| v.this.pos)
+}
+
+/// Whether a disk that was filled by a sync is a state that the primary once had: replay has reached the position at which
+/// the sync ended. `syncpos` is [`None`] if there is no such link, and `Some(None)` if it can't be understood.
+pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayLink>) -> bool {
+    match (syncpos, replay) {
+        (None | Some(None), _) => true,
+        (Some(Some(need)), Some(have)) => {
+            (have.log.number, have.pos) >= (need.log.number, need.pos)
+        }
+        (Some(Some(_)), None) => false,
+    }
+}
+
+/// Whether a host whose replay link this is no longer needs the file of log `number`.
+pub fn is_passed(number: u32, replay: &ReplayLink) -> bool {
+    number < replay.log.number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn log(number: u32, creator: &str) -> LogName {
+        LogName {
+            number,
+            creator: name(creator),
+        }
+    }
+
+    fn chain(logs: &[(&str, u64)]) -> Vec<VersionLink> {
+        let mut previous = None;
+        let mut out = Vec::new();
+        for (number, (creator, pos)) in (1..).zip(logs) {
+            let mut digest = [u8::try_from(number).unwrap(); 16];
+            digest[1] = u8::try_from(*pos).unwrap();
+            let this = VersionPoint {
+                digest,
+                log: log(number, creator),
+                pos: *pos,
+            };
+            out.push(VersionLink { this, previous });
+            previous = Some(this);
+        }
+        out
+    }
+
+    fn search(
+        mine: &[VersionLink],
+        end: u64,
+        purpose: Purpose,
+        others: &[(&str, &[VersionLink])],
+    ) -> Option<LogName> {
+        let mut s = Search::new(mine, log(1, "a"), end, Some(name("p")), purpose);
+        for (host, theirs) in others {
+            s.look(&name(host), theirs);
+        }
+        s.found()
+    }
+
+    #[test]
+    fn given_a_successor_when_it_names_another_end_then_it_does_not_follow() {
+        let mine = chain(&[("a", 10)]);
+        let theirs = chain(&[("a", 10), ("b", 1)]);
+        for purpose in [Purpose::Fetch, Purpose::Replay] {
+            assert_eq!(
+                search(&mine, 10, purpose, &[("b", &theirs)]),
+                Some(log(2, "b"))
+            );
+            assert_eq!(search(&mine, 9, purpose, &[("b", &theirs)]), None);
+            assert_eq!(search(&mine, 11, purpose, &[("b", &theirs)]), None);
+        }
+    }
+
+    #[test]
+    fn p5_given_diverged_histories_when_searched_then_nothing_follows() {
+        let mine = chain(&[("a", 10), ("c", 5)]);
+        let theirs = chain(&[("a", 10), ("b", 1)]);
+        for purpose in [Purpose::Fetch, Purpose::Replay] {
+            assert_eq!(search(&mine, 10, purpose, &[("b", &theirs)]), None);
+        }
+    }
+
+    #[test]
+    fn given_two_answers_when_one_is_the_primary_s_then_that_counts_in_any_order() {
+        let mine = chain(&[("a", 10)]);
+        let (b, p) = (
+            chain(&[("a", 10), ("b", 1)]),
+            chain(&[("a", 10), ("p", 1)]),
+        );
+        for others in [
+            [("b", b.as_slice()), ("p", p.as_slice())],
+            [("p", p.as_slice()), ("b", b.as_slice())],
+        ] {
+            assert_eq!(
+                search(&mine, 10, Purpose::Replay, &others),
+                Some(log(2, "p"))
+            );
+        }
+    }
+
+    #[test]
+    fn given_an_end_when_primary_then_only_an_empty_own_log_is_begun_again() {
+        let me = name("a");
+        assert_eq!(next_number(&log(1, "a"), 0, &me, 1), 1);
+        assert_eq!(next_number(&log(1, "a"), 4096, &me, 1), 2);
+        assert_eq!(next_number(&log(3, "b"), 0, &me, 9), 4);
+        assert_eq!(next_number(&log(3, "b"), 0, &me, 2000), 2001);
+        assert_eq!(
+            next_number(&log(u32::MAX, "b"), 0, &me, u32::MAX),
+            u32::MAX
+        );
+    }
+
+    #[test]
+    fn given_a_crash_in_a_rotation_when_recovering_then_the_own_next_log_is_tried() {
+        let me = name("a");
+        assert_eq!(own_next(&log(1, "a"), 10, &me, None), Some(log(2, "a")));
+        assert_eq!(own_next(&log(1, "b"), 10, &me, None), None);
+        let own = chain(&[("b", 10), ("a", 1)]);
+        assert_eq!(
+            own_next(&log(1, "b"), 10, &me, own.last()),
+            Some(log(2, "a"))
+        );
+        assert_eq!(own_next(&log(1, "b"), 9, &me, own.last()), None);
+        assert_eq!(own_next(&log(u32::MAX, "a"), 9, &me, None), None);
+    }
+
+    #[test]
+    fn given_version_links_when_asked_for_a_durable_end_then_only_a_real_one_of_this_log_counts() {
+        let own = chain(&[("a", 10)]);
+        assert_eq!(reported_end(&log(1, "a"), own.first()), 10);
+        assert_eq!(reported_end(&log(1, "b"), own.first()), 0);
+        assert_eq!(reported_end(&log(1, "a"), None), 0);
+        let mut artificial = own.clone();
+        artificial[0].this.digest = [0; 16];
+        assert_eq!(reported_end(&log(1, "a"), artificial.first()), 0);
+    }
+
+    #[test]
+    fn given_a_sync_when_replay_has_not_reached_its_end_then_it_is_not_consistent() {
+        let link = |number, pos| ReplayLink {
+            log: log(number, "a"),
+            pos,
+            rest: 0,
+        };
+        let need = Some(Some(link(2, 100)));
+        assert!(!is_consistent(need, Some(link(2, 99))));
+        assert!(!is_consistent(need, Some(link(1, 500))));
+        assert!(!is_consistent(need, None));
+        assert!(is_consistent(need, Some(link(2, 100))));
+        assert!(is_consistent(need, Some(link(3, 0))));
+        assert!(is_consistent(None, None));
+        assert!(is_passed(1, &link(2, 0)) && !is_passed(2, &link(2, 500)));
+    }
+}

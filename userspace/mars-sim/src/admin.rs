@@ -1,0 +1,818 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Administrators: what the commands of `marsadm` look at, refuse, and write, in which order (`userspace/marsadm/src/cmd`).
+//!
+//! They read the links on the disk of their host, not the module's memory, and write there, too.
+
+use crate::{
+    exec::{Ns, MS, SEC},
+    fs::{Errno, Node, Res},
+    host::Host,
+    world::{Sim, DIR},
+};
+use mars_core::{
+    lamport::LamportTime,
+    log::{LogName, VersionLink},
+    name::Name,
+    split_brain::{compare, Relation},
+    tree::value::{LogPosLink, ReplayLink},
+};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
+
+/// A command.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cmd {
+    Primary,
+    Force,
+    Secondary,
+    Up,
+    Down,
+    Attach,
+    Detach,
+    PauseFetch,
+    ResumeFetch,
+    PauseReplay,
+    ResumeReplay,
+    PauseSync,
+    ResumeSync,
+    Invalidate,
+    Join,
+    Leave,
+    Rotate,
+    Delete,
+    Reload,
+}
+
+/// Their names in scripts.
+pub const NAMES: [(Cmd, &str); 19] = [
+    (Cmd::Primary, "primary"),
+    (Cmd::Force, "primary-force"),
+    (Cmd::Secondary, "secondary"),
+    (Cmd::Up, "up"),
+    (Cmd::Down, "down"),
+    (Cmd::Attach, "attach"),
+    (Cmd::Detach, "detach"),
+    (Cmd::PauseFetch, "pause-fetch"),
+    (Cmd::ResumeFetch, "resume-fetch"),
+    (Cmd::PauseReplay, "pause-replay"),
+    (Cmd::ResumeReplay, "resume-replay"),
+    (Cmd::PauseSync, "pause-sync"),
+    (Cmd::ResumeSync, "resume-sync"),
+    (Cmd::Invalidate, "invalidate"),
+    (Cmd::Join, "join"),
+    (Cmd::Leave, "leave"),
+    (Cmd::Rotate, "log-rotate"),
+    (Cmd::Delete, "log-delete"),
+    (Cmd::Reload, "reload"),
+];
+
+const TIMEOUT: Ns = 25 * SEC;
+const POLL: Ns = 200 * MS;
+
+/// One command at its work.
+struct Ctx {
+    h: Rc<Host>,
+    last: Cell<LamportTime>,
+    until: Ns,
+}
+
+/// Runs a command on a host. An error means that it was refused or has failed, as it would tell its administrator.
+pub async fn run(h: Rc<Host>, cmd: Cmd) {
+    let c = Ctx {
+        last: Cell::new(LamportTime::ZERO),
+        until: h.ex.now() + TIMEOUT,
+        h: h.clone(),
+    };
+    h.say(|| format!("marsadm {cmd:?}"));
+    let r = c.run(cmd).await;
+    h.say(|| format!("marsadm {cmd:?}: {r:?}"));
+}
+
+type Done = Result<(), &'static str>;
+
+impl From<Errno> for &'static str {
+    fn from(_: Errno) -> Self {
+        "input or output failed"
+    }
+}
+
+/// The links of the resource as they stand on the disk of a host.
+pub struct View {
+    links: BTreeMap<String, String>,
+    logs: Vec<(LogName, usize)>,
+}
+
+impl View {
+    /// Reads them.
+    pub fn new(sim: &Sim, i: usize) -> Self {
+        let fs = sim.machines[i].fs.borrow();
+        let mut links = BTreeMap::new();
+        let mut logs = Vec::new();
+        for (path, node) in fs.names() {
+            let Some(key) = path.strip_prefix("resource-r/") else {
+                continue;
+            };
+            match node {
+                Node::Link(v, _) if v != ".deleted" => {
+                    links.insert(key.to_owned(), v.clone());
+                }
+                Node::Link(..) => (),
+                Node::File(ino) => {
+                    logs.extend(LogName::parse(key.as_bytes()).map(|l| (l, fs.size(*ino))));
+                }
+            }
+        }
+        Self { links, logs }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.links.get(key).map(String::as_str)
+    }
+
+    pub fn flag(&self, key: &str) -> bool {
+        self.get(key) == Some("1")
+    }
+
+    pub fn designated(&self) -> Option<Name> {
+        Name::new(self.get("primary")?.as_bytes())
+    }
+
+    pub fn members(&self) -> Vec<Name> {
+        self.links
+            .keys()
+            .filter_map(|k| Name::new(k.strip_prefix("data-")?.as_bytes()))
+            .collect()
+    }
+
+    pub fn replay(&self, host: &Name) -> Option<ReplayLink> {
+        ReplayLink::parse(self.get(&format!("replay-{host}"))?.as_bytes())
+    }
+
+    pub fn history(&self, host: &Name) -> Vec<VersionLink> {
+        let suffix = format!("-{host}");
+        self.links
+            .iter()
+            .filter(|(k, _)| k.starts_with("version-") && k.ends_with(&suffix))
+            .filter_map(|(_, v)| VersionLink::parse(v.as_bytes()))
+            .collect()
+    }
+
+    pub fn synced(&self, host: &Name) -> bool {
+        self.get("size").is_some() && self.get(&format!("syncstatus-{host}")) == self.get("size")
+    }
+
+    pub fn good(&self, host: &Name) -> bool {
+        let syncpos = self
+            .get(&format!("syncpos-{host}"))
+            .and_then(|v| ReplayLink::parse(v.as_bytes()));
+        let at = |l: ReplayLink| (l.log.number, l.pos);
+        self.synced(host)
+            && match (syncpos, self.replay(host)) {
+                (Some(need), Some(have)) => at(have) >= at(need),
+                _ => true,
+            }
+    }
+
+    pub fn state(&self, host: &Name) -> &str {
+        self.get(&format!("actual-{host}/state")).unwrap_or("")
+    }
+
+    pub fn is_primary(&self, host: &Name) -> bool {
+        self.flag(&format!("actual-{host}/is-primary"))
+    }
+
+    fn end_of(&self, host: &Name) -> Option<(LogName, u64)> {
+        let replay = self.replay(host)?;
+        let newest = self.history(host).last().map(|v| (v.this.log, v.this.pos));
+        let log_end = self
+            .get(&format!("actual-{host}/log-end"))
+            .and_then(|v| LogPosLink::parse(v.as_bytes()))
+            .map(|l| (l.log, l.pos));
+        [Some((replay.log, replay.pos)), newest, log_end]
+            .into_iter()
+            .flatten()
+            .filter(|p| p.0.number != replay.log.number || p.0 == replay.log)
+            .reduce(|a, b| {
+                if (b.0.number, b.1) > (a.0.number, a.1) {
+                    b
+                } else {
+                    a
+                }
+            })
+    }
+
+    pub fn diverged(&self) -> Vec<(Name, Name)> {
+        let members: Vec<Name> = self
+            .members()
+            .into_iter()
+            .filter(|m| self.replay(m).is_some())
+            .collect();
+        let mut out = Vec::new();
+        for (i, a) in members.iter().enumerate() {
+            for b in &members[i + 1..] {
+                if matches!(
+                    compare(&self.history(a), &self.history(b)),
+                    Relation::Diverged(_)
+                ) {
+                    out.push((*a, *b));
+                }
+            }
+        }
+        out
+    }
+}
+
+impl Ctx {
+    fn view(&self) -> View {
+        View::new(&self.h.sim, self.h.i)
+    }
+
+    fn now(&self) -> LamportTime {
+        self.h.lamport().max(self.last.get())
+    }
+
+    async fn write(&self, path: &str, value: &str, weak: bool) -> Res<()> {
+        self.h.fs_io().await?;
+        let m = self.h.machine();
+        let old = m
+            .fs
+            .borrow()
+            .link(path)
+            .map_or(LamportTime::ZERO, |(_, t)| t);
+        let now = self.now();
+        let stamp = if weak {
+            now.min(old.plus_secs(1)).max(old.next())
+        } else {
+            now.max(old.next())
+        };
+        self.last.set(self.last.get().max(stamp));
+        let r = m.fs.borrow_mut().put_link(path, value, stamp);
+        r
+    }
+
+    async fn set(&self, key: &str, value: &str) -> Res<()> {
+        self.write(&format!("{DIR}/{key}"), value, false).await
+    }
+
+    async fn ensure(&self, key: &str, value: &str) -> Res<()> {
+        if self.view().get(key) == Some(value) {
+            return Ok(());
+        }
+        self.set(key, value).await
+    }
+
+    async fn delete(&self, key: &str) -> Res<()> {
+        let path = format!("{DIR}/{key}");
+        let there = match self.h.machine().fs.borrow().node(&path) {
+            None => false,
+            Some(Node::Link(v, _)) => v != ".deleted",
+            Some(Node::File(_)) => true,
+        };
+        if there {
+            self.set(key, ".deleted").await?;
+        }
+        Ok(())
+    }
+
+    async fn barrier(&self) -> Res<()> {
+        self.h.sync_dir().await
+    }
+
+    async fn trigger(&self) -> Res<()> {
+        self.barrier().await?;
+        self.h.cluster_kick.signal(&self.h.ex);
+        Ok(())
+    }
+
+    async fn switch(&self, key: &str, on: bool) -> Res<()> {
+        let key = format!("todo-{}/{key}", self.h.me);
+        self.ensure(&key, if on { "1" } else { "0" }).await
+    }
+
+    /// Waits until `f` says so; an error of it ends the waiting.
+    async fn wait(&self, mut f: impl FnMut(&View) -> Result<bool, &'static str>) -> Done {
+        let mut nudge = self.h.ex.now();
+        loop {
+            if f(&self.view())? {
+                return Ok(());
+            }
+            if self.h.ex.now() >= self.until {
+                return Err("the time is over");
+            }
+            if self.h.ex.now() > nudge + 2 * SEC {
+                nudge = self.h.ex.now();
+                self.h.cluster_kick.signal(&self.h.ex);
+            }
+            self.h.sleep(POLL).await;
+        }
+    }
+
+    /// Waits until a peer has said something that is newer than this moment.
+    async fn ping(&self, peer: &Name) -> Done {
+        let start = self.now();
+        self.trigger().await?;
+        let path = format!("actual-{peer}/time");
+        let until = self.h.ex.now() + 10 * SEC;
+        loop {
+            let heard = {
+                let fs = self.h.machine().fs.borrow();
+                let t = fs.link(&path).and_then(|(v, _)| LamportTime::parse(v.as_bytes()));
+                t.is_some_and(|t| t > start)
+            };
+            if heard {
+                return Ok(());
+            }
+            if self.h.ex.now() >= until {
+                return Err("the peer does not answer");
+            }
+            self.h.sleep(POLL).await;
+        }
+    }
+
+    async fn run(&self, cmd: Cmd) -> Done {
+        let v = self.view();
+        let me = self.h.me;
+        if !matches!(cmd, Cmd::Join | Cmd::Reload) && !v.members().contains(&me) {
+            return Err("this host is no member");
+        }
+        let switch = |key, on| async move {
+            self.switch(key, on).await?;
+            Ok::<(), &'static str>(self.trigger().await?)
+        };
+        match cmd {
+            Cmd::Primary => self.primary(false).await,
+            Cmd::Force => self.primary(true).await,
+            Cmd::Secondary => self.secondary(&v).await,
+            Cmd::Up => self.all(true).await,
+            Cmd::Down => self.down(&v).await,
+            Cmd::Attach => switch("attach", true).await,
+            Cmd::Detach => {
+                self.need_not_open(&v)?;
+                switch("attach", false).await
+            }
+            Cmd::PauseFetch => switch("connect", false).await,
+            Cmd::ResumeFetch => switch("connect", true).await,
+            Cmd::PauseReplay => switch("allow-replay", false).await,
+            Cmd::ResumeReplay => switch("allow-replay", true).await,
+            Cmd::PauseSync => switch("sync", false).await,
+            Cmd::ResumeSync => switch("sync", true).await,
+            Cmd::Invalidate => self.invalidate(&v).await,
+            Cmd::Join => self.join(&v).await,
+            Cmd::Leave => self.leave(&v).await,
+            Cmd::Rotate => self.rotate(&v).await,
+            Cmd::Delete => self.delete_old(&v).await,
+            Cmd::Reload => self.reload().await,
+        }
+    }
+
+    fn need_not_open(&self, v: &View) -> Done {
+        if v.flag(&format!("actual-{}/open-count", self.h.me)) {
+            return Err("the device is open");
+        }
+        Ok(())
+    }
+
+    async fn all(&self, on: bool) -> Done {
+        for key in ["attach", "connect", "sync", "allow-replay"] {
+            self.switch(key, on).await?;
+        }
+        Ok(self.trigger().await?)
+    }
+
+    async fn down(&self, v: &View) -> Done {
+        self.need_not_open(v)?;
+        self.all(false).await?;
+        let key = format!("actual-{}/is-attached", self.h.me);
+        self.wait(|v| Ok(!v.flag(&key))).await
+    }
+
+    fn old_primary(&self, v: &View) -> Option<Name> {
+        let me = self.h.me;
+        let other = |n: &Name| *n != me && v.members().contains(n);
+        let actual = || v.members().into_iter().find(|m| v.is_primary(m) && *m != me);
+        let last = || Name::new(v.get("userspace/last-primary")?.as_bytes());
+        v.designated()
+            .filter(|n| *n != me)
+            .or_else(actual)
+            .or_else(|| last().filter(|n| *n != me))
+            .filter(other)
+    }
+
+    async fn primary(&self, force: bool) -> Done {
+        let v = self.view();
+        let me = self.h.me;
+        if v.designated() == Some(me) && v.is_primary(&me) {
+            return self.all(true).await;
+        }
+        if !v.good(&me) {
+            return Err("the replica is incomplete or not consistent");
+        }
+        let old = self.old_primary(&v);
+        if force {
+            if v.flag(&format!("todo-{me}/connect")) && v.designated() != Some(me) {
+                return Err("fetching must be off");
+            }
+            if !v.flag(&format!("todo-{me}/attach")) || !v.flag(&format!("todo-{me}/allow-replay"))
+            {
+                return Err("attach and replay must be on");
+            }
+            let key = format!("actual-{me}/is-copying");
+            self.wait(|v| Ok(!v.flag(&key))).await?;
+            self.h.sim.forced.set(true);
+            return self.become_primary().await;
+        }
+        if v.designated() == Some(me) {
+            return self.become_primary().await;
+        }
+        if let Some(old) = &old {
+            let _ = self.ping(old).await;
+        }
+        let v = self.view();
+        self.preconditions(&v, old.as_ref())?;
+        if let Some(old) = &old {
+            self.caught_up(old, false).await?;
+        }
+        let v = self.view();
+        if v.designated().is_some_and(|d| d != me && Some(d) != old) {
+            return Err("meanwhile another host was made primary");
+        }
+        if v.designated().is_some() {
+            self.write(&format!("{DIR}/primary"), "(none)", true)
+                .await?;
+            self.trigger().await?;
+        }
+        if let Some(old) = &old {
+            if let Err(e) = self.caught_up(old, true).await {
+                let v = self.view();
+                if v.is_primary(old) && v.designated().is_none() {
+                    self.set("primary", old.as_str()).await?;
+                    self.trigger().await?;
+                }
+                return Err(e);
+            }
+        }
+        if self.view().designated().is_some_and(|d| d != me) {
+            return Err("meanwhile another host was made primary");
+        }
+        self.become_primary().await
+    }
+
+    fn preconditions(&self, v: &View, old: Option<&Name>) -> Done {
+        let me = self.h.me;
+        if !v.diverged().is_empty() {
+            return Err("split brain");
+        }
+        for key in ["attach", "connect", "allow-replay"] {
+            if !v.flag(&format!("todo-{me}/{key}")) {
+                return Err("switches are off");
+            }
+        }
+        if matches!(v.state(&me), "split-brain" | "defective-log" | "disk-error") {
+            return Err("this replica is stuck");
+        }
+        if v.members()
+            .iter()
+            .any(|m| v.is_primary(m) && *m != me && Some(m) != old)
+        {
+            return Err("a third host is primary, too");
+        }
+        let Some(old) = old else { return Ok(()) };
+        if v.flag(&format!("actual-{old}/open-count")) {
+            return Err("the device is open on the old primary");
+        }
+        let has_all = match (v.replay(&me), v.end_of(old)) {
+            (Some(have), Some(end)) => crate::host::reach(&have, &end.0, end.1),
+            _ => false,
+        };
+        if (!has_all || v.is_primary(old)) && !self.h.is_alive(old) {
+            return Err("the old primary does not answer");
+        }
+        Ok(())
+    }
+
+    async fn caught_up(&self, old: &Name, released: bool) -> Done {
+        let me = self.h.me;
+        self.wait(|v| {
+            if !v.members().contains(old) {
+                return Ok(true);
+            }
+            if !v.diverged().is_empty() {
+                return Err("split brain");
+            }
+            if v.flag(&format!("actual-{old}/open-count")) && !released {
+                return Err("the device is open on the old primary");
+            }
+            let (Some(have), Some(end)) = (v.replay(&me), v.end_of(old)) else {
+                return Ok(false);
+            };
+            if !crate::host::reach(&have, &end.0, end.1) {
+                return Ok(false);
+            }
+            if !released {
+                return Ok(true);
+            }
+            let back = v
+                .replay(old)
+                .is_some_and(|r| crate::host::reach(&r, &end.0, end.1));
+            Ok(!v.is_primary(old) && back)
+        })
+        .await
+    }
+
+    async fn become_primary(&self) -> Done {
+        let me = self.h.me;
+        if self.view().designated() != Some(me) {
+            self.set("primary", me.as_str()).await?;
+            self.ensure("userspace/last-primary", me.as_str()).await?;
+        }
+        self.switch("attach", true).await?;
+        self.trigger().await?;
+        self.wait(|v| {
+            if v.is_primary(&me) {
+                return Ok(true);
+            }
+            if v.designated() != Some(me) {
+                return Err("meanwhile another host was made primary");
+            }
+            Ok(false)
+        })
+        .await?;
+        self.all(true).await
+    }
+
+    async fn secondary(&self, v: &View) -> Done {
+        let me = self.h.me;
+        if v.designated() == Some(me) || v.is_primary(&me) {
+            self.need_not_open(v)?;
+        }
+        if v.designated() == Some(me) {
+            self.set("primary", "(none)").await?;
+        }
+        self.trigger().await?;
+        self.wait(|v| Ok(!v.is_primary(&me))).await
+    }
+
+    fn source(&self, v: &View) -> Result<Name, &'static str> {
+        let p = v.designated().ok_or("nobody is designated")?;
+        if p == self.h.me {
+            return Err("this host is the primary");
+        }
+        if !v.members().contains(&p) || v.replay(&p).is_none() {
+            return Err("nothing is known of the primary");
+        }
+        Ok(p)
+    }
+
+    async fn position(&self, primary: &Name) -> Done {
+        let v = self.view();
+        let me = self.h.me;
+        let log = v.replay(primary).ok_or("no position")?.log;
+        for number in log.number.saturating_sub(1)..=log.number {
+            if let Some(text) = v.get(&format!("version-{number:09}-{primary}")) {
+                let text = text.to_owned();
+                self.ensure(&format!("version-{number:09}-{me}"), &text)
+                    .await?;
+            }
+        }
+        let start = ReplayLink {
+            log,
+            pos: 0,
+            rest: 0,
+        };
+        self.h.machine().place.set(None);
+        self.set(&format!("replay-{me}"), &start.to_string())
+            .await?;
+        self.drop_versions(&[log.number.saturating_sub(1), log.number])
+            .await?;
+        self.h.machine().place.set(None);
+        Ok(())
+    }
+
+    async fn drop_versions(&self, keep: &[u32]) -> Res<()> {
+        let suffix = format!("-{}", self.h.me);
+        let v = self.view();
+        for key in v.links.keys() {
+            let number = key.strip_prefix("version-").and_then(|k| k.get(..9));
+            let number = number.and_then(|n| n.parse::<u32>().ok());
+            if number.is_some_and(|n| !keep.contains(&n)) && key.ends_with(&suffix) {
+                self.delete(key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn settle(&self, primary: &Name) -> Done {
+        self.trigger().await?;
+        for _ in 0..5 {
+            let _ = self.ping(primary).await;
+            let v = self.view();
+            let number = |host: &Name| v.replay(host).map(|r| r.log.number);
+            let Some(start) = number(&self.h.me) else {
+                return Err("the replay link has vanished");
+            };
+            if number(primary).is_none_or(|n| n <= start) {
+                return Ok(());
+            }
+            self.position(primary).await?;
+            self.trigger().await?;
+        }
+        Err("logs are rotated faster than this host can join")
+    }
+
+    async fn purge_own_logs(&self) -> Res<()> {
+        let v = self.view();
+        let me = self.h.me;
+        let mut needed = BTreeSet::new();
+        for m in v.members().iter().filter(|m| **m != me) {
+            needed.extend(v.replay(m).map(|r| r.log));
+            for x in v.history(m) {
+                needed.insert(x.this.log);
+                needed.extend(x.previous.map(|p| p.log));
+            }
+        }
+        for (log, _) in &v.logs {
+            if log.creator == me && !needed.contains(log) {
+                self.delete(&log.to_string()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn invalidate(&self, v: &View) -> Done {
+        let me = self.h.me;
+        if v.designated() == Some(me) || v.is_primary(&me) {
+            return Err("this host is the primary");
+        }
+        let primary = self.source(v)?;
+        if !self.h.is_alive(&primary) {
+            return Err("the primary does not answer");
+        }
+        self.all(false).await?;
+        let key = format!("actual-{me}/is-attached");
+        self.wait(|v| Ok(!v.flag(&key))).await?;
+        self.set(&format!("syncstatus-{me}"), "0").await?;
+        for key in ["syncpos", "verifystatus"] {
+            self.delete(&format!("{key}-{me}")).await?;
+        }
+        self.barrier().await?;
+        self.delete(&format!("replay-{me}")).await?;
+        self.drop_versions(&[]).await?;
+        self.purge_own_logs().await?;
+        self.trigger().await?;
+        let _ = self.ping(&primary).await;
+        self.position(&primary).await?;
+        self.settle(&primary).await?;
+        self.all(true).await
+    }
+
+    async fn join(&self, v: &View) -> Done {
+        let me = self.h.me;
+        if v.members().contains(&me) {
+            if v.replay(&me).is_some() {
+                self.switch("attach", true).await?;
+                return Ok(self.trigger().await?);
+            }
+            return Err("this host is a member already");
+        }
+        let primary = self.source(v)?;
+        if !self.h.is_alive(&primary) {
+            return Err("the primary does not answer");
+        }
+        let current = v.replay(&primary).map_or(0, |r| r.log.number);
+        let newer = |(l, size): &(LogName, usize)| {
+            l.creator == me && l.number >= current && *size > 0
+        };
+        if v.logs.iter().any(newer) {
+            return Err("there are newer logs of this host");
+        }
+        self.switch("attach", false).await?;
+        for key in ["connect", "sync", "allow-replay"] {
+            self.switch(key, true).await?;
+        }
+        self.set(&format!("syncstatus-{me}"), "0").await?;
+        self.delete(&format!("syncpos-{me}")).await?;
+        self.position(&primary).await?;
+        self.set(&format!("device-{me}"), "r").await?;
+        self.set(&format!("data-{me}"), "/dev/disk").await?;
+        self.settle(&primary).await?;
+        self.switch("attach", true).await?;
+        Ok(self.trigger().await?)
+    }
+
+    async fn leave(&self, v: &View) -> Done {
+        let me = self.h.me;
+        if v.designated() == Some(me) || v.is_primary(&me) {
+            return Err("this host is the primary");
+        }
+        self.down(v).await?;
+        self.delete(&format!("data-{me}")).await?;
+        self.barrier().await?;
+        for key in ["syncstatus", "syncpos", "verifystatus", "replay", "syncfrom"] {
+            self.delete(&format!("{key}-{me}")).await?;
+        }
+        for key in ["attach", "connect", "sync", "allow-replay"] {
+            self.delete(&format!("todo-{me}/{key}")).await?;
+        }
+        self.drop_versions(&[]).await?;
+        self.purge_own_logs().await?;
+        self.delete(&format!("device-{me}")).await?;
+        self.h.machine().place.set(None);
+        Ok(self.trigger().await?)
+    }
+
+    async fn rotate(&self, v: &View) -> Done {
+        let me = self.h.me;
+        if !v.is_primary(&me) {
+            return Err("this host is not primary");
+        }
+        let newest = v.logs.iter().rev().find(|(l, _)| l.creator == me);
+        let Some((newest, _)) = newest else {
+            return Err("there is no log of this host");
+        };
+        let highest = v
+            .members()
+            .iter()
+            .filter_map(|m| v.replay(m).map(|r| r.log.number))
+            .chain(v.logs.iter().map(|(l, _)| l.number))
+            .max();
+        if highest != Some(newest.number) {
+            return Err("there is a higher log elsewhere");
+        }
+        let next = LogName {
+            number: newest.number + 1,
+            creator: me,
+        };
+        self.h.fs_io().await?;
+        let path = format!("{DIR}/{next}");
+        self.h.machine().fs.borrow_mut().create(&path)?;
+        let most = self.view().get("maxnr").and_then(|m| m.parse().ok());
+        let most = most.unwrap_or(0).max(next.number);
+        self.ensure("maxnr", &most.to_string()).await?;
+        Ok(self.trigger().await?)
+    }
+
+    async fn delete_old(&self, v: &View) -> Done {
+        let mut lowest = u32::MAX;
+        for m in v.members() {
+            let Some(r) = v.replay(&m) else {
+                return Err("a position is not known");
+            };
+            lowest = lowest.min(r.log.number);
+        }
+        let last = v.logs.iter().map(|(l, _)| l.number).max().unwrap_or(0);
+        let limit = lowest.min(last);
+        for (log, _) in v.logs.iter().filter(|(l, _)| l.number < limit) {
+            self.delete(&log.to_string()).await?;
+        }
+        for key in v.links.keys() {
+            let number = key.strip_prefix("version-").and_then(|k| k.get(..9));
+            if number
+                .and_then(|n| n.parse::<u32>().ok())
+                .is_some_and(|n| n + 1 < limit)
+            {
+                self.delete(key).await?;
+            }
+        }
+        Ok(self.trigger().await?)
+    }
+
+    /// `rmmod` and `modprobe`.
+    async fn reload(&self) -> Done {
+        let v = self.view();
+        self.need_not_open(&v)?;
+        let (sim, i) = (self.h.sim.clone(), self.h.i);
+        if self.h.device.borrow().as_ref().is_some_and(|d| !d.begin_removal()) {
+            return Err("the device is open");
+        }
+        self.h.stopping.set(true);
+        self.h.cluster_kick.signal(&self.h.ex);
+        self.h.kick.signal(&self.h.ex);
+        let until = self.h.ex.now() + 60 * SEC;
+        while !self.h.unloaded.get() {
+            if self.h.ex.now() > until {
+                self.h
+                    .sim
+                    .violated(format!("P7 leaves: rmmod hangs (host {})", self.h.me));
+                return Err("rmmod hangs");
+            }
+            self.h.sleep(20 * MS).await;
+        }
+        // Memory goes in an orderly way: nothing is lost that the file system has.
+        let ex = self.h.ex.clone();
+        let sim2 = sim.clone();
+        ex.spawn(crate::exec::WORLD, async move {
+            let m = &sim2.machines[i];
+            if m.host.borrow_mut().take().is_some() {
+                sim2.ex.kill(i);
+                m.place.set(None);
+                sim2.look(i, false);
+                sim2.boot(i);
+            }
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,464 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `src/engine/control.rs`: observe → decide → act.
+
+use super::{
+    device::Device,
+    fetch, logger,
+    logger::LogFile,
+    pipeline::{self, Pipeline},
+    replay, sync, Host,
+};
+use crate::{
+    exec::{thread, Ns, Thread, MS},
+    fs::{Node, Res},
+    truth::HEADER,
+};
+use mars_core::{
+    log::LogName,
+    resource::{decide, Designated, Observed, Role, Step, Work},
+    split_brain::{compare, Relation},
+    succession::{is_consistent, next_number},
+    tree::value::ReplayLink,
+};
+use std::rc::Rc;
+
+const TICK: Ns = 500 * MS;
+const RETRY: Ns = 5_000 * MS;
+
+#[derive(Default)]
+struct Secondary {
+    sync: Option<Vec<Rc<Thread>>>,
+    replay: Option<Rc<Thread>>,
+    fetch: Option<Vec<Rc<Thread>>>,
+}
+
+struct Primary {
+    logger: Rc<Thread>,
+    writeback: Rc<Thread>,
+    pipe: Rc<Pipeline>,
+    device: Rc<Device>,
+    log: LogName,
+}
+
+enum Running {
+    Detached,
+    Secondary(Secondary),
+    Primary(Primary),
+}
+
+struct Control {
+    h: Rc<Host>,
+    t: Rc<Thread>,
+    running: Running,
+    retry_at: Ns,
+    failure: Option<&'static str>,
+}
+
+/// Starts the control thread.
+pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
+    let h2 = h.clone();
+    thread(&h.ex, h.i, move |t| async move {
+        let mut c = Control {
+            h: h2,
+            t,
+            running: Running::Detached,
+            retry_at: 0,
+            failure: None,
+        };
+        c.run().await;
+    })
+}
+
+async fn stop_all(h: &Host, threads: Option<Vec<Rc<Thread>>>) {
+    let threads = threads.unwrap_or_default();
+    for t in &threads {
+        t.request_stop(&h.ex);
+    }
+    for t in &threads {
+        t.stop(&h.ex).await;
+    }
+}
+
+async fn stop_one(h: &Host, thread: Option<Rc<Thread>>) {
+    if let Some(t) = thread {
+        t.stop(&h.ex).await;
+    }
+}
+
+impl Control {
+    async fn run(&mut self) {
+        let h = self.h.clone();
+        loop {
+            let stopping = self.t.should_stop() || h.stopping.get();
+            let o = self.observe(stopping);
+            let step = decide(self.role(), &o);
+            self.act(step).await;
+            self.publish(step, &o).await;
+            if matches!(self.running, Running::Detached) && self.t.should_stop() {
+                return;
+            }
+            let ns = if stopping { 20 * MS } else { TICK };
+            h.kick.wait(&h.ex, ns).await;
+        }
+    }
+
+    fn role(&self) -> Role {
+        match self.running {
+            Running::Detached => Role::Detached,
+            Running::Secondary(_) => Role::Secondary,
+            Running::Primary(_) => Role::Primary,
+        }
+    }
+
+    fn observe(&self, stopping: bool) -> Observed {
+        let h = &self.h;
+        let me = h.me;
+        let is_member = h.get(&format!("data-{me}")).is_some();
+        let size = h.size();
+        let syncpos = h
+            .get(&format!("syncpos-{me}"))
+            .map(|v| ReplayLink::parse(v.as_bytes()));
+        Observed {
+            stopping: stopping || !is_member,
+            attach: h.switch(&format!("todo-{me}/attach")),
+            fetch: h.switch(&format!("todo-{me}/connect")),
+            replay: h.switch(&format!("todo-{me}/allow-replay")),
+            sync: h.switch(&format!("todo-{me}/sync")),
+            designated: match h.designated() {
+                Some(d) if d == me => Designated::Me,
+                Some(_) => Designated::Other,
+                None => Designated::Nobody,
+            },
+            opened: match &self.running {
+                Running::Primary(p) => p.device.opened.get(),
+                _ => false,
+            },
+            synced: size.is_some() && h.number(&format!("syncstatus-{me}")) == size,
+            consistent: is_consistent(syncpos, h.replay_link(&me)),
+            split_brain: self.role() != Role::Primary && self.has_diverged(),
+            settled: h.is_settled(),
+        }
+    }
+
+    fn has_diverged(&self) -> bool {
+        let h = &self.h;
+        let designated = h.designated().filter(|d| *d != h.me);
+        let mine = h.history(&h.me);
+        h.members().iter().any(|m| {
+            *m != h.me
+                && designated.is_none_or(|d| d == *m)
+                && matches!(compare(&mine, &h.history(m)), Relation::Diverged(_))
+        })
+    }
+
+    async fn act(&mut self, step: Step) {
+        if matches!(step, Step::Attach | Step::BecomePrimary) && self.h.ex.now() < self.retry_at {
+            return;
+        }
+        let result = match step {
+            Step::Stay => self.stay().await,
+            Step::Attach => self.attach().await,
+            Step::Detach => {
+                self.detach().await;
+                Ok(())
+            }
+            Step::BecomePrimary => self.become_primary().await,
+            Step::LeavePrimary => self.leave_primary().await,
+            Step::Follow(work) | Step::RefuseInconsistent(work) => self.follow(work).await,
+            Step::WaitForClose => Ok(()),
+        };
+        match result {
+            Ok(()) => {
+                if step != Step::WaitForClose {
+                    self.failure = None;
+                }
+            }
+            Err(word) => {
+                self.h.say(|| format!("{step:?} failed: {word}"));
+                self.retry_at = self.h.ex.now() + RETRY;
+                self.failure = Some(word);
+            }
+        }
+    }
+
+    async fn attach(&mut self) -> Result<(), &'static str> {
+        let h = &self.h;
+        h.io().await;
+        let size = h.size().unwrap_or(0);
+        if h.machine().disk.borrow().len() as u64 != size {
+            return Err("disk-error");
+        }
+        h.attached.set((true, false));
+        self.running = Running::Secondary(Secondary::default());
+        Ok(())
+    }
+
+    async fn detach(&mut self) {
+        let h = self.h.clone();
+        h.attached.set((false, false));
+        if let Running::Secondary(s) = std::mem::replace(&mut self.running, Running::Detached) {
+            stop_all(&h, s.sync).await;
+            stop_one(&h, s.replay).await;
+            stop_all(&h, s.fetch).await;
+        }
+        h.fetch.forget();
+        h.set_trouble(None);
+    }
+
+    async fn follow(&mut self, work: Work) -> Result<(), &'static str> {
+        let h = self.h.clone();
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
+        if !work.sync {
+            stop_all(&h, s.sync.take()).await;
+        }
+        if !work.replay {
+            stop_one(&h, s.replay.take()).await;
+        }
+        if !work.fetch {
+            stop_all(&h, s.fetch.take()).await;
+        }
+        if work.sync && (s.sync.is_none() || h.sync.is_finished()) {
+            stop_all(&h, s.sync.take()).await;
+            s.sync = Some(sync::start(&h).await.map_err(|_| "syncing")?);
+        }
+        if work.replay && s.replay.is_none() {
+            s.replay = Some(replay::start(&h).map_err(|_| "replaying")?);
+        }
+        if work.fetch {
+            if s.fetch.is_none() {
+                s.fetch = Some(fetch::start(&h));
+            }
+            fetch::choose(&h).await;
+        }
+        Ok(())
+    }
+
+    async fn become_primary(&mut self) -> Result<(), &'static str> {
+        let h = self.h.clone();
+        let me = h.me;
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
+        stop_all(&h, s.sync.take()).await;
+        stop_one(&h, s.replay.take()).await;
+        stop_all(&h, s.fetch.take()).await;
+        h.fetch.forget();
+        h.put(&format!("actual-{me}/state"), "recovering").await;
+        let end = replay::to_end(&h, &self.t)
+            .await
+            .map_err(|_| "defective-log")?;
+        replay::exact(&h, &end.log, end.pos, "before it becomes primary");
+        let max = h
+            .number("maxnr")
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(0);
+        let number = next_number(&end.log, end.pos, &me, max);
+        let name = LogName {
+            number,
+            creator: me,
+        };
+        let from = h.place(&end.log, end.pos);
+        let device = h.sim.truth.borrow_mut().device();
+        let log = LogFile::create(&h, name, device)
+            .await
+            .map_err(|_| "no-space")?;
+        let contents = {
+            let mut t = h.sim.truth.borrow_mut();
+            if let Some(from) = from.filter(|_| name != end.log) {
+                t.set_parent(log.id, from);
+            }
+            t.state((log.id, HEADER))
+        };
+        let links = async {
+            h.set_version(&name, HEADER).await?;
+            h.set_replay(&name, HEADER, HEADER).await
+        };
+        links.await.map_err(|_| "no-space")?;
+        self.note_maxnr(number).await;
+        h.sync_dir().await.map_err(|_| "disk-error")?;
+        let pipe = Pipeline::new(&h);
+        let h2 = h.clone();
+        let publish = move |pos| {
+            let h = h2.clone();
+            Box::pin(async move { publish_written(&h, pos).await }) as _
+        };
+        let writeback = pipeline::spawn(&pipe, Box::new(publish));
+        let logger = logger::spawn(&h, &pipe, log);
+        let dev = Device::new(&h, &pipe, device, (*contents).clone());
+        h.attached.set((true, true));
+        h.device_id.set(Some(device));
+        *h.device.borrow_mut() = Some(dev.clone());
+        let c = &h.sim.counts.devices;
+        c.set(c.get() + 1);
+        h.say(|| format!("device {device}, logging to {name}"));
+        self.running = Running::Primary(Primary {
+            logger,
+            writeback,
+            pipe,
+            device: dev,
+            log: name,
+        });
+        h.cluster_kick.signal(&h.ex);
+        Ok(())
+    }
+
+    async fn note_maxnr(&self, number: u32) {
+        if self.h.number("maxnr").unwrap_or(0) < u64::from(number) {
+            self.h.put("maxnr", &number.to_string()).await;
+        }
+    }
+
+    async fn leave_primary(&mut self) -> Result<(), &'static str> {
+        let h = self.h.clone();
+        let t = self.t.clone();
+        let unloading = || t.should_stop() || h.stopping.get();
+        let Running::Primary(p) = &mut self.running else {
+            return Ok(());
+        };
+        if !p.device.begin_removal() {
+            return Ok(());
+        }
+        if p.pipe.with(|s| s.buffer.undurable()) > 0 && !unloading() {
+            p.pipe.log_work.signal(&h.ex);
+            return Ok(());
+        }
+        let Running::Primary(p) = std::mem::replace(&mut self.running, Running::Detached) else {
+            return Ok(());
+        };
+        h.put(&format!("actual-{}/state", h.me), "stopping").await;
+        *h.device.borrow_mut() = None;
+        p.logger.request_stop(&h.ex);
+        p.pipe.log_work.signal(&h.ex);
+        p.logger.stop(&h.ex).await;
+        let (name, end) = h.progress.last_closed().unwrap_or((p.log, 0));
+        h.publish_logs().await;
+        let told = h.progress.last_closed().is_none();
+        h.progress.forget_closed();
+        let drained = p.pipe.drain(unloading).await;
+        p.writeback.stop(&h.ex).await;
+        if drained.is_ok() && told && end > 0 {
+            let _ = h.set_replay(&name, end, end).await;
+        }
+        let _ = h.sync_dir().await;
+        h.device_id.set(None);
+        h.attached.set((true, false));
+        h.say(|| "the device is gone".into());
+        self.running = Running::Secondary(Secondary::default());
+        h.cluster_kick.signal(&h.ex);
+        Ok(())
+    }
+
+    async fn stay(&mut self) -> Result<(), &'static str> {
+        let h = self.h.clone();
+        let Running::Primary(p) = &mut self.running else {
+            return Ok(());
+        };
+        p.device.removing.set(false);
+        let rotating = h.progress.is_rotating();
+        let Some((current, end)) = h.publish_logs().await else {
+            return Ok(());
+        };
+        p.log = current;
+        if let Some(link) = h.replay_link(&h.me) {
+            let done = p.pipe.with(|s| {
+                s.published.is_none_or(|l| l.number < current.number)
+                    && s.buffer.is_empty()
+                    && s.published == s.buffer.written_position()
+            });
+            if link.log.number < current.number && done {
+                let _ = h.set_replay(&current, HEADER, end).await;
+            }
+        }
+        if rotating {
+            return Ok(());
+        }
+        let next = LogName {
+            number: current.number + 1,
+            creator: h.me,
+        };
+        let asked = {
+            let fs = h.machine().fs.borrow();
+            matches!(fs.node(&h.log_path(&next)), Some(Node::File(ino)) if fs.size(*ino) == 0)
+        };
+        if asked || end >= h.sim.cfg.rotate {
+            let device = p.device.id;
+            let log = LogFile::create(&h, next, device)
+                .await
+                .map_err(|_| "no-space")?;
+            self.note_maxnr(next.number).await;
+            h.progress.rotate_to(log);
+            if let Running::Primary(p) = &self.running {
+                p.pipe.log_work.signal(&h.ex);
+            }
+        }
+        Ok(())
+    }
+
+    async fn publish(&mut self, step: Step, o: &Observed) {
+        let h = self.h.clone();
+        let me = h.me;
+        let role = self.role();
+        let (syncing, replaying, fetching) = match &self.running {
+            Running::Secondary(s) => (
+                s.sync.is_some() && !h.sync.is_finished(),
+                s.replay.is_some(),
+                s.fetch.is_some() && h.fetch.is_busy(),
+            ),
+            _ => (false, false, false),
+        };
+        let opened = matches!(&self.running, Running::Primary(p) if p.device.opened.get());
+        let bits = [
+            ("is-attached", role != Role::Detached),
+            ("is-primary", role == Role::Primary),
+            ("if-on", role == Role::Primary),
+            ("is-syncing", syncing),
+            ("is-replaying", replaying),
+            ("is-copying", fetching),
+            ("open-count", opened),
+        ];
+        for (key, on) in bits {
+            h.put(&format!("actual-{me}/{key}"), if on { "1" } else { "0" })
+                .await;
+        }
+        if role == Role::Primary {
+            if let Some((log, end)) = h.publish_logs().await {
+                h.put(&format!("actual-{me}/log-end"), &format!("{log},{end}"))
+                    .await;
+            }
+        } else if let Some((log, pos)) = h.fetch.position() {
+            h.put(&format!("actual-{me}/fetch-pos"), &format!("{log},{pos}"))
+                .await;
+        }
+        let failure = self.failure.or(h.trouble.get());
+        let word = match (step, &self.running) {
+            _ if failure.is_some() => failure.unwrap_or(""),
+            (Step::WaitForClose, _) => "stopping",
+            (_, Running::Primary(p)) if p.pipe.with(|s| s.disk_error.is_some()) => "disk-error",
+            (_, Running::Primary(_)) if h.progress.error().is_some() => "no-space",
+            (_, Running::Primary(_)) => "primary",
+            (_, Running::Detached) => "detached",
+            _ if o.split_brain => "split-brain",
+            (Step::RefuseInconsistent(_), _) => "waiting",
+            _ if syncing => "syncing",
+            _ if replaying => "replaying",
+            _ => "secondary",
+        };
+        h.put(&format!("actual-{me}/state"), word).await;
+    }
+}
+
+async fn publish_written(h: &Host, pos: mars_core::buffer::LogPos) {
+    let name = LogName {
+        number: pos.number,
+        creator: h.me,
+    };
+    let end = match h.publish_logs().await {
+        Some((log, end)) if log == name => end,
+        _ => pos.pos,
+    };
+    let _: Res<()> = h.set_replay(&name, pos.pos, end).await;
+}
+

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `src/engine/fetch.rs`: pulling log files from another member.
+
+use super::{
+    replay,
+    server::{dial, Answer, Ask, Conn, LogReply},
+    Host,
+};
+use crate::{
+    exec::{thread, Cond, Thread, MS},
+    fs::{Errno, Res},
+};
+use mars_core::{
+    fetch::{FetchPlan, Task},
+    log::LogName,
+    name::Name,
+    succession::Purpose,
+};
+use std::{cell::RefCell, rc::Rc};
+
+const FETCH_BYTES: u32 = 4 << 10;
+const LONG_POLL_MS: u64 = 2000;
+const CONNECTIONS: usize = 2;
+
+struct Target {
+    log: LogName,
+    ino: u32,
+    plan: FetchPlan,
+    source: Name,
+    epoch: u64,
+}
+
+#[derive(Default)]
+struct State {
+    target: Option<Target>,
+    epoch: u64,
+    complete: Vec<(LogName, u64)>,
+    avoid: Vec<Name>,
+    busy: bool,
+}
+
+/// What the replay may read.
+#[derive(Clone, Copy)]
+pub struct Available {
+    /// Bytes before this.
+    pub end: u64,
+    /// The log has been fetched.
+    pub fetched: bool,
+    /// It is closed and ends there.
+    pub complete: bool,
+}
+
+/// State of fetching.
+#[derive(Default)]
+pub struct Fetch {
+    state: RefCell<State>,
+    changed: Cond,
+}
+
+impl Fetch {
+    /// Log and position up to which it has arrived.
+    pub fn position(&self) -> Option<(LogName, u64)> {
+        let s = self.state.borrow();
+        s.target.as_ref().map(|t| (t.log, t.plan.contiguous()))
+    }
+
+    /// Whether something is under way.
+    pub fn is_busy(&self) -> bool {
+        let s = self.state.borrow();
+        let behind = |t: &Target| t.plan.known_end() > t.plan.contiguous();
+        s.busy && s.target.as_ref().is_some_and(behind)
+    }
+
+    /// What may be read of a log.
+    pub fn available(&self, log: &LogName) -> Available {
+        let s = self.state.borrow();
+        if let Some((_, end)) = s.complete.iter().find(|(l, _)| l == log) {
+            return Available {
+                end: *end,
+                fetched: true,
+                complete: true,
+            };
+        }
+        match &s.target {
+            Some(t) if t.log == *log => Available {
+                end: t.plan.contiguous(),
+                fetched: true,
+                complete: t.plan.is_complete(),
+            },
+            _ => Available {
+                end: u64::MAX,
+                fetched: false,
+                complete: false,
+            },
+        }
+    }
+
+    /// Waits for more of a log.
+    pub async fn wait_news(&self, h: &Host, t: &Thread, log: &LogName, end: u64) {
+        let known = {
+            let s = self.state.borrow();
+            let more =
+                |t: &Target| t.log != *log || t.plan.contiguous() > end && end != u64::MAX;
+            s.target.as_ref().is_some_and(more)
+        };
+        if !t.should_stop() && !known {
+            self.changed.wait(&h.ex, 500 * MS).await;
+        }
+        let elsewhere = {
+            let s = self.state.borrow();
+            s.target.as_ref().is_some_and(|t| t.log != *log)
+        };
+        if elsewhere {
+            t.sleep(&h.ex, 20 * MS).await;
+        }
+    }
+
+    /// Replay has gone on.
+    pub fn replaying(&self, log: &LogName) {
+        let mut s = self.state.borrow_mut();
+        s.complete.retain(|(l, _)| l.number >= log.number);
+    }
+
+    /// Throws the state away; the files stay.
+    pub fn forget(&self) {
+        let mut s = self.state.borrow_mut();
+        s.target = None;
+        s.complete.clear();
+        s.avoid.clear();
+        s.epoch += 1;
+    }
+
+    /// The local copy is damaged: it is cut and fetched again.
+    pub async fn again_from(&self, h: &Host, log: &LogName, pos: u64) {
+        let target = {
+            let mut s = self.state.borrow_mut();
+            s.epoch += 1;
+            s.complete.retain(|(l, _)| l.number < log.number);
+            let Some(t) = s.target.take() else { return };
+            s.avoid.push(t.source);
+            t
+        };
+        if target.log == *log {
+            let _ = h.truncate(target.ino, pos).await;
+        }
+        self.changed.notify(&h.ex);
+    }
+}
+
+/// Starts with the log at the replay link, or goes on with the next one.
+pub async fn choose(h: &Rc<Host>) {
+    let fetch = &h.fetch;
+    let (present, complete_now) = {
+        let s = fetch.state.borrow();
+        match &s.target {
+            Some(t) => (
+                Some((t.log, t.plan.contiguous(), t.source)),
+                t.plan.is_complete(),
+            ),
+            None => (None, false),
+        }
+    };
+    let (log, from) = match present {
+        None => match h.replay_link(&h.me) {
+            Some(link) => (link.log, link.pos),
+            None => return,
+        },
+        Some((log, end, source)) => match h.search(&log, end, Purpose::Fetch) {
+            Some(next) => {
+                fetch.state.borrow_mut().complete.push((log, end));
+                fetch.changed.notify(&h.ex);
+                (next, 0)
+            }
+            None => {
+                if !complete_now && pick_source(h, &log) != Some(source) {
+                    reconsider(h, &log);
+                }
+                return;
+            }
+        },
+    };
+    let path = h.log_path(&log);
+    if log.creator == h.me
+        && present.is_none()
+        && h.machine().fs.borrow().node(&path).is_some()
+    {
+        own_log(h, log).await;
+        return;
+    }
+    if begin(h, log, from).await.is_err() {
+        h.set_trouble(Some("waiting"));
+    }
+}
+
+async fn own_log(h: &Rc<Host>, log: LogName) {
+    let Some(link) = h.replay_link(&h.me) else {
+        return;
+    };
+    let end = link.pos;
+    if let Some(next) = h.search(&log, end, Purpose::Fetch) {
+        if begin(h, next, 0).await.is_err() {
+            h.set_trouble(Some("waiting"));
+            return;
+        }
+        h.fetch.state.borrow_mut().complete.push((log, end));
+    }
+}
+
+fn reconsider(h: &Host, log: &LogName) {
+    let Some(source) = pick_source(h, log) else {
+        return;
+    };
+    let mut s = h.fetch.state.borrow_mut();
+    if let Some(t) = s.target.as_mut().filter(|t| t.log == *log) {
+        t.source = source;
+    }
+}
+
+fn pick_source(h: &Host, log: &LogName) -> Option<Name> {
+    let avoid = h.fetch.state.borrow().avoid.clone();
+    let primary = h.designated();
+    let mut best: Option<(u8, Name)> = None;
+    for m in h.members().into_iter().filter(|m| *m != h.me) {
+        let mut rank = match () {
+            () if m == log.creator => 0,
+            () if primary == Some(m) => 1,
+            () => 2,
+        };
+        if avoid.contains(&m) || !h.is_alive(&m) {
+            rank += 10;
+        }
+        if best.is_none_or(|(r, _)| rank < r) {
+            best = Some((rank, m));
+        }
+    }
+    if best.is_some_and(|(r, _)| r >= 10) {
+        h.fetch.state.borrow_mut().avoid.clear();
+    }
+    best.map(|(_, m)| m)
+}
+
+async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
+    let source = pick_source(h, &log).ok_or(Errno::NoEnt)?;
+    h.fs_io().await?;
+    let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
+    let end = replay::valid_end(h, ino, &log, from).await?;
+    if h.machine().fs.borrow().size(ino) as u64 > end {
+        h.truncate(ino, end).await?;
+    }
+    let mut s = h.fetch.state.borrow_mut();
+    s.epoch += 1;
+    s.target = Some(Target {
+        log,
+        ino,
+        plan: FetchPlan::new(end),
+        source,
+        epoch: s.epoch,
+    });
+    drop(s);
+    h.say(|| format!("fetches {log} from {end} at {source}"));
+    h.fetch.changed.notify(&h.ex);
+    Ok(())
+}
+
+/// Starts the bundle.
+pub fn start(h: &Rc<Host>) -> Vec<Rc<Thread>> {
+    h.fetch.state.borrow_mut().busy = true;
+    (0..CONNECTIONS)
+        .map(|_| {
+            let h2 = h.clone();
+            thread(&h.ex, h.i, move |t| async move { work(&t, &h2).await })
+        })
+        .collect()
+}
+
+struct Job {
+    task: Task,
+    log: LogName,
+    ino: u32,
+    source: Name,
+    epoch: u64,
+}
+
+async fn work(t: &Thread, h: &Rc<Host>) {
+    let mut conn: Option<Conn> = None;
+    while !t.should_stop() {
+        let Some(job) = next_job(h) else {
+            if !t.should_stop() {
+                h.fetch.changed.wait(&h.ex, 300 * MS).await;
+            }
+            continue;
+        };
+        if conn.as_ref().is_none_or(|c| c.peer != job.source || !c.is_usable(h)) {
+            conn = match dial(h, &job.source).await {
+                Ok(c) => Some(c),
+                Err(_) => {
+                    give_back(h, &job, true);
+                    t.sleep(&h.ex, 1000 * MS).await;
+                    continue;
+                }
+            };
+        }
+        let Some(c) = &mut conn else { continue };
+        if let Err(e) = run_job(h, c, &job).await {
+            if e == Errno::NoSpc {
+                h.set_trouble(Some("no-space"));
+            }
+            give_back(h, &job, e != Errno::Again);
+            conn = None;
+            t.sleep(&h.ex, 500 * MS).await;
+        }
+    }
+}
+
+fn next_job(h: &Host) -> Option<Job> {
+    let mut s = h.fetch.state.borrow_mut();
+    let t = s.target.as_mut()?;
+    let task = t.plan.next(FETCH_BYTES);
+    if task == Task::Idle {
+        return None;
+    }
+    Some(Job {
+        task,
+        log: t.log,
+        ino: t.ino,
+        source: t.source,
+        epoch: t.epoch,
+    })
+}
+
+fn give_back(h: &Host, job: &Job, avoid: bool) {
+    let mut s = h.fetch.state.borrow_mut();
+    if avoid && !s.avoid.contains(&job.source) {
+        s.avoid.push(job.source);
+    }
+    if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
+        t.plan.failed(job.task).expect("memory");
+    }
+    drop(s);
+    h.fetch.changed.notify(&h.ex);
+}
+
+async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
+    let (offset, max, wait_ms) = match job.task {
+        Task::Read(s) => (s.start, s.len, 0),
+        Task::Poll(pos) => (pos, FETCH_BYTES, LONG_POLL_MS),
+        Task::Idle => return Ok(()),
+    };
+    let ask = Ask::Log {
+        log: job.log,
+        offset,
+        max,
+        wait_ms,
+    };
+    let Answer::Log(reply) = conn.call(h, ask, wait_ms * MS).await? else {
+        return Err(Errno::Net);
+    };
+    let LogReply::Data { end, closed, data } = reply else {
+        return Err(Errno::NoEnt);
+    };
+    if !data.is_empty() {
+        h.write_file(job.ino, offset, &data).await?;
+    } else if matches!(job.task, Task::Read(_)) {
+        return Err(Errno::Again);
+    }
+    let len = u32::try_from(data.len()).expect("small");
+    let mut s = h.fetch.state.borrow_mut();
+    s.avoid.clear();
+    let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
+        return Ok(());
+    };
+    match job.task {
+        Task::Read(span) => t.plan.arrived(span, len),
+        _ => t.plan.polled(offset, len),
+    }
+    .map_err(|_| Errno::Net)?;
+    t.plan.source_end(end, closed);
+    let complete = t.plan.is_complete();
+    drop(s);
+    h.fetch.changed.notify(&h.ex);
+    if complete {
+        h.kick.signal(&h.ex);
+    }
+    Ok(())
+}

@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! One host: the engine (`src/engine`) once more, over the simulated system instead of the kernel.
+//!
+//! The files are those of the engine, so that each can be read beside its model. What is decided is decided by the core;
+//! what is here is order: which durable step comes after which.
+
+pub mod cluster;
+pub mod control;
+pub mod device;
+pub mod fetch;
+pub mod logger;
+pub mod pipeline;
+pub mod replay;
+pub mod server;
+pub mod store;
+pub mod sync;
+
+use crate::{
+    exec::{never, Cond, Event, Exec, Lock, Ns, MS, SEC},
+    fs::{Errno, Res},
+    truth::{Place, HEADER},
+    world::{Machine, Sim, DIR},
+};
+use mars_core::{
+    ends::News,
+    lamport::{Clock, LamportTime},
+    log::{LogName, VersionLink},
+    name::Name,
+    succession::{Purpose, Search},
+    tree::{value::ReplayLink, Tree},
+};
+use mars_host_digest::HostDigest;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+/// A former primary waits this long for its peers.
+const SETTLE: Ns = 6 * SEC;
+/// A peer that was not heard for longer is not asked first.
+const ALIVE: Ns = 30 * SEC;
+
+/// What is known of the contact to a peer.
+#[derive(Clone, Copy, Default)]
+pub struct Contact {
+    heard: Option<Ns>,
+    merged: bool,
+}
+
+/// The module on one machine, from its start to its end.
+pub struct Host {
+    /// The run.
+    pub sim: Rc<Sim>,
+    /// The loop.
+    pub ex: Rc<Exec>,
+    /// Which machine.
+    pub i: usize,
+    /// Its name.
+    pub me: Name,
+    /// Name of the resource.
+    pub res: Name,
+    clock: RefCell<Clock>,
+    pub(crate) tree: RefCell<Tree>,
+    instance: u64,
+    writer: Lock,
+    tree_changed: Cond,
+    started: Ns,
+    contacts: RefCell<BTreeMap<Name, Contact>>,
+    /// Wakes the cluster loop.
+    pub cluster_kick: Event,
+    /// The module is being unloaded.
+    pub stopping: Cell<bool>,
+    /// It is unloaded.
+    pub unloaded: Cell<bool>,
+    /// Wakes the control thread.
+    pub kick: Event,
+    pub(crate) progress: logger::Progress,
+    pub(crate) fetch: fetch::Fetch,
+    pub(crate) sync: sync::Sync,
+    /// The disk is open; `/dev/mars/r` exists.
+    pub(crate) attached: Cell<(bool, bool)>,
+    publishing: Lock,
+    pub(crate) trouble: Cell<Option<&'static str>>,
+    /// The device, while there is one.
+    pub device: RefCell<Option<Rc<device::Device>>>,
+    /// The truth's number of it.
+    pub device_id: Cell<Option<usize>>,
+}
+
+/// `log-end` and the like.
+pub fn reach(link: &ReplayLink, log: &LogName, pos: u64) -> bool {
+    if link.log == *log {
+        link.pos >= pos || pos <= HEADER
+    } else {
+        link.log.number > log.number
+    }
+}
+
+impl Host {
+    /// A host whose module has just been loaded.
+    pub fn new(sim: Rc<Sim>, i: usize) -> Rc<Self> {
+        let m = &sim.machines[i];
+        let me = m.name;
+        let instance = m.rng.next();
+        Rc::new(Self {
+            ex: sim.ex.clone(),
+            i,
+            me,
+            res: Name::new(b"r").expect("a name"),
+            clock: RefCell::default(),
+            tree: RefCell::new(Tree::new()),
+            instance,
+            writer: Lock::default(),
+            tree_changed: Cond::default(),
+            started: sim.ex.now(),
+            contacts: RefCell::default(),
+            cluster_kick: Event::default(),
+            stopping: Cell::new(false),
+            unloaded: Cell::new(false),
+            kick: Event::default(),
+            progress: logger::Progress::new(),
+            fetch: fetch::Fetch::default(),
+            sync: sync::Sync::default(),
+            attached: Cell::new((false, false)),
+            publishing: Lock::default(),
+            trouble: Cell::new(None),
+            device: RefCell::default(),
+            device_id: Cell::new(None),
+            sim,
+        })
+    }
+
+    /// Its machine.
+    pub fn machine(&self) -> &Machine {
+        &self.sim.machines[self.i]
+    }
+
+    /// Notes something.
+    pub fn say(&self, what: impl FnOnce() -> String) {
+        self.sim.say(self.i, what);
+    }
+
+    /// Sleeps.
+    pub async fn sleep(&self, ns: Ns) {
+        self.ex.sleep(ns).await;
+    }
+
+    /// An operation on a disk takes its time, and the host may die before it.
+    pub async fn io(&self) {
+        let m = self.machine();
+        if let Some((n, how)) = m.doom.get() {
+            if n == 0 {
+                self.sim.crash(self.i, how);
+                never().await;
+            }
+            m.doom.set(Some((n - 1, how)));
+        }
+        let ns = match m.rng.below(1000) {
+            0 if !self.sim.calm.get() => m.rng.range(50 * MS, 1500 * MS),
+            1..=20 => m.rng.range(2 * MS, 30 * MS),
+            _ => m.rng.range(MS / 20, MS),
+        };
+        self.sleep(ns * m.slow.get()).await;
+    }
+
+    /// An operation on `/mars`.
+    pub async fn fs_io(&self) -> Res<()> {
+        self.io().await;
+        self.sim.fails(self.i, |f| f.fs)
+    }
+
+    /// The wall clock.
+    pub fn real(&self) -> LamportTime {
+        self.sim.real(self.i)
+    }
+
+    /// A stamp for something that happens now.
+    pub fn now(&self) -> LamportTime {
+        self.clock.borrow_mut().tick(self.real())
+    }
+
+    /// Lamport time as the tools ask for it.
+    pub fn lamport(&self) -> LamportTime {
+        self.clock.borrow().get(self.real())
+    }
+
+    /// Takes note of a stamp from elsewhere.
+    pub fn saw(&self, stamp: LamportTime) {
+        let _ = self.clock.borrow_mut().advance(stamp, self.real());
+    }
+
+    /// Value of a link of the resource.
+    pub fn get(&self, key: &str) -> Option<String> {
+        let path = format!("{DIR}/{key}");
+        let tree = self.tree.borrow();
+        Some(String::from_utf8_lossy(tree.get(path.as_bytes())?).into_owned())
+    }
+
+    /// A switch.
+    pub fn switch(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|v| v == "1")
+    }
+
+    /// A number.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        self.get(key)?.parse().ok()
+    }
+
+    /// Size of the device in bytes.
+    pub fn size(&self) -> Option<u64> {
+        self.number("size")
+    }
+
+    /// The designated primary.
+    pub fn designated(&self) -> Option<Name> {
+        Name::new(self.get("primary")?.as_bytes())
+    }
+
+    /// A replay link.
+    pub fn replay_link(&self, host: &Name) -> Option<ReplayLink> {
+        self.tree.borrow().resource(&self.res).replay(host)
+    }
+
+    /// Writes a link of the resource; failures are tried again by the next round.
+    pub async fn put(&self, key: &str, value: &str) {
+        let _ = self.try_put(key, value).await;
+    }
+
+    /// Writes a link of the resource, on which later ones rely.
+    pub async fn try_put(&self, key: &str, value: &str) -> Res<()> {
+        self.set(&format!("{DIR}/{key}"), value).await
+    }
+
+    /// Moves the replay link.
+    pub async fn set_replay(&self, log: &LogName, pos: u64, end: u64) -> Res<()> {
+        let link = ReplayLink {
+            log: *log,
+            pos,
+            rest: end.saturating_sub(pos),
+        };
+        self.try_put(&format!("replay-{}", self.me), &link.to_string())
+            .await?;
+        self.moved(&link);
+        Ok(())
+    }
+
+    /// P5 and P9 of a replay link that was written.
+    fn moved(&self, link: &ReplayLink) {
+        let m = self.machine();
+        let place = {
+            let truth = self.sim.truth.borrow();
+            truth.place(&m.fs.borrow(), DIR, link)
+        };
+        let Some(place) = place else { return };
+        if let Some(old) = m.place.get() {
+            let truth = self.sim.truth.borrow();
+            if !truth.is_past(old, place) {
+                let (a, b) = (truth.describe(old), truth.describe(place));
+                let what = if old.0 == place.0 {
+                    "P9 monotone: the replay link went back"
+                } else {
+                    "P5 no silent fork: the replay link left its history"
+                };
+                drop(truth);
+                self.sim
+                    .violated(format!("{what}, from {a} to {b} (host {})", self.me));
+            }
+        }
+        m.place.set(Some(place));
+    }
+
+    /// The place in the truth of a position here.
+    pub fn place(&self, log: &LogName, pos: u64) -> Option<Place> {
+        let link = ReplayLink {
+            log: *log,
+            pos,
+            rest: 0,
+        };
+        let truth = self.sim.truth.borrow();
+        truth.place(&self.machine().fs.borrow(), DIR, &link)
+    }
+
+    /// This host's version link of a number.
+    pub fn version(&self, number: u32) -> Option<VersionLink> {
+        self.tree
+            .borrow()
+            .resource(&self.res)
+            .version(number, &self.me)
+    }
+
+    /// Writes this host's version link of a log.
+    pub async fn set_version(&self, log: &LogName, pos: u64) -> Res<()> {
+        let me = self.me;
+        let before = log
+            .number
+            .checked_sub(1)
+            .filter(|n| *n > 0)
+            .and_then(|n| self.get(&format!("version-{n:09}-{me}")));
+        let before = before.unwrap_or_default();
+        let link = VersionLink::compute::<HostDigest>(*log, pos, before.as_bytes());
+        let link = link.ok_or(Errno::Io)?;
+        self.try_put(
+            &format!("version-{:09}-{me}", log.number),
+            &link.to_string(),
+        )
+        .await
+    }
+
+    /// Tells the tree what the logger has reached, closed logs first.
+    pub async fn publish_logs(&self) -> Option<(LogName, u64)> {
+        let _one_at_a_time = self.publishing.lock(&self.ex).await;
+        loop {
+            let news = self.progress.news()?;
+            match news {
+                News::Closed(log, end) => {
+                    self.set_version(&log, end).await.ok()?;
+                    self.progress.told(&log);
+                }
+                News::Current(log, end) => {
+                    self.set_version(&log, end).await.ok()?;
+                    return Some((log, end));
+                }
+            }
+        }
+    }
+
+    /// History of a member.
+    pub fn history(&self, host: &Name) -> Vec<VersionLink> {
+        let tree = self.tree.borrow();
+        let r = tree.resource(&self.res);
+        let out = r.versions(host).map(|(_, v)| v).collect();
+        out
+    }
+
+    /// The members.
+    pub fn members(&self) -> Vec<Name> {
+        let tree = self.tree.borrow();
+        let out = tree.resource(&self.res).members().collect();
+        out
+    }
+
+    /// What follows a log in the history of another member.
+    pub fn search(&self, log: &LogName, end: u64, purpose: Purpose) -> Option<LogName> {
+        let mine = self.history(&self.me);
+        let mut s = Search::new(&mine, *log, end, self.designated(), purpose);
+        for host in self.members() {
+            if host != self.me && s.wants(&host) {
+                s.look(&host, &self.history(&host));
+            }
+        }
+        s.found()
+    }
+
+    /// Every peer was heard, or had enough time to be.
+    pub fn is_settled(&self) -> bool {
+        if self.ex.now() - self.started > SETTLE {
+            return true;
+        }
+        let tree = self.tree.borrow();
+        let contacts = self.contacts.borrow();
+        let out = tree
+            .hosts()
+            .all(|h| h == self.me || contacts.get(&h).is_some_and(|c| c.merged));
+        out
+    }
+
+    /// Whether a peer was heard lately.
+    pub fn is_alive(&self, host: &Name) -> bool {
+        let c = self.contacts.borrow();
+        let heard = c.get(host).and_then(|c| c.heard);
+        heard.is_some_and(|t| self.ex.now() - t < ALIVE)
+    }
+
+    fn heard(&self, host: &Name, merged: bool) {
+        let mut c = self.contacts.borrow_mut();
+        let c = c.entry(*host).or_default();
+        c.heard = Some(self.ex.now());
+        c.merged |= merged;
+    }
+
+    /// Sets or clears the reason why something can't go on.
+    pub fn set_trouble(&self, word: Option<&'static str>) {
+        if self.trouble.replace(word) != word {
+            self.say(|| format!("trouble {word:?}"));
+            self.kick.signal(&self.ex);
+        }
+    }
+
+    /// Path of a log file.
+    pub fn log_path(&self, log: &LogName) -> String {
+        format!("{DIR}/{log}")
+    }
+
+    /// Makes names in the directory of the resource durable.
+    pub async fn sync_dir(&self) -> Res<()> {
+        let upto = self.machine().fs.borrow().sync_dir();
+        self.fs_io().await?;
+        self.machine().fs.borrow_mut().dir_synced(upto, DIR);
+        Ok(())
+    }
+
+    /// Makes a file durable.
+    pub async fn sync_file(&self, ino: u32, data_only: bool) -> Res<()> {
+        let mark = self.machine().fs.borrow().sync(ino);
+        if let Err(e) = self.fs_io().await {
+            let m = self.machine();
+            m.fs.borrow_mut().sync_failed(ino, mark, &m.rng);
+            return Err(e);
+        }
+        self.machine().fs.borrow_mut().synced(ino, mark, data_only);
+        Ok(())
+    }
+
+    /// Writes to a file. The bytes may be on the disk from the beginning of the operation on.
+    pub async fn write_file(&self, ino: u32, off: u64, data: &[u8]) -> Res<()> {
+        let off = usize::try_from(off).map_err(|_| Errno::Io)?;
+        let r = self.sim.fails(self.i, |f| f.fs);
+        if r.is_ok() || self.machine().rng.chance(1, 2) {
+            self.machine().fs.borrow_mut().write(ino, off, data)?;
+        }
+        self.io().await;
+        r
+    }
+
+    /// Reads from a file.
+    pub async fn read_file(&self, ino: u32, off: u64, len: usize) -> Res<Vec<u8>> {
+        self.fs_io().await?;
+        let off = usize::try_from(off).map_err(|_| Errno::Io)?;
+        Ok(self.machine().fs.borrow().read(ino, off, len))
+    }
+
+    /// Cuts a file.
+    pub async fn truncate(&self, ino: u32, size: u64) -> Res<()> {
+        self.fs_io().await?;
+        let size = usize::try_from(size).map_err(|_| Errno::Io)?;
+        self.machine().fs.borrow_mut().truncate(ino, size);
+        Ok(())
+    }
+
+    /// Flushes the data disk.
+    pub async fn flush_disk(&self) -> Res<()> {
+        let m = self.machine();
+        let upto = m.disk.borrow().flush();
+        self.io().await;
+        if let Err(e) = self.sim.fails(self.i, |f| f.flush) {
+            m.disk.borrow_mut().flush_failed(upto, &m.rng);
+            return Err(e);
+        }
+        m.disk.borrow_mut().flushed(upto);
+        Ok(())
+    }
+
+    /// Writes to the data disk.
+    pub async fn write_disk(&self, off: u64, data: Vec<u8>) -> Res<()> {
+        let m = self.machine();
+        let off = usize::try_from(off).map_err(|_| Errno::Io)?;
+        let id = m.disk.borrow_mut().begin(off, data);
+        self.io().await;
+        let r = self.sim.fails(self.i, |f| f.disk);
+        m.disk.borrow_mut().end(id, r.is_ok(), &m.rng);
+        r
+    }
+
+    /// Reads from the data disk.
+    pub async fn read_disk(&self, off: u64, len: usize) -> Res<Vec<u8>> {
+        let m = self.machine();
+        let off = usize::try_from(off).map_err(|_| Errno::Io)?;
+        self.io().await;
+        self.sim.fails(self.i, |f| f.disk)?;
+        let out = m.disk.borrow().read(off, len, &m.rng);
+        Ok(out)
+    }
+}

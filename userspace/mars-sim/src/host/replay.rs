@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `src/engine/replay.rs`: local logs onto the disk, all the time on a secondary, once before a device appears.
+
+use super::{
+    pipeline::{self, Pipeline, Slice},
+    Host,
+};
+use crate::{
+    exec::{thread, Thread, MS},
+    fs::{Errno, Res},
+    truth::{Place, HEADER},
+};
+use mars_core::{
+    buffer::{Kind, LogPos},
+    log::{
+        EndFinder, EndStep, LogContext, LogHeader, LogName, ScanPos, HEADER_SIZE,
+    },
+    replay::{Extent, Next, Replayer},
+    succession::{own_next, reported_end, Purpose},
+};
+use mars_host_digest::HostDigest;
+use std::{cell::RefCell, rc::Rc};
+
+const CHUNK: usize = 16 << 10;
+const REPAIRS: u32 = 3;
+
+/// Where a replay is.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// Log.
+    pub log: LogName,
+    /// Everything before was admitted.
+    pub pos: u64,
+}
+
+enum Looked {
+    Admitted,
+    Starved,
+    End(bool),
+    Bad(bool),
+}
+
+type Known = Rc<RefCell<Vec<LogName>>>;
+
+struct Session {
+    h: Rc<Host>,
+    pipe: Rc<Pipeline>,
+    writeback: Rc<Thread>,
+    logs: Known,
+    file: Option<u32>,
+    at: At,
+    replayer: Option<Replayer>,
+    ctx: LogContext,
+    known: bool,
+    synced: u64,
+    size: u64,
+}
+
+impl Session {
+    fn new(h: &Rc<Host>) -> Res<Self> {
+        let link = h.replay_link(&h.me).ok_or(Errno::NoEnt)?;
+        let size = h.size().ok_or(Errno::NoEnt)?;
+        let pipe = Pipeline::new(h);
+        let logs: Known = Rc::default();
+        let (h2, logs2) = (h.clone(), logs.clone());
+        let publish = move |pos| {
+            let (h, logs) = (h2.clone(), logs2.clone());
+            Box::pin(async move { publish(&h, &logs, pos).await }) as _
+        };
+        let writeback = pipeline::spawn(&pipe, Box::new(publish));
+        Ok(Self {
+            h: h.clone(),
+            pipe,
+            writeback,
+            logs,
+            file: None,
+            at: At {
+                log: link.log,
+                pos: link.pos,
+            },
+            replayer: None,
+            ctx: LogContext {
+                log_id: [0; 16],
+                align: 512,
+            },
+            known: false,
+            synced: 0,
+            size,
+        })
+    }
+
+    async fn open(&mut self, extent: Extent) -> Res<bool> {
+        let is_known = matches!(extent, Extent::Known(_));
+        if let Some(r) = &mut self.replayer {
+            if !self.known && is_known {
+                self.synced = self.at.pos;
+            }
+            match extent {
+                Extent::Known(end) if self.known => r.known(end),
+                Extent::Unknown if !self.known => (),
+                _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
+            }
+            self.known = is_known;
+            return Ok(true);
+        }
+        let path = self.h.log_path(&self.at.log);
+        self.h.fs_io().await?;
+        let Some(ino) = self.h.machine().fs.borrow().file(&path) else {
+            return Ok(false);
+        };
+        let Some((ctx, crc)) = read_header(&self.h, ino, &self.at.log).await? else {
+            return Ok(false);
+        };
+        self.h.sync_file(ino, false).await?;
+        self.synced = match extent {
+            Extent::Known(end) => end,
+            Extent::Unknown => self.h.machine().fs.borrow().size(ino) as u64,
+        };
+        self.logs.borrow_mut().push(self.at.log);
+        let from = if self.at.pos <= HEADER {
+            self.at.pos = HEADER;
+            ScanPos::first(crc)
+        } else {
+            ScanPos {
+                pos: self.at.pos,
+                seq: None,
+                chain: None,
+            }
+        };
+        self.ctx = ctx;
+        self.known = is_known;
+        self.replayer = Some(Replayer::new(
+            self.at.log.number,
+            ctx,
+            from,
+            extent,
+            self.size,
+        ));
+        self.file = Some(ino);
+        Ok(true)
+    }
+
+    async fn step(&mut self, extent: Extent, stop: &Thread) -> Res<Looked> {
+        if !self.open(extent).await? {
+            return Ok(Looked::Starved);
+        }
+        let (Some(ino), Some(replayer)) = (self.file, &mut self.replayer) else {
+            return Ok(Looked::Starved);
+        };
+        if let Extent::Known(end) = extent {
+            if end > self.synced {
+                self.h.sync_file(ino, true).await?;
+                self.synced = end;
+            }
+        }
+        let limit = match extent {
+            Extent::Known(end) => end,
+            Extent::Unknown => self.synced,
+        };
+        let mut want = CHUNK;
+        loop {
+            let left = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX);
+            let rest = left.min(want);
+            if rest == 0 {
+                return Ok(Looked::Starved);
+            }
+            let buf = Rc::new(self.h.read_file(ino, self.at.pos, rest).await?);
+            let n = buf.len();
+            let mut used = 0usize;
+            loop {
+                let bytes = buf.get(used..n).unwrap_or(&[]);
+                let eof = n < rest || (extent == Extent::Unknown && n == left);
+                match replayer.next::<HostDigest>(bytes, eof) {
+                    Next::Batch(batch) => {
+                        let end = batch.end();
+                        for a in batch.records() {
+                            let data = (a.kind == Kind::Write).then(|| Slice {
+                                buf: buf.clone(),
+                                off: u32::try_from(used + a.payload_at).expect("small"),
+                            });
+                            if let Err(e) = self.pipe.admit_replayed(&a, data, end, stop).await {
+                                replayer.put_back();
+                                return Err(e);
+                            }
+                        }
+                        self.pipe.with(|s| s.buffer.passed(end));
+                        used += batch.bytes() as usize;
+                        self.at.pos = end.pos;
+                    }
+                    _ if used > 0 => {
+                        self.pipe.work.signal(&self.h.ex);
+                        return Ok(Looked::Admitted);
+                    }
+                    Next::CaughtUp => return Ok(Looked::Starved),
+                    Next::Read { min, .. } if min > want => {
+                        want = min;
+                        break;
+                    }
+                    Next::Read { .. } => return Ok(Looked::Starved),
+                    Next::End(reason) => return Ok(Looked::End(reason.is_clean())),
+                    Next::Defective(d) => {
+                        self.h.say(|| format!("defect {d}"));
+                        return Ok(Looked::Bad(d.may_be_repaired()));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn switch(&mut self, next: LogName) -> Res<()> {
+        let (h, at) = (self.h.clone(), self.at);
+        h.say(|| format!("goes on from {} {} to {next}", at.log, at.pos));
+        adopt(&h, &at, &next);
+        h.set_version(&next, 0).await?;
+        h.set_replay(&next, 0, 0).await?;
+        self.replayer = None;
+        self.file = None;
+        self.at = At { log: next, pos: 0 };
+        self.logs.borrow_mut().clear();
+        Ok(())
+    }
+
+    async fn settle(&self, give_up: impl Fn() -> bool) -> Res<()> {
+        self.pipe.drain(give_up).await?;
+        let (log, pos) = (self.at.log, self.at.pos);
+        exact(&self.h, &log, pos, "when replay has settled");
+        self.h.set_replay(&log, pos, pos).await?;
+        self.h.set_version(&log, pos).await
+    }
+
+    async fn end(&self) {
+        self.writeback.stop(&self.h.ex).await;
+    }
+}
+
+/// A log that a crash left without anybody having used it begins where its creator stands.
+fn adopt(h: &Host, at: &At, next: &LogName) {
+    let Some(from) = h.place(&at.log, at.pos) else {
+        return;
+    };
+    let mut t = h.sim.truth.borrow_mut();
+    let fs = h.machine().fs.borrow();
+    let Some(ino) = fs.file(&h.log_path(next)) else {
+        return;
+    };
+    if let Some(id) = t.find_file(next, fs.bytes(ino)) {
+        t.adopt(id, from);
+    }
+}
+
+/// Nothing is in flight: the disk must be exactly a state of the truth, if it says of itself that it is one.
+pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
+    if h.sim.is_good(h.i).is_none() {
+        return;
+    }
+    let Some(place): Option<Place> = h.place(log, pos) else {
+        return;
+    };
+    let disk = h.machine().disk.borrow();
+    let r = h.sim.truth.borrow_mut().exact(&disk, place, when);
+    h.sim.check(h.i, r);
+}
+
+async fn read_header(h: &Host, ino: u32, log: &LogName) -> Res<Option<(LogContext, u32)>> {
+    let block = h.read_file(ino, 0, HEADER_SIZE).await?;
+    if block.len() < HEADER_SIZE {
+        return Ok(None);
+    }
+    match LogHeader::parse::<HostDigest>(&block) {
+        Ok((x, crc)) if x.name() == *log && x.resource == h.res => Ok(Some((x.context(), crc))),
+        Ok(_) => {
+            h.set_trouble(Some("defective-log"));
+            Err(Errno::BadMsg)
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+async fn publish(h: &Host, logs: &Known, pos: LogPos) {
+    let log = logs
+        .borrow()
+        .iter()
+        .find(|l| l.number == pos.number)
+        .copied();
+    let Some(log) = log else { return };
+    let end = h
+        .fetch
+        .position()
+        .filter(|(l, _)| *l == log)
+        .map_or(pos.pos, |(_, p)| p);
+    if h.set_replay(&log, pos.pos, end).await.is_ok() {
+        let _ = h.set_version(&log, pos.pos).await;
+    }
+}
+
+/// Replays what the local logs hold, to their true end, and cuts the last one there.
+pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
+    let mut s = Session::new(h)?;
+    let r = run_to_end(&mut s, t).await;
+    s.end().await;
+    r.map(|()| s.at)
+}
+
+async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
+    let h = s.h.clone();
+    loop {
+        let known = reported_end(&s.at.log, h.version(s.at.log.number).as_ref());
+        let extent = if s.at.pos < known {
+            Extent::Known(known)
+        } else {
+            Extent::Unknown
+        };
+        match s.step(extent, t).await? {
+            Looked::Admitted => {
+                if t.should_stop() {
+                    return Err(Errno::Intr);
+                }
+                continue;
+            }
+            Looked::Starved if s.file.is_some() && s.at.pos < known => {
+                h.say(|| format!("only {} bytes of {} that were durable", s.at.pos, known));
+                return Err(Errno::BadMsg);
+            }
+            Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
+            Looked::Starved => (),
+            Looked::End(clean) => h.say(|| {
+                format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos)
+            }),
+            Looked::Bad(_) => return Err(Errno::BadMsg),
+        }
+        s.settle(|| t.should_stop()).await?;
+        if let Some(ino) = s.file {
+            if h.machine().fs.borrow().size(ino) as u64 > s.at.pos {
+                h.truncate(ino, s.at.pos).await?;
+                h.sync_file(ino, false).await?;
+            }
+        } else if s.at.pos > 0 || known > HEADER {
+            return Err(Errno::NoEnt);
+        }
+        let own = s
+            .at
+            .log
+            .number
+            .checked_add(1)
+            .and_then(|n| h.version(n));
+        let mut next = own_next(&s.at.log, s.at.pos, &h.me, own.as_ref());
+        if let Some(n) = next {
+            if !has_log(&h, &n).await {
+                next = None;
+            }
+        }
+        if next.is_none() {
+            next = h.search(&s.at.log, s.at.pos, Purpose::Replay);
+            if let Some(n) = next {
+                if !has_log(&h, &n).await {
+                    next = None;
+                }
+            }
+        }
+        match next {
+            Some(n) => s.switch(n).await?,
+            None => break,
+        }
+    }
+    let at = s.at;
+    h.say(|| format!("recovered to {} {}", at.log, at.pos));
+    Ok(())
+}
+
+async fn has_log(h: &Host, log: &LogName) -> bool {
+    let path = h.log_path(log);
+    let Some(ino) = h.machine().fs.borrow().file(&path) else {
+        return false;
+    };
+    matches!(read_header(h, ino, log).await, Ok(Some(_)))
+}
+
+/// End of the valid part of a local log file.
+pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<u64> {
+    let Some((ctx, crc)) = read_header(h, ino, log).await? else {
+        return Ok(0);
+    };
+    let from = if from <= HEADER {
+        ScanPos::first(crc)
+    } else {
+        ScanPos {
+            pos: from,
+            seq: None,
+            chain: None,
+        }
+    };
+    let mut finder = EndFinder::new(ctx, from, true);
+    let mut step = finder.start();
+    loop {
+        match step {
+            EndStep::Read { pos, min } => {
+                let len = min.max(CHUNK);
+                let bytes = h.read_file(ino, pos, len).await?;
+                step = finder.feed::<HostDigest>(&bytes, bytes.len() < len);
+            }
+            EndStep::Done(end) => return Ok(end.at.pos),
+        }
+    }
+}
+
+/// Starts the replay thread of a secondary.
+pub fn start(h: &Rc<Host>) -> Res<Rc<Thread>> {
+    let s = Session::new(h)?;
+    Ok(thread(&h.ex, h.i, move |t| async move {
+        follow(&t, s).await;
+    }))
+}
+
+async fn follow(t: &Thread, mut s: Session) {
+    let h = s.h.clone();
+    let mut repairs = 0;
+    while !t.should_stop() {
+        let limit = h.fetch.available(&s.at.log);
+        let extent = if limit.fetched {
+            Extent::Known(limit.end)
+        } else {
+            Extent::Unknown
+        };
+        match s.step(extent, t).await {
+            Ok(Looked::Admitted) => {
+                repairs = 0;
+                h.set_trouble(None);
+                continue;
+            }
+            Ok(Looked::Starved | Looked::End(_)) => (),
+            Ok(Looked::Bad(repairable)) => {
+                repairs = repair(&h, &s.at, repairable, repairs).await;
+                s.replayer = None;
+                s.file = None;
+            }
+            Err(Errno::Intr) => break,
+            Err(_) => h.set_trouble(Some("defective-log")),
+        }
+        if !limit.fetched || limit.complete && s.at.pos >= limit.end {
+            if let Some(next) = successor_after_drain(&mut s, t).await {
+                if s.switch(next).await.is_ok() {
+                    h.fetch.replaying(&next);
+                } else {
+                    t.sleep(&h.ex, 500 * MS).await;
+                }
+                continue;
+            }
+        }
+        let published = h.replay_link(&h.me);
+        if published.is_some_and(|l| (l.log, l.pos) != (s.at.log, s.at.pos))
+            && s.pipe.with(|s| s.buffer.is_empty())
+        {
+            let _ = s.settle(|| t.should_stop()).await;
+        }
+        h.fetch.wait_news(&h, t, &s.at.log, limit.end).await;
+    }
+    let _ = s.settle(|| true).await;
+    s.end().await;
+}
+
+async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
+    let h = s.h.clone();
+    let mine = h.replay_link(&h.me)?;
+    if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err()
+    {
+        return None;
+    }
+    h.search(&s.at.log, s.at.pos, Purpose::Replay)
+}
+
+async fn repair(h: &Host, at: &At, repairable: bool, repairs: u32) -> u32 {
+    if repairs < REPAIRS && repairable {
+        let from = if at.pos <= HEADER { 0 } else { at.pos };
+        h.fetch.again_from(h, &at.log, from).await;
+        h.sleep(500 * MS).await;
+    } else {
+        h.set_trouble(Some("defective-log"));
+        h.sleep(2000 * MS).await;
+    }
+    repairs + 1
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `src/engine/sync.rs`: filling a replica's disk.
+
+use super::{
+    server::{dial, Answer, Ask, Conn},
+    Host,
+};
+use crate::{
+    exec::{thread, Thread, MS},
+    fs::{Errno, Res},
+
+
+};
+use mars_core::{
+    name::Name,
+    sync::{differing, digest_chunk, digests_len, Chunk, ChunkCost, SyncPlan},
+    tree::value::ReplayLink,
+};
+use mars_host_digest::HostDigest;
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+/// Bytes per digest.
+pub const GRAIN: u32 = 4 << 10;
+const CHUNK: u32 = 8 << 10;
+const SAVE_MS: u64 = 300;
+const CONNECTIONS: usize = 2;
+
+/// State of the sync.
+#[derive(Default)]
+pub struct Sync {
+    plan: RefCell<Option<SyncPlan>>,
+    running: Cell<usize>,
+}
+
+impl Sync {
+    /// All workers have ended by themselves.
+    pub fn is_finished(&self) -> bool {
+        self.running.get() == 0
+    }
+}
+
+/// Starts or goes on with a sync.
+pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
+    let size = h.size().ok_or(Errno::NoEnt)?;
+    let me = h.me;
+    let from = h.designated().ok_or(Errno::NoEnt)?;
+    if h.get(&format!("syncfrom-{me}")).as_deref() != Some(from.as_str()) {
+        h.put(&format!("syncstatus-{me}"), "0").await;
+        h.put(&format!("syncfrom-{me}"), from.as_str()).await;
+    }
+    h.sync_dir().await?;
+    let start = h.number(&format!("syncstatus-{me}")).unwrap_or(0);
+    let plan = SyncPlan::new(size, start, GRAIN, CHUNK).map_err(|_| Errno::Io)?;
+    *h.sync.plan.borrow_mut() = Some(plan);
+    h.say(|| format!("syncs from {from} at {start}"));
+    let mut threads = Vec::new();
+    for i in 0..CONNECTIONS {
+        h.sync.running.set(h.sync.running.get() + 1);
+        let h2 = h.clone();
+        threads.push(thread(&h.ex, h.i, move |t| async move {
+            work(&t, &h2, from, i == 0).await;
+            h2.sync.running.set(h2.sync.running.get() - 1);
+            if h2.sync.is_finished() {
+                h2.kick.signal(&h2.ex);
+            }
+        }));
+    }
+    Ok(threads)
+}
+
+async fn work(t: &Thread, h: &Rc<Host>, from: Name, leader: bool) {
+    let mut conn: Option<Conn> = None;
+    let mut saved = h.ex.now();
+    while !t.should_stop() {
+        if leader && h.ex.now() - saved > SAVE_MS * MS {
+            save(h).await;
+            saved = h.ex.now();
+        }
+        let Some(primary) = h.designated().filter(|p| *p != h.me) else {
+            t.sleep(&h.ex, 500 * MS).await;
+            continue;
+        };
+        if from != primary {
+            return;
+        }
+        if conn.as_ref().is_none_or(|c| c.peer != primary || !c.is_usable(h)) {
+            conn = dial(h, &primary).await.ok();
+        }
+        let Some(c) = &mut conn else {
+            t.sleep(&h.ex, 1000 * MS).await;
+            continue;
+        };
+        let (chunk, complete) = {
+            let mut p = h.sync.plan.borrow_mut();
+            let Some(plan) = &mut *p else { return };
+            (plan.next_chunk(), plan.is_complete())
+        };
+        let Some(chunk) = chunk else {
+            if !complete {
+                t.sleep(&h.ex, 50 * MS).await;
+                continue;
+            }
+            if !leader {
+                return;
+            }
+            if finish(h, c).await.is_ok() {
+                return;
+            }
+            h.set_trouble(Some("waiting"));
+            conn = None;
+            t.sleep(&h.ex, 1000 * MS).await;
+            continue;
+        };
+        let r = one_chunk(h, c, chunk).await;
+        {
+            let mut p = h.sync.plan.borrow_mut();
+            let Some(plan) = &mut *p else { return };
+            let _ = match r {
+                Ok(()) => plan.done(chunk, ChunkCost::default()),
+                Err(_) => plan.failed(chunk),
+            };
+        }
+        match r {
+            Ok(()) => h.set_trouble(None),
+            Err(e) => {
+                h.set_trouble(Some("waiting"));
+                if e != Errno::Remote {
+                    conn = None;
+                }
+                t.sleep(&h.ex, 500 * MS).await;
+            }
+        }
+    }
+    if leader {
+        save(h).await;
+    }
+}
+
+async fn one_chunk(h: &Rc<Host>, c: &mut Conn, chunk: Chunk) -> Res<()> {
+    let len = chunk.len as usize;
+    let mut local = h.read_disk(chunk.offset, len).await?;
+    let ask = Ask::Digest {
+        offset: chunk.offset,
+        len,
+    };
+    let Answer::Bytes(digests) = c.call(h, ask, 0).await? else {
+        return Err(Errno::Again);
+    };
+    let ranges: Vec<_> = differing::<HostDigest>(&local, GRAIN, &digests)
+        .map_err(|_| Errno::Net)?
+        .collect();
+    for d in ranges {
+        let offset = chunk.offset + u64::from(d.start);
+        let (from, n) = (d.start as usize, d.len as usize);
+        if d.zero {
+            local[from..from + n].fill(0);
+        } else {
+            let ask = Ask::Read { offset, len: n };
+            let Answer::Bytes(bytes) = c.call(h, ask, 0).await? else {
+                return Err(Errno::Again);
+            };
+            if bytes.len() != n {
+                return Err(Errno::Net);
+            }
+            local[from..from + n].copy_from_slice(&bytes);
+        }
+        h.write_disk(offset, local[from..from + n].to_vec()).await?;
+    }
+    Ok(())
+}
+
+async fn save(h: &Host) {
+    let done = h.sync.plan.borrow().as_ref().map(SyncPlan::progress);
+    let Some(done) = done else { return };
+    if Some(done) == h.size() {
+        return;
+    }
+    if h.flush_disk().await.is_ok() {
+        let me = h.me;
+        h.put(&format!("syncstatus-{me}"), &done.to_string()).await;
+    }
+}
+
+async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
+    let Answer::End(Some((log, pos))) = c.call(h, Ask::End, 0).await? else {
+        return Err(Errno::Again);
+    };
+    h.flush_disk().await?;
+    let me = h.me;
+    let link = ReplayLink { log, pos, rest: 0 };
+    h.put(&format!("syncpos-{me}"), &link.to_string()).await;
+    h.sync_dir().await?;
+    let size = h.size().ok_or(Errno::NoEnt)?;
+    h.put(&format!("syncstatus-{me}"), &size.to_string()).await;
+    h.set_trouble(None);
+    h.say(|| format!("sync is complete, consistent at {log} {pos}"));
+    Ok(())
+}
+
+/// The primary's half: digests of its raw disk.
+pub async fn digests(h: &Host, offset: u64, len: usize) -> Res<Vec<u8>> {
+    let bytes = h.read_disk(offset, len).await?;
+    let mut out = vec![0; digests_len(len, GRAIN).ok_or(Errno::Io)?];
+    digest_chunk::<HostDigest>(&bytes, GRAIN, &mut out).map_err(|_| Errno::Io)?;
+    Ok(out)
+}
+

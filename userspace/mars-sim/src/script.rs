@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What happens in a run: made from a seed, written as a text, read again.
+//!
+//! A line is a time in milliseconds and an action. Everything else (how long an operation takes, what a power cut
+//! leaves) comes from the seed in the first line, so a text says all of a run.
+
+use crate::{
+    admin::{Cmd, NAMES},
+    rng::Rng,
+    world::{Config, Crash},
+};
+use std::fmt;
+
+/// One thing that happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Applications write: first sector, sectors, with FUA.
+    Write(usize, usize, bool),
+    /// Applications flush.
+    Flush,
+    /// Applications read a sector.
+    Read(usize),
+    /// The application of a host closes the device, and leaves it closed.
+    Close(usize),
+    /// Applications may open devices again.
+    Open,
+    /// A host dies after so many operations.
+    Crash(usize, Crash, u64),
+    /// It is started.
+    Boot(usize),
+    /// One direction is cut.
+    Cut(usize, usize),
+    /// And mended.
+    Mend(usize, usize),
+    /// Connections are lost.
+    Reset(usize, usize),
+    /// One-way delay in milliseconds.
+    Delay(u64),
+    /// A clock jumps by milliseconds.
+    Clock(usize, i64),
+    /// A clock drifts, in parts per million.
+    Drift(usize, i64),
+    /// A bit of the logs of a host changes: a number that chooses it.
+    Flip(usize, u64),
+    /// `/mars` fails so many times in 256.
+    FsFault(usize, u64),
+    /// The data disk fails.
+    DiskFault(usize, u64),
+    /// Flushes of the data disk fail.
+    FlushFault(usize, u64),
+    /// `/mars` has so many bytes free.
+    Full(usize, usize),
+    /// And as many as at first.
+    Room(usize),
+    /// A host's disks are slower by this factor.
+    Slow(usize, u64),
+    /// An administrator.
+    Admin(usize, Cmd),
+}
+
+/// A run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Script {
+    /// Sizes and seed.
+    pub cfg: Config,
+    /// What happens, in the order of time.
+    pub events: Vec<(u64, Action)>,
+}
+
+impl fmt::Display for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let c = &self.cfg;
+        writeln!(
+            f,
+            "run seed={} hosts={} sectors={} unit={} fs_unit={} ordered={} stale={} capacity={} rotate={} synced={}",
+            c.seed, c.hosts, c.sectors, c.unit, c.fs_unit, u8::from(c.ordered), u8::from(c.stale), c.capacity, c.rotate, u8::from(c.synced)
+        )?;
+        for (ms, a) in &self.events {
+            write!(f, "{ms} ")?;
+            match a {
+                Action::Write(at, n, fua) => {
+                    write!(f, "write {at} {n}{}", if *fua { " fua" } else { "" })?
+                }
+                Action::Flush => write!(f, "flush")?,
+                Action::Read(at) => write!(f, "read {at}")?,
+                Action::Close(h) => write!(f, "close {h}")?,
+                Action::Open => write!(f, "open")?,
+                Action::Crash(h, Crash::Power, n) => write!(f, "power-cut {h} {n}")?,
+                Action::Crash(h, Crash::Kernel, n) => write!(f, "kernel-crash {h} {n}")?,
+                Action::Boot(h) => write!(f, "boot {h}")?,
+                Action::Cut(a, b) => write!(f, "cut {a} {b}")?,
+                Action::Mend(a, b) => write!(f, "mend {a} {b}")?,
+                Action::Reset(a, b) => write!(f, "reset {a} {b}")?,
+                Action::Delay(d) => write!(f, "delay {d}")?,
+                Action::Clock(h, d) => write!(f, "clock {h} {d}")?,
+                Action::Drift(h, d) => write!(f, "drift {h} {d}")?,
+                Action::Flip(h, n) => write!(f, "flip {h} {n}")?,
+                Action::FsFault(h, n) => write!(f, "fs-fault {h} {n}")?,
+                Action::DiskFault(h, n) => write!(f, "disk-fault {h} {n}")?,
+                Action::FlushFault(h, n) => write!(f, "flush-fault {h} {n}")?,
+                Action::Full(h, n) => write!(f, "full {h} {n}")?,
+                Action::Room(h) => write!(f, "room {h}")?,
+                Action::Slow(h, n) => write!(f, "slow {h} {n}")?,
+                Action::Admin(h, cmd) => {
+                    let name = NAMES.iter().find(|(c, _)| c == cmd).map_or("", |(_, n)| n);
+                    write!(f, "{name} {h}")?;
+                }
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Script {
+    /// Reads a text; lines that begin with `#` are for people.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty() && !l.starts_with('#'));
+        let head = lines.next().ok_or("the script is empty")?;
+        let field = |key: &str| -> Result<u64, String> {
+            head.split_whitespace()
+                .find_map(|w| w.strip_prefix(key)?.strip_prefix('='))
+                .and_then(|v| v.parse().ok())
+                .ok_or_else(|| format!("the first line has no {key}="))
+        };
+        let size = |key: &str| -> Result<usize, String> {
+            usize::try_from(field(key)?).map_err(|e| e.to_string())
+        };
+        let cfg = Config {
+            seed: field("seed")?,
+            hosts: size("hosts")?,
+            sectors: size("sectors")?,
+            unit: size("unit")?,
+            fs_unit: size("fs_unit")?,
+            ordered: field("ordered")? != 0,
+            stale: field("stale")? != 0,
+            capacity: size("capacity")?,
+            rotate: field("rotate")?,
+            synced: field("synced")? != 0,
+        };
+        let mut events = Vec::new();
+        for line in lines {
+            let event = parse_line(line).ok_or_else(|| format!("not understood: {line}"))?;
+            events.push(event);
+        }
+        Ok(Self { cfg, events })
+    }
+}
+
+fn parse_line(line: &str) -> Option<(u64, Action)> {
+    let mut words = line.split_whitespace();
+    let ms = words.next()?.parse().ok()?;
+    let verb = words.next()?;
+    let rest: Vec<&str> = words.collect();
+    let num = |i: usize| -> Option<u64> { rest.get(i)?.parse().ok() };
+    let int = |i: usize| -> Option<i64> { rest.get(i)?.parse().ok() };
+    let host = |i: usize| -> Option<usize> { rest.get(i)?.parse().ok() };
+    let action = match verb {
+        "write" => Action::Write(host(0)?, host(1)?, rest.get(2) == Some(&"fua")),
+        "flush" => Action::Flush,
+        "read" => Action::Read(host(0)?),
+        "close" => Action::Close(host(0)?),
+        "open" => Action::Open,
+        "power-cut" => Action::Crash(host(0)?, Crash::Power, num(1)?),
+        "kernel-crash" => Action::Crash(host(0)?, Crash::Kernel, num(1)?),
+        "boot" => Action::Boot(host(0)?),
+        "cut" => Action::Cut(host(0)?, host(1)?),
+        "mend" => Action::Mend(host(0)?, host(1)?),
+        "reset" => Action::Reset(host(0)?, host(1)?),
+        "delay" => Action::Delay(num(0)?),
+        "clock" => Action::Clock(host(0)?, int(1)?),
+        "drift" => Action::Drift(host(0)?, int(1)?),
+        "flip" => Action::Flip(host(0)?, num(1)?),
+        "fs-fault" => Action::FsFault(host(0)?, num(1)?),
+        "disk-fault" => Action::DiskFault(host(0)?, num(1)?),
+        "flush-fault" => Action::FlushFault(host(0)?, num(1)?),
+        "full" => Action::Full(host(0)?, host(1)?),
+        "room" => Action::Room(host(0)?),
+        "slow" => Action::Slow(host(0)?, num(1)?),
+        _ => {
+            let (cmd, _) = NAMES.iter().find(|(_, n)| *n == verb)?;
+            Action::Admin(host(0)?, *cmd)
+        }
+    };
+    Some((ms, action))
+}
+
+/// Which faults a run has.
+#[derive(Clone, Copy)]
+struct Mood {
+    crashes: u64,
+    net: u64,
+    admin: u64,
+    force: u64,
+    media: u64,
+    clocks: u64,
+}
+
+/// Makes the script of a seed.
+pub fn generate(seed: u64) -> Script {
+    let rng = Rng::new(seed, 7777);
+    let hosts = match rng.below(10) {
+        0..=4 => 2,
+        5..=7 => 3,
+        8 => 4,
+        _ => usize::try_from(rng.range(4, 7)).unwrap_or(4),
+    };
+    let unit = if rng.chance(1, 2) { 512 } else { 4096 };
+    let cfg = Config {
+        seed: rng.next() >> 16,
+        hosts,
+        sectors: usize::try_from(8 * rng.range(4, 16)).unwrap_or(64),
+        unit,
+        fs_unit: if rng.chance(1, 2) { 512 } else { 4096 },
+        ordered: rng.chance(3, 4),
+        stale: rng.chance(1, 3),
+        capacity: 4 << 20,
+        rotate: *rng.pick(&[16 << 10, 24 << 10, 40 << 10, 1 << 20]),
+        synced: rng.chance(2, 3),
+    };
+    let some = |n: u64| if rng.chance(1, 2) { rng.below(n + 1) } else { 0 };
+    let mood = Mood {
+        crashes: some(4),
+        net: some(5),
+        admin: some(5),
+        force: if rng.chance(1, 4) { 1 } else { 0 },
+        media: some(3),
+        clocks: some(2),
+    };
+    let length = rng.range(3_000, 15_000);
+    let mut s = Script {
+        cfg,
+        events: Vec::new(),
+    };
+    Maker { rng, length }.fill(&mut s, mood);
+    s.events.sort_by_key(|(ms, _)| *ms);
+    s
+}
+
+struct Maker {
+    rng: Rng,
+    length: u64,
+}
+
+impl Maker {
+    fn host(&self, s: &Script) -> usize {
+        usize::try_from(self.rng.below(s.cfg.hosts as u64)).unwrap_or(0)
+    }
+
+    fn pair(&self, s: &Script) -> (usize, usize) {
+        let a = self.host(s);
+        let b = (a + 1 + usize::try_from(self.rng.below(s.cfg.hosts as u64 - 1)).unwrap_or(0))
+            % s.cfg.hosts;
+        (a, b)
+    }
+
+    fn at(&self) -> u64 {
+        self.rng.range(200, self.length)
+    }
+
+    fn fill(&self, s: &mut Script, mood: Mood) {
+        self.load(s);
+        for _ in 0..mood.crashes {
+            let (h, t) = (self.host(s), self.at());
+            let how = if self.rng.chance(3, 4) {
+                Crash::Power
+            } else {
+                Crash::Kernel
+            };
+            s.events
+                .push((t, Action::Crash(h, how, self.rng.below(200))));
+            s.events
+                .push((t + self.rng.range(100, 5000), Action::Boot(h)));
+        }
+        for _ in 0..mood.net {
+            self.trouble(s);
+        }
+        for _ in 0..mood.admin {
+            self.command(s);
+        }
+        for _ in 0..mood.force {
+            self.failover(s);
+        }
+        for _ in 0..mood.media {
+            self.media(s);
+        }
+        for _ in 0..mood.clocks {
+            let (h, t) = (self.host(s), self.at());
+            let by = i64::try_from(self.rng.below(600_000)).unwrap_or(0) - 300_000;
+            let a = if self.rng.chance(1, 2) {
+                Action::Clock(h, by)
+            } else {
+                Action::Drift(h, by / 10)
+            };
+            s.events.push((t, a));
+        }
+    }
+
+    /// Applications: bursts, small regions that are rewritten often, flushes.
+    fn load(&self, s: &mut Script) {
+        let r = &self.rng;
+        let sectors = s.cfg.sectors as u64;
+        let hot = r.below(sectors);
+        for _ in 0..r.range(1, 6) {
+            let mut t = self.at();
+            let gap = *r.pick(&[1, 5, 40, 200]);
+            for _ in 0..r.range(3, 30) {
+                let at = if r.chance(1, 3) {
+                    (hot + r.below(4)) % sectors
+                } else {
+                    r.below(sectors)
+                };
+                let n = if s.cfg.unit == 4096 && r.chance(1, 2) {
+                    8
+                } else {
+                    r.range(1, 8)
+                };
+                let at = if n == 8 { at & !7 } else { at };
+                let small = |x: u64| usize::try_from(x).unwrap_or(0);
+                s.events.push((
+                    t,
+                    Action::Write(small(at), small(n), r.chance(1, 10)),
+                ));
+                if r.chance(1, 6) {
+                    s.events.push((t + r.below(gap + 1), Action::Flush));
+                }
+                if r.chance(1, 8) {
+                    s.events
+                        .push((t + r.below(1000), Action::Read(small(r.below(sectors)))));
+                }
+                t += r.below(gap + 1);
+            }
+        }
+    }
+
+    fn trouble(&self, s: &mut Script) {
+        let r = &self.rng;
+        let (a, b) = self.pair(s);
+        let t = self.at();
+        let until = t + *r.pick(&[100, 1000, 4000, 12_000]);
+        match r.below(6) {
+            0 | 1 => {
+                for (x, y) in [(a, b), (b, a)] {
+                    s.events.push((t, Action::Cut(x, y)));
+                    s.events.push((until, Action::Mend(x, y)));
+                }
+            }
+            2 => {
+                s.events.push((t, Action::Cut(a, b)));
+                s.events.push((until, Action::Mend(a, b)));
+            }
+            3 | 4 => {
+                for _ in 0..r.range(1, 4) {
+                    s.events.push((t + r.below(2000), Action::Reset(a, b)));
+                }
+            }
+            _ => {
+                s.events.push((t, Action::Delay(*r.pick(&[10, 60, 300]))));
+                s.events.push((until, Action::Delay(1)));
+            }
+        }
+    }
+
+    fn command(&self, s: &mut Script) {
+        let r = &self.rng;
+        let (h, t) = (self.host(s), self.at());
+        let back = t + r.range(200, 5000);
+        let pair = |s: &mut Script, a, b| {
+            s.events.push((t, Action::Admin(h, a)));
+            s.events.push((back, Action::Admin(h, b)));
+        };
+        match r.below(14) {
+            0..=2 => self.handover(s, h, t),
+            3 => pair(s, Cmd::PauseFetch, Cmd::ResumeFetch),
+            4 => pair(s, Cmd::PauseReplay, Cmd::ResumeReplay),
+            5 => pair(s, Cmd::PauseSync, Cmd::ResumeSync),
+            6 => pair(s, Cmd::Detach, Cmd::Attach),
+            7 => pair(s, Cmd::Down, Cmd::Up),
+            8 => {
+                for _ in 0..r.range(1, 4) {
+                    for h in 0..s.cfg.hosts {
+                        s.events
+                            .push((t + r.below(4000), Action::Admin(h, Cmd::Rotate)));
+                    }
+                }
+            }
+            9 => {
+                for h in 0..s.cfg.hosts {
+                    s.events
+                        .push((t + r.below(300), Action::Admin(h, Cmd::Rotate)));
+                }
+                s.events
+                    .push((t + r.range(300, 4000), Action::Admin(h, Cmd::Delete)));
+            }
+            10 => s.events.push((t, Action::Admin(h, Cmd::Invalidate))),
+            11 => pair(s, Cmd::Leave, Cmd::Join),
+            12 => {
+                s.events.push((t, Action::Close(h)));
+                s.events.push((t + 50, Action::Admin(h, Cmd::Reload)));
+                s.events.push((back, Action::Open));
+            }
+            _ => {
+                s.events.push((t, Action::Close(h)));
+                s.events.push((t + 50, Action::Admin(h, Cmd::Secondary)));
+                s.events.push((back, Action::Admin(h, Cmd::Primary)));
+                s.events.push((back, Action::Open));
+            }
+        }
+    }
+
+    fn handover(&self, s: &mut Script, h: usize, t: u64) {
+        for x in 0..s.cfg.hosts {
+            if self.rng.chance(9, 10) {
+                s.events.push((t, Action::Close(x)));
+            }
+        }
+        s.events.push((t + 100, Action::Admin(h, Cmd::Primary)));
+        s.events
+            .push((t + self.rng.range(1000, 4000), Action::Open));
+    }
+
+    fn failover(&self, s: &mut Script) {
+        let (h, t) = (self.host(s), self.at());
+        if self.rng.chance(1, 2) {
+            for x in (0..s.cfg.hosts).filter(|x| *x != h) {
+                if self.rng.chance(2, 3) {
+                    let n = self.rng.below(50);
+                    s.events.push((t, Action::Crash(x, Crash::Power, n)));
+                    let back = t + self.rng.range(2000, 9000);
+                    s.events.push((back, Action::Boot(x)));
+                }
+            }
+        }
+        s.events
+            .push((t + 200, Action::Admin(h, Cmd::PauseFetch)));
+        let later = t + self.rng.range(1200, 3000);
+        s.events.push((later, Action::Admin(h, Cmd::Force)));
+    }
+
+    fn media(&self, s: &mut Script) {
+        let r = &self.rng;
+        let (h, t) = (self.host(s), self.at());
+        let until = t + r.range(200, 4000);
+        let rate = *r.pick(&[4, 32, 128, 256]);
+        match r.below(6) {
+            0 | 1 => s.events.push((t, Action::Flip(h, r.next() >> 20))),
+            2 => {
+                s.events.push((t, Action::FsFault(h, rate)));
+                s.events.push((until, Action::FsFault(h, 0)));
+            }
+            3 => {
+                s.events.push((t, Action::DiskFault(h, rate)));
+                s.events.push((until, Action::DiskFault(h, 0)));
+            }
+            4 => {
+                let free = usize::try_from(r.below(16 << 10)).unwrap_or(0);
+                s.events.push((t, Action::Full(h, free)));
+                s.events.push((until, Action::Room(h)));
+            }
+            _ => {
+                s.events.push((t, Action::Slow(h, *r.pick(&[5, 20]))));
+                s.events.push((until, Action::Slow(h, 1)));
+            }
+        }
+    }
+}
