@@ -407,9 +407,15 @@ impl Handler<'_> {
                 None => return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]),
             }
         };
-        if self.open_log(&member, &log).is_err() {
+        if let Err(e) = self.open_log(&member, &log) {
             self.log = None;
-            return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]);
+            let status = if e == ENOENT {
+                LogStatus::NoLog
+            } else {
+                unreadable(&log, 0, e);
+                LogStatus::Unavailable
+            };
+            return conn.reply_bulk(id, &empty(status, 0, false, 0), &[]);
         }
         let Some(open) = &self.log else {
             return Err(EIO);
