@@ -614,7 +614,9 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
             // A place that can't be read, or a flush that failed: nobody knows what the disk has of what was not applied yet.
             // Trying the same again would succeed and mean nothing.
             Err(e)
-                if (e == EIO || e == ENODATA) && extent != Extent::Unknown && repairs < REPAIRS =>
+                if (e == EIO || e == ENODATA || e == EREMOTEIO)
+                    && extent != Extent::Unknown
+                    && repairs < REPAIRS =>
             {
                 pr_err!(
                     "{}: the disk of {:?} fails at {}; fetching it again from there\n",

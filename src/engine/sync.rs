@@ -118,8 +118,8 @@ impl Workers {
         if m.get(format_args!("syncfrom-{me}"))
             .is_none_or(|v| v.as_bytes() != from.as_bytes())
         {
-            m.set(format_args!("syncstatus-{me}"), format_args!("0"));
-            m.set(format_args!("syncfrom-{me}"), format_args!("{from}"));
+            m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+            m.try_set(format_args!("syncfrom-{me}"), format_args!("{from}"))?;
         }
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
@@ -251,17 +251,23 @@ fn flush(m: &Member, bdev: &BlockDevice) -> Result {
     bdev.flush().inspect_err(|e| {
         pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
         m.sync.broken.store(true, Relaxed);
-        trouble(m, *e);
+        trouble(m, EIO);
     })
+}
+
+/// Errors of this host's disk; the disk's own numbers also mean other things here.
+fn own_disk(e: Error) -> Error {
+    crate::sys::log::log_err!("sync: the backing disk failed: {:?}\n", e);
+    EIO
 }
 
 fn trouble(m: &Member, e: Error) {
     if e == EREMOTEIO || e == EAGAIN {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: the designated primary is not primary yet, or its disk is not ready"))));
-    } else if e == EIO || e == ENODATA {
+    } else if e == EIO {
         m.set_trouble(Some((
             "disk-error",
-            format_args!("the sync waits: the backing disk fails ({e:?}). Repair or replace it"),
+            format_args!("the sync waits: the backing disk fails. Repair or replace it"),
         )));
     } else if e != EINTR && e != ERESTARTSYS {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: {e:?}"))));
@@ -272,7 +278,8 @@ fn trouble(m: &Member, e: Error) {
 fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Result<ChunkCost> {
     let len = usize::try_from(chunk.len)?;
     let mut local = Buf::new(len)?;
-    bdev.read_at(&mut local, 0, len, chunk.offset)?;
+    bdev.read_at(&mut local, 0, len, chunk.offset)
+        .map_err(own_disk)?;
     let ask = SyncDigest {
         resource: m.name,
         offset: chunk.offset,
@@ -312,7 +319,8 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
             part.copy_from_slice(reply.data);
             cost.transferred = cost.transferred.saturating_add(u64::from(d.len));
         }
-        bdev.write_at(&local, from, n, offset, false)?;
+        bdev.write_at(&local, from, n, offset, false)
+            .map_err(own_disk)?;
     }
     Ok(cost)
 }
@@ -363,7 +371,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     let pos = SyncPos::decode(payload).map_err(|_| EPROTO)?;
     status(pos.status)?;
     let creator = pos.creator.ok_or(EPROTO)?;
-    flush(m, bdev)?;
+    flush(m, bdev).map_err(|_| EIO)?;
     let me = m.me();
     let link = ReplayLink {
         log: LogName {
@@ -375,11 +383,11 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     };
     // The order matters: a crash in between leaves a sync that has to look at nothing any more, never a disk that counts
     // as consistent too early.
-    m.set(format_args!("syncpos-{me}"), format_args!("{link}"));
+    m.try_set(format_args!("syncpos-{me}"), format_args!("{link}"))?;
     crate::engine::paths::sync_resource_dir(&m.name)?;
     let size = m.size().ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
-    m.set(format_args!("syncstatus-{me}"), format_args!("{size}"));
+    m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
     m.set_trouble(None);
     pr_info!(
         "{}: sync complete, {} bytes travelled; consistent at {:?} {}\n",
