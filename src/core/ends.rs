@@ -28,6 +28,7 @@ pub struct LogEnds {
     current: Option<LogName>,
     end: u64,
     closed: KVec<(LogName, u64)>,
+    rotating: bool,
 }
 
 impl LogEnds {
@@ -41,22 +42,33 @@ impl LogEnds {
             current: None,
             end: 0,
             closed: KVec::with_capacity(2, GFP_KERNEL)?,
+            rotating: false,
         })
     }
 
-    /// Makes room for the end of the present log, and for that of the next one, should the logger end behind it.
+    /// The next log was made: a rotation begins. Makes room for the end of the present log, and for that of the next one,
+    /// should the logger end behind it.
     ///
     /// # Errors
     ///
     /// Out of memory: the log must not be closed now.
-    pub fn reserve(&mut self) -> Result<(), AllocError> {
-        self.closed.reserve(2, GFP_KERNEL)
+    pub fn rotate(&mut self) -> Result<(), AllocError> {
+        self.closed.reserve(2, GFP_KERNEL)?;
+        self.rotating = true;
+        Ok(())
+    }
+
+    /// A rotation is under way, from [`Self::rotate`] until the next log is written. Meanwhile nobody may make that log once
+    /// more, also not while the present one is being closed, which takes its time.
+    pub fn is_rotating(&self) -> bool {
+        self.rotating
     }
 
     /// Log `name` is written from now on, and is durable up to `end`.
     pub fn start(&mut self, name: LogName, end: u64) {
         self.current = Some(name);
         self.end = end;
+        self.rotating = false;
     }
 
     /// The log that is written is durable up to `end`.
@@ -98,9 +110,11 @@ impl LogEnds {
         self.closed.last().copied()
     }
 
-    /// Recovery will find the ends that were not said.
-    pub fn forget_closed(&mut self) {
+    /// The logger has ended: recovery will find the ends that were not said, and a rotation that it did not carry out never
+    /// will be.
+    pub fn forget(&mut self) {
         self.closed.clear();
+        self.rotating = false;
     }
 }
 
@@ -124,7 +138,7 @@ mod tests {
         e.start(log(1), 4096);
         assert_eq!(e.news(), Some(News::Current(log(1), 4096)));
         e.durable(5000);
-        e.reserve().unwrap();
+        e.rotate().unwrap();
         assert!(e.close(log(1), 5120));
         assert_eq!(e.news(), Some(News::Closed(log(1), 5120)));
         e.start(log(2), 4096);
@@ -139,12 +153,28 @@ mod tests {
     }
 
     #[test]
+    fn given_a_rotation_when_the_present_log_is_being_closed_then_it_goes_on_until_the_next_is_written(
+    ) {
+        let mut e = LogEnds::new().unwrap();
+        e.start(log(1), 4096);
+        assert!(!e.is_rotating());
+        e.rotate().unwrap();
+        assert!(e.is_rotating());
+        assert!(e.close(log(1), 5120) && e.is_rotating());
+        e.start(log(2), 4096);
+        assert!(!e.is_rotating());
+        e.rotate().unwrap();
+        e.forget();
+        assert!(!e.is_rotating() && e.last_closed().is_none());
+    }
+
+    #[test]
     fn given_no_memory_when_made_or_reserved_then_it_says_so_and_nothing_is_lost() {
         for_each_failure(|| {
             let Ok(mut e) = LogEnds::new() else { return };
             for n in 1..9 {
                 e.start(log(n), 1);
-                if e.reserve().is_err() {
+                if e.rotate().is_err() {
                     return;
                 }
                 assert!(e.close(log(n), 2));

@@ -142,6 +142,11 @@ pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayL
     }
 }
 
+/// Whether a replay link may be moved to `pos` of log `number`: it never goes back (P9), whoever comes late.
+pub fn is_forward(have: Option<ReplayLink>, number: u32, pos: u64) -> bool {
+    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos))
+}
+
 /// Whether a host whose replay link this is no longer needs the file of log `number`.
 pub fn is_passed(number: u32, replay: &ReplayLink) -> bool {
     number < replay.log.number
@@ -219,10 +224,7 @@ mod tests {
     #[test]
     fn given_two_answers_when_one_is_the_primary_s_then_that_counts_in_any_order() {
         let mine = chain(&[("a", 10)]);
-        let (b, p) = (
-            chain(&[("a", 10), ("b", 1)]),
-            chain(&[("a", 10), ("p", 1)]),
-        );
+        let (b, p) = (chain(&[("a", 10), ("b", 1)]), chain(&[("a", 10), ("p", 1)]));
         for others in [
             [("b", b.as_slice()), ("p", p.as_slice())],
             [("p", p.as_slice()), ("b", b.as_slice())],
@@ -241,10 +243,7 @@ mod tests {
         assert_eq!(next_number(&log(1, "a"), 4096, &me, 1), 2);
         assert_eq!(next_number(&log(3, "b"), 0, &me, 9), 4);
         assert_eq!(next_number(&log(3, "b"), 0, &me, 2000), 2001);
-        assert_eq!(
-            next_number(&log(u32::MAX, "b"), 0, &me, u32::MAX),
-            u32::MAX
-        );
+        assert_eq!(next_number(&log(u32::MAX, "b"), 0, &me, u32::MAX), u32::MAX);
     }
 
     #[test]
@@ -286,6 +285,9 @@ mod tests {
         assert!(is_consistent(need, Some(link(2, 100))));
         assert!(is_consistent(need, Some(link(3, 0))));
         assert!(is_consistent(None, None));
+        assert!(is_forward(None, 1, 0) && is_forward(Some(link(1, 9)), 2, 0));
+        assert!(is_forward(Some(link(2, 9)), 2, 9));
+        assert!(!is_forward(Some(link(2, 9)), 2, 8) && !is_forward(Some(link(2, 0)), 1, 9));
         assert!(is_passed(1, &link(2, 0)) && !is_passed(2, &link(2, 500)));
     }
 }

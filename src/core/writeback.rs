@@ -23,6 +23,9 @@ pub struct Policy {
     pub idle_depth: usize,
     /// I/Os in flight at most.
     pub max_depth: usize,
+    /// Nothing comes in once nothing was admitted for so long. One write after the other, each with a flush, is a load:
+    /// a write-back between two of them would only slow the next one down.
+    pub quiet_ns: u64,
     /// Under load, records get this old before they are written back.
     pub gather_ns: u64,
     /// From this share of the budget on (in percent) age does not matter.
@@ -44,6 +47,7 @@ impl Default for Policy {
         Self {
             idle_depth: 8,
             max_depth: 64,
+            quiet_ns: 30_000_000,
             gather_ns: 500_000_000,
             relaxed: 25,
             pressure: 60,
@@ -80,8 +84,10 @@ pub struct View {
     pub last_error_ns: u64,
     /// When the disk was flushed last, or that was tried.
     pub last_flush_ns: u64,
-    /// Nothing comes in at the moment: all that was admitted is durable in the log.
+    /// All that was admitted is durable in the log.
     pub idle: bool,
+    /// When the last record was admitted.
+    pub last_admitted_ns: u64,
     /// When the oldest record that is not finished came in; `None` if that is not known (it counts as old).
     pub oldest_dirty_ns: Option<u64>,
     /// Bytes that come in each second, as far as known: a buffer that will be full soon is under pressure now.
@@ -207,14 +213,20 @@ fn depth(view: &View, policy: &Policy) -> (usize, u64) {
     if view.draining || percent >= policy.pressure {
         return (policy.max_depth, FOREVER);
     }
-    if view.idle {
+    let silence = view.now_ns.saturating_sub(view.last_admitted_ns);
+    let quiet_in = if view.idle {
+        policy.quiet_ns.saturating_sub(silence)
+    } else {
+        FOREVER
+    };
+    if quiet_in == 0 {
         return (policy.idle_depth.min(policy.max_depth), FOREVER);
     }
     let age = view
         .oldest_dirty_ns
         .map_or(u64::MAX, |t| view.now_ns.saturating_sub(t));
     if percent < policy.relaxed && age < policy.gather_ns {
-        return (0, policy.gather_ns.saturating_sub(age));
+        return (0, policy.gather_ns.saturating_sub(age).min(quiet_in));
     }
     // From the modest depth at `relaxed` to the full one at `pressure`.
     let range = usize::from(policy.pressure.saturating_sub(policy.relaxed));
@@ -286,6 +298,22 @@ mod tests {
             ..busy()
         });
         assert_eq!(d.start, 5);
+    }
+
+    #[test]
+    fn given_one_flushed_write_after_the_other_when_asked_then_they_gather_until_it_is_quiet() {
+        let v = View {
+            idle: true,
+            last_admitted_ns: 100 * S - 10_000_000,
+            ..busy()
+        };
+        let d = now(v);
+        assert_eq!((d.start, d.sleep_ms), (0, 20));
+        let old = View {
+            oldest_dirty_ns: Some(99 * S),
+            ..v
+        };
+        assert_eq!(now(old).start, 8);
     }
 
     #[test]

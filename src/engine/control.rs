@@ -74,6 +74,10 @@ use crate::{
 
 /// How often the tree is looked at when nobody kicks, in milliseconds.
 const TICK_MS: u32 = 500;
+/// Smallest time between two rounds: who kicks often must not take the processor from those who do the work.
+const PAUSE_MS: u32 = 25;
+/// How often figures that change all the time are written to the tree: each one travels to all other hosts.
+const FIGURES_NS: u64 = 250_000_000;
 /// Pause after a disk that could not be opened, or a role change that failed.
 const RETRY_MS: u64 = 5_000;
 
@@ -114,6 +118,9 @@ struct Control {
     retry_at: u64,
     /// Why the last step failed.
     failure: Option<Reason>,
+    /// Whether this round writes figures that change all the time, and the monotonic time when that was done last.
+    figures: bool,
+    figures_at: u64,
 }
 
 /// Spawns the control thread of `m`. It ends, with everything detached, some time after it was asked to stop.
@@ -125,6 +132,8 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             running: Running::Detached,
             retry_at: 0,
             failure: None,
+            figures: true,
+            figures_at: 0,
         };
         c.run(ctx);
     })
@@ -136,13 +145,23 @@ impl Control {
             let stopping = ctx.should_stop() || self.m.env.is_stopping();
             let o = self.observe(stopping);
             let step = decide(self.role(), &o);
+            let now = time::mono_ns();
+            self.figures = !matches!(step, Step::Stay | Step::Follow(_))
+                || now.saturating_sub(self.figures_at) >= FIGURES_NS;
+            if self.figures {
+                self.figures_at = now;
+            }
             self.act(step, ctx);
             self.publish(step, &o);
             if matches!(self.running, Running::Detached) && ctx.should_stop() {
                 return;
             }
-            let ms = if stopping { 20 } else { TICK_MS };
-            self.m.kick.wait_timeout(ms);
+            if stopping {
+                self.m.kick.wait_timeout(20);
+            } else {
+                ctx.sleep_ms(PAUSE_MS);
+                self.m.kick.wait_timeout(TICK_MS);
+            }
         }
     }
 
@@ -527,7 +546,7 @@ impl Control {
         m.publish_logs();
         // What could not be written to the tree is found by replay, which reads the logs to their ends.
         let told = m.progress.last_closed().is_none();
-        m.progress.forget_closed();
+        m.progress.forget();
         let drained = pipe.drain(unloading);
         drop(writeback);
         match drained {
@@ -573,10 +592,16 @@ impl Control {
         }
         // Asked first: the logger may switch at any moment, and then what is current is seen below.
         let rotating = m.progress.is_rotating();
-        let Some((current, end)) = m.publish_logs() else {
+        let Some((mut current, mut end)) = m.progress.current() else {
             return Ok(());
         };
-        p.log = current;
+        if self.figures || current != p.log {
+            match m.publish_logs() {
+                Some(now) => (current, end) = now,
+                None => return Ok(()),
+            }
+            p.log = current;
+        }
         // Everything of the logs before is on the disk: they are no longer needed here.
         let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
         if let Some(link) = m.replay_link(&m.me()) {
@@ -587,7 +612,7 @@ impl Control {
                 && p.pipe
                     .with(|s| s.buffer.is_empty() && s.published == s.buffer.written_position())
             {
-                let _ = m.set_replay(&current, header, end);
+                let _ = m.advance(&current, header, end, false);
             }
         }
         if rotating {
@@ -640,16 +665,14 @@ impl Control {
         };
         bit("is-syncing", syncing);
         bit("is-replaying", replaying);
-        bit("is-copying", fetching);
+        // While the workers run it changes with every request.
+        let may_fetch = matches!(&self.running, Running::Secondary(s) if s.fetch.is_some());
+        if self.figures || !may_fetch {
+            bit("is-copying", fetching);
+        }
         let mut opened = 0;
         if let Running::Primary(p) = &self.running {
             opened = p.disk.open_count();
-            if let Some((log, end)) = m.publish_logs() {
-                m.set(
-                    format_args!("actual-{me}/log-end"),
-                    format_args!("{log},{end}"),
-                );
-            }
             let mut holder = KVec::new();
             let _ = p.disk.holder(&mut holder);
             let holder = core::str::from_utf8(&holder)
@@ -660,6 +683,29 @@ impl Control {
                 format_args!("actual-{me}/device-holder"),
                 format_args!("{holder}"),
             );
+        }
+        if self.figures {
+            self.publish_figures();
+        }
+        m.set(
+            format_args!("actual-{me}/open-count"),
+            format_args!("{opened}"),
+        );
+        self.publish_state(step, o, syncing, replaying);
+    }
+
+    /// What changes all the time.
+    #[inline(never)]
+    fn publish_figures(&self) {
+        let m = &self.m;
+        let me = m.me();
+        if let Running::Primary(p) = &self.running {
+            if let Some((log, end)) = m.publish_logs() {
+                m.set(
+                    format_args!("actual-{me}/log-end"),
+                    format_args!("{log},{end}"),
+                );
+            }
             m.set(
                 format_args!("actual-{me}/write-back"),
                 format_args!("{}", p.pipe.with(|s| s.buffer.bytes())),
@@ -670,11 +716,6 @@ impl Control {
                 format_args!("{log},{pos}"),
             );
         }
-        m.set(
-            format_args!("actual-{me}/open-count"),
-            format_args!("{opened}"),
-        );
-        self.publish_state(step, o, syncing, replaying);
     }
 
     #[inline(never)]
@@ -735,7 +776,7 @@ impl Control {
 }
 
 /// A position became durable on the primary's disk.
-fn publish_written(m: &Member, pos: LogPos) {
+fn publish_written(m: &Member, pos: LogPos) -> bool {
     let name = LogName {
         number: pos.number,
         creator: m.me(),
@@ -745,7 +786,7 @@ fn publish_written(m: &Member, pos: LogPos) {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
     };
-    let _ = m.set_replay(&name, pos.pos, end);
+    m.advance(&name, pos.pos, end, false).is_ok()
 }
 
 #[cold]

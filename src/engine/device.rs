@@ -32,12 +32,14 @@ use mars_core::{
         Overlap, //
     },
     completion,
+    digest::crc,
     log::MAX_PAYLOAD, //
 };
 
 use crate::{
     engine::{
         clock::Clock,
+        digest::KernelDigest,
         member::Member,
         pipeline::{
             Pipeline,
@@ -51,7 +53,6 @@ use crate::{
             IncomingBio, //
         },
         buf::Buf,
-        checksum,
         disk::DiskOps,
         event::Event,
         thread::{
@@ -219,7 +220,7 @@ impl Device {
                     Err(_) => time::sleep_ms(10),
                 }
             };
-            let crc = !checksum::crc32c(!0, &buf);
+            let crc = crc::<KernelDigest>(&[&buf]);
             let stamp = self.clock.now().as_nanos();
             let at = offset + u64::from(done);
             let data = Slice { buf, off: 0 };

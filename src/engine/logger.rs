@@ -124,14 +124,14 @@ impl Progress {
     /// `ENOMEM`; the log is given up.
     pub(crate) fn rotate_to(&self, next: KBox<LogFile>) -> Result {
         let mut i = self.inner.lock();
-        i.ends.reserve()?;
+        i.ends.rotate()?;
         i.next = Some(next);
         Ok(())
     }
 
     /// A rotation that the logger has not carried out yet.
     pub(crate) fn is_rotating(&self) -> bool {
-        self.inner.lock().next.is_some()
+        self.inner.lock().ends.is_rotating()
     }
 
     /// What the tree has to be told next: the oldest closed log whose final end it does not have, else the log that is
@@ -150,9 +150,15 @@ impl Progress {
         self.inner.lock().ends.last_closed()
     }
 
-    /// The logger has ended, and recovery will find the ends that the tree does not have.
-    pub(crate) fn forget_closed(&self) {
-        self.inner.lock().ends.forget_closed();
+    /// The logger has ended: recovery will find the ends that the tree does not have, and a log that was to come next is one
+    /// of those that recovery finds.
+    pub(crate) fn forget(&self) {
+        let mut i = self.inner.lock();
+        i.ends.forget();
+        let next = i.next.take();
+        drop(i);
+        // Closes a file.
+        drop(next);
     }
 
     /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.
@@ -180,13 +186,30 @@ impl Progress {
         }
     }
 
-    /// The batch in memory that starts at `pos` of log `number`.
-    pub(crate) fn recent(&self, number: u32, pos: u64) -> Option<(Arc<Buf>, usize)> {
+    /// The batches in memory from `pos` of log `number` on, without a gap, and their bytes: at most `max` in all. None if no
+    /// batch starts there, or if the first is longer.
+    pub(crate) fn recent(
+        &self,
+        number: u32,
+        pos: u64,
+        max: usize,
+    ) -> Result<(KVec<Arc<Buf>>, usize)> {
+        let mut found = KVec::new();
+        let mut bytes = 0usize;
+        let mut next = pos;
         let i = self.inner.lock();
-        i.recent
-            .iter()
-            .find(|r| r.number == number && r.pos == pos)
-            .map(|r| (r.data.clone(), r.len))
+        for r in i.recent.iter() {
+            if r.number != number || r.pos != next {
+                continue;
+            }
+            if bytes.saturating_add(r.len) > max {
+                break;
+            }
+            found.push(r.data.clone(), GFP_KERNEL)?;
+            bytes = bytes.saturating_add(r.len);
+            next = next.saturating_add(u64::try_from(r.len)?);
+        }
+        Ok((found, bytes))
     }
 
     fn start(&self, name: LogName, end: u64) {

@@ -24,6 +24,7 @@ use mars_core::{
         VersionLink, //
     },
     name::Name,
+    succession::is_forward,
     tree::value::ReplayLink, //
 };
 
@@ -88,7 +89,7 @@ pub(crate) struct Member {
     pub(crate) sync: Arc<Sync>,
     #[pin]
     pub(crate) attached: Mutex<Attached>,
-    /// Held by [`Self::publish_logs`], also while the links are written.
+    /// Held by [`Self::publish_logs`] and [`Self::advance`], also while the links are written.
     #[pin]
     publishing: Mutex<()>,
     /// Why replay or sync can't go on; shown until it goes on.
@@ -197,6 +198,24 @@ impl Member {
         self.try_set(format_args!("replay-{}", self.me()), format_args!("{link}"))
     }
 
+    /// Moves this host's replay link as [`Self::set_replay`], unless somebody else has moved it further already, and with
+    /// `version` the version link, too. For threads that take a position and then the time to publish it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_set`].
+    pub(crate) fn advance(&self, log: &LogName, pos: u64, end: u64, version: bool) -> Result {
+        let _one_at_a_time = self.publishing.lock();
+        if !is_forward(self.replay_link(&self.me()), log.number, pos) {
+            return Ok(());
+        }
+        self.set_replay(log, pos, end)?;
+        if version {
+            self.set_version(log, pos)?;
+        }
+        Ok(())
+    }
+
     /// The version link `number` of `host`, raw and parsed.
     pub(crate) fn version(&self, number: u32, host: &Name) -> Option<(Value, VersionLink)> {
         let v = self.get(format_args!("version-{number:09}-{host}"))?;
@@ -290,6 +309,10 @@ impl Member {
             text: CString::try_from_fmt(text).ok(),
         });
         let mut t = self.trouble.lock();
+        if new.is_none() && t.is_none() {
+            // Called for each batch while all is well.
+            return;
+        }
         if let Some(r) = &new {
             if t.as_ref().is_none_or(|old| old.word != r.word) {
                 pr_warn!("{}: {}: {}\n", self.name.as_str(), r.word, r.text());

@@ -114,6 +114,8 @@ pub(crate) struct State {
     stuck_since: Option<u64>,
     /// Position that was published last.
     pub(crate) published: Option<LogPos>,
+    /// Monotonic time when the last record was admitted.
+    pub(crate) admitted_at: u64,
     /// Monotonic time when the oldest record that is not yet durable was admitted.
     pub(crate) undurable_since: Option<u64>,
 }
@@ -204,6 +206,7 @@ impl Pipeline {
                     log_failed_since: 0,
                     stuck_since: None,
                     published: None,
+                    admitted_at: 0,
                     undurable_since: None,
                 }),
                 changed <- new_condvar!(),
@@ -281,8 +284,10 @@ impl Pipeline {
                 Err(e) => return Err(e),
             }
         }
+        let now = time::mono_ns();
+        state.admitted_at = now;
         if state.undurable_since.is_none() {
-            state.undurable_since = Some(time::mono_ns());
+            state.undurable_since = Some(now);
         }
         let r = then(&mut state);
         let first = state.buffer.untaken() == 1;
@@ -320,6 +325,7 @@ impl Pipeline {
             .buffer
             .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
             .map_err(Error::from)?;
+        state.admitted_at = time::mono_ns();
         Ok(())
     }
 
@@ -403,11 +409,11 @@ impl Pipeline {
 }
 
 /// Spawns the write-back thread of `pipe`. `publish` is called, without locks, with each position that became durable on
-/// the backing disk; it may sleep.
+/// the backing disk; it may sleep, and says whether it has succeeded.
 pub(crate) fn spawn(
     name: &CStr,
     pipe: Arc<Pipeline>,
-    publish: impl Fn(LogPos) + Send + 'static,
+    publish: impl Fn(LogPos) -> bool + Send + 'static,
 ) -> Result<Thread> {
     let group = IoGroup::new()?;
     Thread::spawn(name, move |ctx| run(ctx, &pipe, group, publish))
@@ -445,7 +451,7 @@ struct WriteBack<'a, P> {
     can_zero: bool,
 }
 
-fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos)) {
+fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos) -> bool) {
     let now = time::mono_ns();
     let mut w = WriteBack {
         pipe,
@@ -463,7 +469,7 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
     w.end();
 }
 
-impl<P: Fn(LogPos)> WriteBack<'_, P> {
+impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
     #[inline(never)]
     fn round(&mut self, plan: &mut KVec<WritebackIo<Slice>>) {
         self.reap(false);
@@ -514,6 +520,7 @@ impl<P: Fn(LogPos)> WriteBack<'_, P> {
                 now_ns: now,
                 last_flush_ns: self.last_flush,
                 idle: s.buffer.undurable() == 0,
+                last_admitted_ns: s.admitted_at,
                 oldest_dirty_ns: s
                     .buffer
                     .oldest_dirty_stamp()
@@ -695,8 +702,11 @@ impl<P: Fn(LogPos)> WriteBack<'_, P> {
             (mark != s.published).then_some(mark).flatten()
         });
         if let Some(pos) = news {
-            (self.publish)(pos);
-            self.pipe.with(|s| s.published = Some(pos));
+            // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
+            // could not be published is tried again.
+            if (self.publish)(pos) {
+                self.pipe.with(|s| s.published = Some(pos));
+            }
             self.pipe.notify();
         }
     }

@@ -78,6 +78,9 @@ use crate::{
 
 /// Bytes read from a log at once.
 const CHUNK: usize = 1 << 20;
+/// Less than this is made durable only so often.
+const GATHER_BYTES: u64 = 1 << 20;
+const GATHER_MS: u64 = 25;
 /// How often a damaged place is fetched again before an administrator is asked.
 const REPAIRS: u32 = 3;
 
@@ -122,6 +125,8 @@ struct Session {
     known: bool,
     /// The present file is durable up to here.
     synced: u64,
+    /// Monotonic time when it was made so last.
+    synced_at: u64,
     size: u64,
 }
 
@@ -158,6 +163,7 @@ impl Session {
             },
             known: false,
             synced: 0,
+            synced_at: 0,
             size,
         })
     }
@@ -198,8 +204,10 @@ impl Session {
         let Some((ctx, crc)) = read_header(&self.m, &file, &self.at.log)? else {
             return Ok(false);
         };
-        // What a crash left in the page cache, or in a drive's, is not durable yet.
+        // What a crash left in the page cache, or in a drive's, is not durable yet. Nor are perhaps the file's name and the
+        // links that say that everything before this log is on the disk; once its first record is, they must be.
         file.sync()?;
+        paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
         self.synced = match extent {
             Extent::Known(end) => end,
@@ -245,8 +253,17 @@ impl Session {
         };
         if let Extent::Known(end) = extent {
             if end > self.synced {
-                file.datasync()?;
+                if let Err(e) = file.datasync() {
+                    // The page cache takes it for clean now, but a part of it may not be on the disk, and the next sync would
+                    // not write it either: it has to come once more.
+                    let r = file.truncate(self.synced);
+                    self.m.fetch.again_from(&self.at.log, self.synced);
+                    self.replayer = None;
+                    self.file = None;
+                    return r.and(Err(e));
+                }
                 self.synced = end;
+                self.synced_at = time::mono_ns();
             }
         }
         // What was appended since the file was opened is neither durable nor known to have arrived.
@@ -267,7 +284,7 @@ impl Session {
                 });
             }
             let mut buf = Buf::new(rest)?;
-            let n = file.read_at(&mut buf, self.at.pos)?;
+            let n = read(file, &mut buf, self.at.pos)?;
             let buf = Arc::new(buf, GFP_KERNEL)?;
             let mut used = 0usize;
             loop {
@@ -319,7 +336,7 @@ impl Session {
     /// Goes on with the next log. Everything of the present one has been written back and published.
     fn switch(&mut self, next: LogName) -> Result {
         self.m.set_version(&next, 0)?;
-        self.m.set_replay(&next, 0, 0)?;
+        self.m.advance(&next, 0, 0, false)?;
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
@@ -341,6 +358,16 @@ impl Drop for Session {
         // What is not on the disk yet is replayed from the log the next time.
         self.writeback = None;
     }
+}
+
+/// Fills `buf` from `pos` of a log on, past the page cache where that is possible; less only at the end of the file.
+fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
+    let align = u64::from(file.dio_align());
+    let len = buf.len();
+    if align == 0 || pos % align != 0 || u64::try_from(len)? % align != 0 {
+        return file.read_at(buf, pos);
+    }
+    file.read_direct(buf, 0, len, pos)
 }
 
 /// Header of a log file: what its batches must have, and the first chain value. `None`: not there (yet).
@@ -368,22 +395,20 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
 }
 
 /// A position became durable on the disk of a secondary.
-fn publish(m: &Member, files: &Files, pos: LogPos) {
+fn publish(m: &Member, files: &Files, pos: LogPos) -> bool {
     let found = files
         .list
         .lock()
         .iter()
         .find(|(l, _)| l.number == pos.number)
         .map(|(l, _)| *l);
-    let Some(log) = found else { return };
+    let Some(log) = found else { return true };
     let end = m
         .fetch
         .position()
         .filter(|(l, _)| *l == log)
         .map_or(pos.pos, |(_, p)| p);
-    let _ = m
-        .set_replay(&log, pos.pos, end)
-        .and_then(|()| m.set_version(&log, pos.pos));
+    m.advance(&log, pos.pos, end, true).is_ok()
 }
 
 /// The log that follows `at` in the history of another member, if that history contains ours.
@@ -591,7 +616,16 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
     let mut repairs = 0;
     let stop = || ctx.should_stop();
     while !ctx.should_stop() {
-        let limit = m.fetch.available(&s.at.log);
+        let mut limit = m.fetch.available(&s.at.log);
+        if limit.fetched && limit.end.saturating_sub(s.synced) < GATHER_BYTES {
+            // Each sync of the file is a commit of its file system's journal: a little more may come meanwhile.
+            let since = time::mono_ns().saturating_sub(s.synced_at) / 1_000_000;
+            let rest = GATHER_MS.saturating_sub(since);
+            if rest > 0 && limit.end > s.synced {
+                ctx.sleep_ms(u32::try_from(rest).unwrap_or(0));
+                limit = m.fetch.available(&s.at.log);
+            }
+        }
         let extent = if limit.fetched {
             Extent::Known(limit.end)
         } else {

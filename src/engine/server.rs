@@ -86,7 +86,8 @@ use crate::{
         thread::{
             Thread,
             ThreadCtx, //
-        }, //
+        },
+        time, //
     }, //
 };
 
@@ -94,6 +95,11 @@ use crate::{
 const MAX_CLIENTS: usize = 64;
 /// How long a thread waits before it looks whether it is to stop.
 const POLL_MS: u32 = 500;
+/// Smallest time between two answers on the same connection, for changes of the tree and for a little log.
+const TREE_SPACING_MS: u32 = 50;
+const LOG_SPACING_MS: u32 = 25;
+/// A client that waits gets so much log at once.
+const ENOUGH_LOG: u64 = 128 << 10;
 
 /// A connection that is being served.
 struct Client {
@@ -193,7 +199,11 @@ fn serve(ctx: &ThreadCtx, env: &Arc<Env>, socket: Arc<Socket>, offset: u16) {
         socket.shutdown();
         return;
     };
-    let mut session = Handler { env, log: None };
+    let mut session = Handler {
+        env,
+        log: None,
+        answered: 0,
+    };
     while !ctx.should_stop() && !env.is_stopping() {
         match conn.next_request(POLL_MS) {
             Ok(None) => (),
@@ -223,6 +233,8 @@ struct OpenLog {
 struct Handler<'a> {
     env: &'a Arc<Env>,
     log: Option<OpenLog>,
+    /// Monotonic time of the last answer to a request that waits for news.
+    answered: u64,
 }
 
 impl Handler<'_> {
@@ -346,8 +358,19 @@ impl Handler<'_> {
         }
     }
 
+    /// News are told at once, but not more often than each `spacing_ms`: what gathers meanwhile travels together, and both
+    /// sides have less to do for it.
+    fn gather(&mut self, ctx: &ThreadCtx, spacing_ms: u32) {
+        let since = time::mono_ns().saturating_sub(self.answered) / 1_000_000;
+        let rest = u64::from(spacing_ms).saturating_sub(since);
+        if rest > 0 {
+            ctx.sleep_ms(u32::try_from(rest).unwrap_or(spacing_ms));
+        }
+        self.answered = time::mono_ns();
+    }
+
     #[inline(never)]
-    fn get_tree(&self, ctx: &ThreadCtx, conn: &mut Conn, id: u32, m: &GetTree) -> Result {
+    fn get_tree(&mut self, ctx: &ThreadCtx, conn: &mut Conn, id: u32, m: &GetTree) -> Result {
         let store = &self.env.store;
         let full = m.instance != store.instance() || m.since > store.generation();
         let since = if full { 0 } else { m.since };
@@ -356,6 +379,7 @@ impl Handler<'_> {
             while rest > 0 && !ctx.should_stop() && !store.wait_newer(since, rest.min(POLL_MS)) {
                 rest = rest.saturating_sub(POLL_MS);
             }
+            self.gather(ctx, TREE_SPACING_MS);
         }
         self.send_tree(conn, id, since, full)
     }
@@ -395,7 +419,7 @@ impl Handler<'_> {
         };
         // How far this log may be read, waiting for more if the client wants that.
         let mut waited = 0;
-        let (end, closed) = loop {
+        let (mut end, mut closed) = loop {
             let step = POLL_MS.min(m.wait_ms.saturating_sub(waited));
             match durable_end(&member, &log, m.offset, step) {
                 Some((end, closed))
@@ -407,6 +431,10 @@ impl Handler<'_> {
                 None => return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]),
             }
         };
+        if m.wait_ms > 0 && end.saturating_sub(m.offset) < ENOUGH_LOG && !closed {
+            self.gather(ctx, LOG_SPACING_MS);
+            (end, closed) = durable_end(&member, &log, m.offset, 0).unwrap_or((end, closed));
+        }
         if let Err(e) = self.open_log(&member, &log) {
             self.log = None;
             let status = if e == ENOENT {
@@ -439,16 +467,29 @@ impl Handler<'_> {
             offset: m.offset,
             data: &[],
         };
+        let mut buf;
         // A client that follows closely asks for batches which are still in memory.
-        if let Some((batch, len)) = member.progress.recent(m.number, m.offset) {
-            if len <= want {
-                let data = batch.get(..len).ok_or(EIO)?;
-                self.env.stats.served.add(u64::try_from(len)?, Relaxed);
-                return conn.reply_bulk(id, &head, data);
+        let (batches, len) = member
+            .progress
+            .recent(m.number, m.offset, want)
+            .unwrap_or((KVec::new(), 0));
+        if let (Some(first), true) = (batches.first(), len > 0) {
+            self.env.stats.served.add(u64::try_from(len)?, Relaxed);
+            if batches.len() == 1 {
+                return conn.reply_bulk(id, &head, first.get(..len).ok_or(EIO)?);
             }
+            buf = Buf::new(len)?;
+            let mut at = 0usize;
+            for b in &batches {
+                let part = b.len().min(len - at);
+                buf.get_mut(at..at + part)
+                    .ok_or(EIO)?
+                    .copy_from_slice(b.get(..part).ok_or(EIO)?);
+                at += part;
+            }
+            return conn.reply_bulk(id, &head, buf.get(..len).ok_or(EIO)?);
         }
         // Direct I/O: what a peer reads must not push out, or get stale in, the page cache under the logger's own writes.
-        let mut buf;
         let data = if open.direct {
             let start = m.offset & !4095;
             let skip = usize::try_from(m.offset - start)?;

@@ -37,7 +37,10 @@ use mars_core::{
             is_local,
             TreePath, //
         },
-        tombstone::is_tombstone,
+        tombstone::{
+            is_tombstone,
+            TOMBSTONE, //
+        },
         value::{
             is_valid,
             ReplayLink, //
@@ -253,6 +256,13 @@ impl Store {
         };
         match decision {
             MergeDecision::Take => (),
+            MergeDecision::SayAgain => {
+                self.clock.saw(stamp);
+                self.say_again(&checked)?;
+                drop(writer);
+                self.changed.notify_all();
+                return Ok(true);
+            }
             MergeDecision::TooFarAhead => {
                 crate::sys::log::log_warn!(
                     "host {} sent a stamp more than 30 days ahead; set the clocks right\n",
@@ -285,6 +295,18 @@ impl Store {
         drop(writer);
         self.changed.notify_all();
         Ok(true)
+    }
+
+    /// Writes what this host says of itself once more, with a new stamp; `writer` is held.
+    fn say_again(&self, path: &TreePath<'_>) -> Result {
+        let mut value = KVec::new();
+        let own = self.get(path.as_str());
+        value.extend_from_slice(own.as_ref().map_or(TOMBSTONE, Value::as_bytes), GFP_KERNEL)?;
+        let text = core::str::from_utf8(&value).map_err(|_| EINVAL)?;
+        let stamp = self.clock.now();
+        self.write(path.as_str(), text, stamp)?;
+        self.tree.lock().apply_local(path, &value, stamp)?;
+        Ok(())
     }
 
     /// Whether this host no longer needs a log: its replay link is in a later one (or it is no member).

@@ -42,6 +42,7 @@ void mars_c_noio_restore(unsigned int flags);
 
 #ifdef __BINDGEN__
 static const gfp_t MARS_C_GFP_NOIO = GFP_NOIO;
+static const u32 MARS_C_CRC32C_OPTIMIZATION = CRC32C_OPTIMIZATION;
 static const blk_opf_t MARS_C_REQ_SYNC = REQ_SYNC;
 static const blk_opf_t MARS_C_REQ_FUA = REQ_FUA;
 static const blk_opf_t MARS_C_REQ_PREFLUSH = REQ_PREFLUSH;

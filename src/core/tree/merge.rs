@@ -30,6 +30,9 @@ pub enum MergeDecision {
     TooFarAhead,
     /// Only this host itself may say that.
     Refused,
+    /// Only this host itself may say that, and it did: a crash has lost its own newest word, which a peer still has. What is
+    /// here now must be said once more, newer than that, or the peer keeps the old word for ever.
+    SayAgain,
 }
 
 /// Decides whether `remote` replaces `local`.

@@ -292,9 +292,6 @@ impl Tree {
         if !value::is_valid(value) {
             return Err(TreeError::BadValue);
         }
-        if !path.accept_from_peer(me) {
-            return Ok(MergeDecision::Refused);
-        }
         let remote = Version { value, stamp };
         let node = self.find_node(path.as_bytes());
         let local = node.map(|n| Version {
@@ -302,6 +299,14 @@ impl Tree {
             stamp: n.stamp,
         });
         let decision = merge(local, remote, now_real);
+        if !path.accept_from_peer(me, value) {
+            let newer = decision == MergeDecision::Take;
+            return Ok(if newer {
+                MergeDecision::SayAgain
+            } else {
+                MergeDecision::Refused
+            });
+        }
         let phantom = node.is_some_and(|n| n.phantom);
         if decision == MergeDecision::Take && phantom && is_tombstone(value) {
             // There was nothing, and there shall be nothing.
@@ -323,7 +328,10 @@ impl Tree {
         match decision {
             MergeDecision::Take => self.put(path.as_bytes(), value, stamp, false)?,
             MergeDecision::Phantom => self.put(path.as_bytes(), value, stamp, true)?,
-            MergeDecision::NotNewer | MergeDecision::TooFarAhead | MergeDecision::Refused => (),
+            MergeDecision::NotNewer
+            | MergeDecision::TooFarAhead
+            | MergeDecision::Refused
+            | MergeDecision::SayAgain => (),
         }
         Ok(decision)
     }

@@ -5,6 +5,7 @@
 //! Only paths that fit this grammar are read from the disk, sent, or taken from a peer; so nobody can
 //! name a file outside the tree, a temporary name, or something whose meaning is not known (P6).
 
+use super::tombstone::is_tombstone;
 use crate::name::Name;
 use core::fmt;
 
@@ -156,9 +157,23 @@ impl<'a> TreePath<'a> {
     }
 
     /// Whether a peer may set it at the host `me`. All members of a cluster trust each other (they have
-    /// the key), but what a host itself is only that host can know.
-    pub fn accept_from_peer(&self, me: &Name) -> bool {
-        self.actual_of() != Some(*me)
+    /// the key), but what a host itself is only that host can know, and only it knows what is on its disk. A peer
+    /// may have heard more of that than a crash has left here; but then replay, or a sync, has begun again at the
+    /// older place, and is writing older data to the disk: the newer place is no longer true.
+    ///
+    /// That a host is no member any more, and so has no disk, anybody may say.
+    pub fn accept_from_peer(&self, me: &Name, value: &[u8]) -> bool {
+        self.actual_of() != Some(*me) && (!self.is_of_disk(me) || is_tombstone(value))
+    }
+
+    /// Whether it says what is on the disk of `me`.
+    fn is_of_disk(&self, me: &Name) -> bool {
+        let Place::Resource(_, key) = self.place else {
+            return false;
+        };
+        [&b"replay-"[..], b"syncstatus-", b"syncpos-", b"syncfrom-"]
+            .iter()
+            .any(|prefix| key.strip_prefix(*prefix) == Some(me.as_bytes()))
     }
 }
 

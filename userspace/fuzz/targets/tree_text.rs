@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(path.as_bytes().ends_with(path.leaf()));
         for host in [path.resource(), path.actual_of()].into_iter().flatten() {
             assert!(path.as_str().contains(host.as_str()));
-            path.accept_from_peer(&host);
+            path.accept_from_peer(&host, data);
         }
     }
     if let Some(name) = Name::new(data) {

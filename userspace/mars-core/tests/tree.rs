@@ -300,8 +300,13 @@ fn a_tombstone_that_was_collected_is_remembered_for_a_while() {
 fn p6_peers_do_not_speak_for_this_host() {
     let (mut tree, me) = (Tree::new(), name("alpha"));
     let mut apply = |p: &str, v: &[u8], s| tree.apply_remote(&path(p), v, t(s), t(100), &me);
+    // A crash has lost what this host said of itself last: it says again what is.
     assert_eq!(
         apply("actual-alpha/alive", b"1", 5),
+        Ok(MergeDecision::SayAgain)
+    );
+    assert_eq!(
+        apply("actual-alpha/alive", b".deleted", 5),
         Ok(MergeDecision::Refused)
     );
     assert_eq!(apply("actual-beta/alive", b"1", 5), Ok(MergeDecision::Take));
@@ -310,6 +315,18 @@ fn p6_peers_do_not_speak_for_this_host() {
         Ok(MergeDecision::TooFarAhead)
     );
     assert!(apply("actual-beta/alive", b"a\nb", 6).is_err());
+}
+
+#[test]
+fn p10_given_a_crash_that_lost_the_own_newest_word_when_a_peer_has_it_then_it_is_said_again() {
+    let (mut tree, me) = (Tree::new(), name("alpha"));
+    let p = path("actual-alpha/open");
+    tree.apply_local(&p, b"0", t(5)).unwrap();
+    let mut apply = |v: &[u8], s| tree.apply_remote(&p, v, t(s), t(100), &me);
+    assert_eq!(apply(b"1", 6), Ok(MergeDecision::SayAgain));
+    assert_eq!(apply(b"1", 4), Ok(MergeDecision::Refused));
+    assert_eq!(apply(b"0", 5), Ok(MergeDecision::Refused));
+    assert_eq!(tree.get(p.as_bytes()), Some(&b"0"[..]));
 }
 
 #[test]

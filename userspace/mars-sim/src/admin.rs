@@ -238,11 +238,10 @@ impl Ctx {
     async fn write(&self, path: &str, value: &str, weak: bool) -> Res<()> {
         self.h.fs_io().await?;
         let m = self.h.machine();
-        let old = m
-            .fs
-            .borrow()
-            .link(path)
-            .map_or(LamportTime::ZERO, |(_, t)| t);
+        let old =
+            m.fs.borrow()
+                .link(path)
+                .map_or(LamportTime::ZERO, |(_, t)| t);
         let now = self.now();
         let stamp = if weak {
             now.min(old.plus_secs(1)).max(old.next())
@@ -320,7 +319,9 @@ impl Ctx {
         loop {
             let heard = {
                 let fs = self.h.machine().fs.borrow();
-                let t = fs.link(&path).and_then(|(v, _)| LamportTime::parse(v.as_bytes()));
+                let t = fs
+                    .link(&path)
+                    .and_then(|(v, _)| LamportTime::parse(v.as_bytes()));
                 t.is_some_and(|t| t > start)
             };
             if heard {
@@ -393,7 +394,11 @@ impl Ctx {
     fn old_primary(&self, v: &View) -> Option<Name> {
         let me = self.h.me;
         let other = |n: &Name| *n != me && v.members().contains(n);
-        let actual = || v.members().into_iter().find(|m| v.is_primary(m) && *m != me);
+        let actual = || {
+            v.members()
+                .into_iter()
+                .find(|m| v.is_primary(m) && *m != me)
+        };
         let last = || Name::new(v.get("userspace/last-primary")?.as_bytes());
         v.designated()
             .filter(|n| *n != me)
@@ -683,9 +688,8 @@ impl Ctx {
             return Err("the primary does not answer");
         }
         let current = v.replay(&primary).map_or(0, |r| r.log.number);
-        let newer = |(l, size): &(LogName, usize)| {
-            l.creator == me && l.number >= current && *size > 0
-        };
+        let newer =
+            |(l, size): &(LogName, usize)| l.creator == me && l.number >= current && *size > 0;
         if v.logs.iter().any(newer) {
             return Err("there are newer logs of this host");
         }
@@ -711,7 +715,13 @@ impl Ctx {
         self.down(v).await?;
         self.delete(&format!("data-{me}")).await?;
         self.barrier().await?;
-        for key in ["syncstatus", "syncpos", "verifystatus", "replay", "syncfrom"] {
+        for key in [
+            "syncstatus",
+            "syncpos",
+            "verifystatus",
+            "replay",
+            "syncfrom",
+        ] {
             self.delete(&format!("{key}-{me}")).await?;
         }
         for key in ["attach", "connect", "sync", "allow-replay"] {
@@ -785,7 +795,13 @@ impl Ctx {
         let v = self.view();
         self.need_not_open(&v)?;
         let (sim, i) = (self.h.sim.clone(), self.h.i);
-        if self.h.device.borrow().as_ref().is_some_and(|d| !d.begin_removal()) {
+        if self
+            .h
+            .device
+            .borrow()
+            .as_ref()
+            .is_some_and(|d| !d.begin_removal())
+        {
             return Err("the device is open");
         }
         self.h.stopping.set(true);

@@ -191,8 +191,7 @@ impl Fs {
         };
         self.inodes.insert(ino, inode);
         self.names.insert(path.to_owned(), Node::File(ino));
-        self.journal
-            .push(Op::Put(path.to_owned(), Node::File(ino)));
+        self.journal.push(Op::Put(path.to_owned(), Node::File(ino)));
         Ok(ino)
     }
 

@@ -120,7 +120,10 @@ fn setup(sim: &Rc<Sim>) {
             }
             let h = m.name;
             put(&format!("{DIR}/syncstatus-{h}"), &size.to_string());
-            put(&format!("{DIR}/version-000000000-{h}"), &format!("{before}:"));
+            put(
+                &format!("{DIR}/version-000000000-{h}"),
+                &format!("{before}:"),
+            );
             put(
                 &format!("{DIR}/version-000000001-{h}"),
                 &format!("{zero},log-000000001-{first},0:{before}"),
@@ -295,7 +298,10 @@ fn calm(sim: &Rc<Sim>, looked: &mut u64) {
             Err(w) => why = w,
         }
         if sim.ex.now() > begin + PATIENCE {
-            sim.violated(format!("P10 converges: not within {} s: {why}", PATIENCE / SEC));
+            sim.violated(format!(
+                "P10 converges: not within {} s: {why}",
+                PATIENCE / SEC
+            ));
             return;
         }
         if sim.ex.now() > helped {

@@ -222,7 +222,13 @@ pub fn generate(seed: u64) -> Script {
         rotate: *rng.pick(&[16 << 10, 24 << 10, 40 << 10, 1 << 20]),
         synced: rng.chance(2, 3),
     };
-    let some = |n: u64| if rng.chance(1, 2) { rng.below(n + 1) } else { 0 };
+    let some = |n: u64| {
+        if rng.chance(1, 2) {
+            rng.below(n + 1)
+        } else {
+            0
+        }
+    };
     let mood = Mood {
         crashes: some(4),
         net: some(5),
@@ -321,10 +327,8 @@ impl Maker {
                 };
                 let at = if n == 8 { at & !7 } else { at };
                 let small = |x: u64| usize::try_from(x).unwrap_or(0);
-                s.events.push((
-                    t,
-                    Action::Write(small(at), small(n), r.chance(1, 10)),
-                ));
+                s.events
+                    .push((t, Action::Write(small(at), small(n), r.chance(1, 10))));
                 if r.chance(1, 6) {
                     s.events.push((t + r.below(gap + 1), Action::Flush));
                 }
@@ -435,8 +439,7 @@ impl Maker {
                 }
             }
         }
-        s.events
-            .push((t + 200, Action::Admin(h, Cmd::PauseFetch)));
+        s.events.push((t + 200, Action::Admin(h, Cmd::PauseFetch)));
         let later = t + self.rng.range(1200, 3000);
         s.events.push((later, Action::Admin(h, Cmd::Force)));
     }

@@ -121,17 +121,22 @@ impl Truth {
         self.devices.len() - 1
     }
 
-    /// A log is created behind `parent`.
-    pub fn create(&mut self, name: LogName, id: [u8; 16], parent: Option<Place>, device: usize) {
-        let base = match parent {
-            None => Rc::new(vec![0; self.sectors]),
-            Some(p) => self.state(p),
-        };
+    /// A log is created.
+    pub fn create(&mut self, name: LogName, id: [u8; 16], device: usize) {
+        // One that was never used is begun again.
+        if let Some(old) = self.find(&name).filter(|l| self.logs[*l].chain.is_empty()) {
+            let log = &mut self.logs[old];
+            log.id = id;
+            log.attempts.clear();
+            log.device = device;
+            self.devices[device].logs.push(old);
+            return;
+        }
         self.logs.push(Log {
             name,
             id,
-            parent,
-            base,
+            parent: None,
+            base: Rc::new(vec![0; self.sectors]),
             chain: Vec::new(),
             attempts: Vec::new(),
             device,

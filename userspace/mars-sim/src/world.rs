@@ -300,8 +300,16 @@ impl Sim {
                 disk.kernel_crash(&m.rng);
             }
         }
+        for (path, node) in fs.names() {
+            if let crate::fs::Node::File(ino) = node {
+                self.say(i, || format!("left: {path} {} bytes", fs.size(*ino)));
+            }
+        }
         drop((fs, disk));
         m.place.set(None);
+        if let Some(link) = self.is_good(i) {
+            self.say(i, || format!("left: replay link {link}"));
+        }
         self.look(i, false);
     }
 
@@ -321,8 +329,7 @@ impl Sim {
         let syncpos = self
             .value(i, &format!("syncpos-{name}"))
             .and_then(|v| ReplayLink::parse(v.as_bytes()));
-        let reached =
-            syncpos.is_none_or(|p| (link.log.number, link.pos) >= (p.log.number, p.pos));
+        let reached = syncpos.is_none_or(|p| (link.log.number, link.pos) >= (p.log.number, p.pos));
         (synced && reached && self.value(i, &format!("data-{name}")).is_some()).then_some(link)
     }
 

@@ -336,7 +336,7 @@ impl Control {
         let (name, end) = h.progress.last_closed().unwrap_or((p.log, 0));
         h.publish_logs().await;
         let told = h.progress.last_closed().is_none();
-        h.progress.forget_closed();
+        h.progress.forget();
         let drained = p.pipe.drain(unloading).await;
         p.writeback.stop(&h.ex).await;
         if drained.is_ok() && told && end > 0 {
@@ -369,7 +369,7 @@ impl Control {
                     && s.published == s.buffer.written_position()
             });
             if link.log.number < current.number && done {
-                let _ = h.set_replay(&current, HEADER, end).await;
+                let _ = h.advance(&current, HEADER, end, false).await;
             }
         }
         if rotating {
@@ -450,7 +450,7 @@ impl Control {
     }
 }
 
-async fn publish_written(h: &Host, pos: mars_core::buffer::LogPos) {
+async fn publish_written(h: &Host, pos: mars_core::buffer::LogPos) -> bool {
     let name = LogName {
         number: pos.number,
         creator: h.me,
@@ -459,6 +459,5 @@ async fn publish_written(h: &Host, pos: mars_core::buffer::LogPos) {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
     };
-    let _: Res<()> = h.set_replay(&name, pos.pos, end).await;
+    h.advance(&name, pos.pos, end, false).await.is_ok()
 }
-

@@ -138,10 +138,8 @@ impl Device {
                 let r = d.h.sim.truth.borrow_mut().flushed(d.id, count);
                 d.h.sim.check(d.h.i, r);
             } else if !d.h.stopping.get() {
-                d.h.sim.violated(format!(
-                    "P4 no error: a flush has failed (host {})",
-                    d.h.me
-                ));
+                d.h.sim
+                    .violated(format!("P4 no error: a flush has failed (host {})", d.h.me));
             }
         }));
     }

@@ -100,8 +100,7 @@ impl Fetch {
     pub async fn wait_news(&self, h: &Host, t: &Thread, log: &LogName, end: u64) {
         let known = {
             let s = self.state.borrow();
-            let more =
-                |t: &Target| t.log != *log || t.plan.contiguous() > end && end != u64::MAX;
+            let more = |t: &Target| t.log != *log || t.plan.contiguous() > end && end != u64::MAX;
             s.target.as_ref().is_some_and(more)
         };
         if !t.should_stop() && !known {
@@ -181,10 +180,7 @@ pub async fn choose(h: &Rc<Host>) {
         },
     };
     let path = h.log_path(&log);
-    if log.creator == h.me
-        && present.is_none()
-        && h.machine().fs.borrow().node(&path).is_some()
-    {
+    if log.creator == h.me && present.is_none() && h.machine().fs.borrow().node(&path).is_some() {
         own_log(h, log).await;
         return;
     }
@@ -291,7 +287,10 @@ async fn work(t: &Thread, h: &Rc<Host>) {
             }
             continue;
         };
-        if conn.as_ref().is_none_or(|c| c.peer != job.source || !c.is_usable(h)) {
+        if conn
+            .as_ref()
+            .is_none_or(|c| c.peer != job.source || !c.is_usable(h))
+        {
             conn = match dial(h, &job.source).await {
                 Ok(c) => Some(c),
                 Err(_) => {

@@ -68,7 +68,7 @@ impl LogFile {
         let chain = header.encode::<HostDigest>(&mut block).expect("a header");
         let id = {
             let mut t = h.sim.truth.borrow_mut();
-            t.create(name, log_id, None, device);
+            t.create(name, log_id, device);
             t.find(&name).expect("just made")
         };
         let mut log = Self {
@@ -222,13 +222,13 @@ impl Progress {
     /// Hands over the log to switch to.
     pub fn rotate_to(&self, next: LogFile) {
         let mut i = self.inner.borrow_mut();
-        i.ends.reserve().expect("memory");
+        i.ends.rotate().expect("memory");
         i.next = Some(next);
     }
 
     /// A rotation that was not carried out yet.
     pub fn is_rotating(&self) -> bool {
-        self.inner.borrow().next.is_some()
+        self.inner.borrow().ends.is_rotating()
     }
 
     /// What the tree has to be told next.
@@ -247,8 +247,10 @@ impl Progress {
     }
 
     /// Recovery will find them.
-    pub fn forget_closed(&self) {
-        self.inner.borrow_mut().ends.forget_closed();
+    pub fn forget(&self) {
+        let mut i = self.inner.borrow_mut();
+        i.ends.forget();
+        i.next = None;
     }
 
     /// Waits until a log has more than `offset` durable bytes.

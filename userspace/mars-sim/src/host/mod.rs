@@ -27,7 +27,7 @@ use mars_core::{
     lamport::{Clock, LamportTime},
     log::{LogName, VersionLink},
     name::Name,
-    succession::{Purpose, Search},
+    succession::{is_forward, Purpose, Search},
     tree::{value::ReplayLink, Tree},
 };
 use mars_host_digest::HostDigest;
@@ -243,6 +243,19 @@ impl Host {
         self.try_put(&format!("replay-{}", self.me), &link.to_string())
             .await?;
         self.moved(&link);
+        Ok(())
+    }
+
+    /// Moves the replay link, unless somebody else has moved it further already.
+    pub async fn advance(&self, log: &LogName, pos: u64, end: u64, version: bool) -> Res<()> {
+        let _one_at_a_time = self.publishing.lock(&self.ex).await;
+        if !is_forward(self.replay_link(&self.me), log.number, pos) {
+            return Ok(());
+        }
+        self.set_replay(log, pos, end).await?;
+        if version {
+            self.set_version(log, pos).await?;
+        }
         Ok(())
     }
 

@@ -60,6 +60,8 @@ pub struct State {
     flush_failed: bool,
     /// Published last.
     pub published: Option<LogPos>,
+    /// When the last record was admitted.
+    admitted_at: Ns,
 }
 
 /// Buffer of one backing disk.
@@ -77,7 +79,7 @@ pub struct Pipeline {
 }
 
 /// What publishes a position.
-pub type Publish = Box<dyn Fn(LogPos) -> Pin<Box<dyn Future<Output = ()>>>>;
+pub type Publish = Box<dyn Fn(LogPos) -> Pin<Box<dyn Future<Output = bool>>>>;
 
 impl Pipeline {
     /// An empty one.
@@ -93,6 +95,7 @@ impl Pipeline {
                 failures: 0,
                 flush_failed: false,
                 published: None,
+                admitted_at: 0,
             }),
             changed: Cond::default(),
             work: Event::default(),
@@ -126,11 +129,13 @@ impl Pipeline {
             self.log_work.signal(&self.h.ex);
             self.changed.wait(&self.h.ex, 1000 * MS).await;
         }
+        let now = self.h.ex.now();
         let first = self.with(|s| {
             let data = Slice { buf: data, off: 0 };
             s.buffer
                 .admit(Kind::Write, offset, length, stamp, crc, Some(data))
                 .expect("memory");
+            s.admitted_at = now;
             then(s);
             s.buffer.untaken() == 1
         });
@@ -154,10 +159,12 @@ impl Pipeline {
             self.work.signal(&self.h.ex);
             self.changed.wait(&self.h.ex, 100 * MS).await;
         }
+        let now = self.h.ex.now();
         self.with(|s| {
             s.buffer
                 .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
                 .expect("memory");
+            s.admitted_at = now;
         });
         Ok(())
     }
@@ -217,6 +224,7 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
                 now_ns: now,
                 last_flush_ns: last_flush,
                 idle: s.buffer.undurable() == 0,
+                last_admitted_ns: s.admitted_at,
                 oldest_dirty_ns: s
                     .buffer
                     .oldest_dirty_stamp()
@@ -332,8 +340,9 @@ async fn flush(pipe: &Pipeline) -> bool {
 async fn tell(pipe: &Pipeline, publish: &Publish) {
     let mark = pipe.with(|s| s.buffer.written_position());
     if let Some(pos) = mark.filter(|_| mark != pipe.with(|s| s.published)) {
-        publish(pos).await;
-        pipe.with(|s| s.published = mark);
+        if publish(pos).await {
+            pipe.with(|s| s.published = mark);
+        }
         pipe.changed.notify(&pipe.h.ex);
     }
 }

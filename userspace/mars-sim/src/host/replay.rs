@@ -10,14 +10,14 @@ use crate::{
     exec::{thread, Thread, MS},
     fs::{Errno, Res},
     truth::{Place, HEADER},
+    world::DIR,
 };
 use mars_core::{
     buffer::{Kind, LogPos},
-    log::{
-        EndFinder, EndStep, LogContext, LogHeader, LogName, ScanPos, HEADER_SIZE,
-    },
+    log::{EndFinder, EndStep, LogContext, LogHeader, LogName, ScanPos, HEADER_SIZE},
     replay::{Extent, Next, Replayer},
     succession::{own_next, reported_end, Purpose},
+    tree::value::ReplayLink,
 };
 use mars_host_digest::HostDigest;
 use std::{cell::RefCell, rc::Rc};
@@ -92,10 +92,17 @@ impl Session {
 
     async fn open(&mut self, extent: Extent) -> Res<bool> {
         let is_known = matches!(extent, Extent::Known(_));
-        if let Some(r) = &mut self.replayer {
-            if !self.known && is_known {
-                self.synced = self.at.pos;
+        if self.replayer.is_some() {
+            match (self.known, extent, self.file) {
+                (false, Extent::Known(_), _) => self.synced = self.at.pos,
+                (true, Extent::Unknown, Some(ino)) => {
+                    self.h.sync_file(ino, false).await?;
+                    self.synced = self.h.machine().fs.borrow().size(ino) as u64;
+                }
+                _ => (),
             }
+        }
+        if let Some(r) = &mut self.replayer {
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
                 Extent::Unknown if !self.known => (),
@@ -113,6 +120,7 @@ impl Session {
             return Ok(false);
         };
         self.h.sync_file(ino, false).await?;
+        self.h.sync_dir().await?;
         self.synced = match extent {
             Extent::Known(end) => end,
             Extent::Unknown => self.h.machine().fs.borrow().size(ino) as u64,
@@ -150,7 +158,14 @@ impl Session {
         };
         if let Extent::Known(end) = extent {
             if end > self.synced {
-                self.h.sync_file(ino, true).await?;
+                if let Err(e) = self.h.sync_file(ino, true).await {
+                    let r = self.h.truncate(ino, self.synced).await;
+                    let h = self.h.clone();
+                    h.fetch.again_from(&h, &self.at.log, self.synced).await;
+                    self.replayer = None;
+                    self.file = None;
+                    return r.and(Err(e));
+                }
                 self.synced = end;
             }
         }
@@ -213,7 +228,7 @@ impl Session {
         h.say(|| format!("goes on from {} {} to {next}", at.log, at.pos));
         adopt(&h, &at, &next);
         h.set_version(&next, 0).await?;
-        h.set_replay(&next, 0, 0).await?;
+        h.advance(&next, 0, 0, false).await?;
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
@@ -224,9 +239,8 @@ impl Session {
     async fn settle(&self, give_up: impl Fn() -> bool) -> Res<()> {
         self.pipe.drain(give_up).await?;
         let (log, pos) = (self.at.log, self.at.pos);
-        exact(&self.h, &log, pos, "when replay has settled");
-        self.h.set_replay(&log, pos, pos).await?;
-        self.h.set_version(&log, pos).await
+        covered(&self.h, &log, pos);
+        self.h.advance(&log, pos, pos, true).await
     }
 
     async fn end(&self) {
@@ -247,6 +261,29 @@ fn adopt(h: &Host, at: &At, next: &LogName) {
     if let Some(id) = t.find_file(next, fs.bytes(ino)) {
         t.adopt(id, from);
     }
+}
+
+/// Nothing is in flight: what the disk has beyond the state at a position must come from logs that are here. (Rotation
+/// does not wait for write-back, so a primary's disk may have records of the log after the one that it is replayed from.)
+fn covered(h: &Host, log: &LogName, pos: u64) {
+    if h.sim.is_good(h.i).is_none() {
+        return;
+    }
+    let link = ReplayLink {
+        log: *log,
+        pos,
+        rest: 0,
+    };
+    let m = h.machine();
+    let r = h.sim.truth.borrow_mut().after_crash(
+        &m.fs.borrow(),
+        DIR,
+        &m.disk.borrow(),
+        &link,
+        None,
+        false,
+    );
+    h.sim.check(h.i, r);
 }
 
 /// Nothing is in flight: the disk must be exactly a state of the truth, if it says of itself that it is one.
@@ -277,21 +314,19 @@ async fn read_header(h: &Host, ino: u32, log: &LogName) -> Res<Option<(LogContex
     }
 }
 
-async fn publish(h: &Host, logs: &Known, pos: LogPos) {
+async fn publish(h: &Host, logs: &Known, pos: LogPos) -> bool {
     let log = logs
         .borrow()
         .iter()
         .find(|l| l.number == pos.number)
         .copied();
-    let Some(log) = log else { return };
+    let Some(log) = log else { return true };
     let end = h
         .fetch
         .position()
         .filter(|(l, _)| *l == log)
         .map_or(pos.pos, |(_, p)| p);
-    if h.set_replay(&log, pos.pos, end).await.is_ok() {
-        let _ = h.set_version(&log, pos.pos).await;
-    }
+    h.advance(&log, pos.pos, end, true).await.is_ok()
 }
 
 /// Replays what the local logs hold, to their true end, and cuts the last one there.
@@ -324,9 +359,9 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
             }
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
             Looked::Starved => (),
-            Looked::End(clean) => h.say(|| {
-                format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos)
-            }),
+            Looked::End(clean) => {
+                h.say(|| format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos))
+            }
             Looked::Bad(_) => return Err(Errno::BadMsg),
         }
         s.settle(|| t.should_stop()).await?;
@@ -338,12 +373,7 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
         } else if s.at.pos > 0 || known > HEADER {
             return Err(Errno::NoEnt);
         }
-        let own = s
-            .at
-            .log
-            .number
-            .checked_add(1)
-            .and_then(|n| h.version(n));
+        let own = s.at.log.number.checked_add(1).and_then(|n| h.version(n));
         let mut next = own_next(&s.at.log, s.at.pos, &h.me, own.as_ref());
         if let Some(n) = next {
             if !has_log(&h, &n).await {
@@ -462,8 +492,7 @@ async fn follow(t: &Thread, mut s: Session) {
 async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
     let h = s.h.clone();
     let mine = h.replay_link(&h.me)?;
-    if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err()
-    {
+    if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err() {
         return None;
     }
     h.search(&s.at.log, s.at.pos, Purpose::Replay)

@@ -81,6 +81,23 @@ impl Host {
                 d => d,
             }
         };
+        if decision == MergeDecision::SayAgain {
+            self.saw(stamp);
+            let own = {
+                let tree = self.tree.borrow();
+                let own = tree.get(checked.as_bytes()).unwrap_or(b".deleted");
+                String::from_utf8_lossy(own).into_owned()
+            };
+            let stamp = self.now();
+            self.write_link(path, &own, stamp).await?;
+            let _ = self
+                .tree
+                .borrow_mut()
+                .apply_local(&checked, own.as_bytes(), stamp);
+            drop(writer);
+            self.tree_changed.notify(&self.ex);
+            return Ok(true);
+        }
         if decision != MergeDecision::Take {
             return Ok(false);
         }
@@ -110,8 +127,7 @@ impl Host {
             if log.is_some() {
                 let _ = tree.apply_local(&checked, value.as_bytes(), stamp);
             } else {
-                let _ =
-                    tree.apply_remote(&checked, value.as_bytes(), stamp, real, &self.me);
+                let _ = tree.apply_remote(&checked, value.as_bytes(), stamp, real, &self.me);
             }
         }
         drop(writer);

@@ -9,8 +9,6 @@ use super::{
 use crate::{
     exec::{thread, Thread, MS},
     fs::{Errno, Res},
-
-
 };
 use mars_core::{
     name::Name,
@@ -87,7 +85,10 @@ async fn work(t: &Thread, h: &Rc<Host>, from: Name, leader: bool) {
         if from != primary {
             return;
         }
-        if conn.as_ref().is_none_or(|c| c.peer != primary || !c.is_usable(h)) {
+        if conn
+            .as_ref()
+            .is_none_or(|c| c.peer != primary || !c.is_usable(h))
+        {
             conn = dial(h, &primary).await.ok();
         }
         let Some(c) = &mut conn else {
@@ -208,4 +209,3 @@ pub async fn digests(h: &Host, offset: u64, len: usize) -> Res<Vec<u8>> {
     digest_chunk::<HostDigest>(&bytes, GRAIN, &mut out).map_err(|_| Errno::Io)?;
     Ok(out)
 }
-

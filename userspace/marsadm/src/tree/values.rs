@@ -150,7 +150,8 @@ pub fn merge_accepts(ctx: &Ctx, link: &PeerLink) -> bool {
     ) else {
         return false;
     };
-    if !path.accept_from_peer(&me) || !value::is_valid(link.value.as_bytes()) {
+    let value = link.value.as_bytes();
+    if !path.accept_from_peer(&me, value) || !value::is_valid(value) {
         return false;
     }
     let local = match ctx.store.entry(&link.path) {
