@@ -34,7 +34,8 @@ use mars_core::{
         is_consistent,
         next_number, //
     },
-    tree::value::ReplayLink, //
+    tree::value::ReplayLink,
+    zeroes, //
 };
 
 use crate::{
@@ -375,8 +376,7 @@ impl Control {
             format_args!("actual-{me}/state"),
             format_args!("recovering"),
         );
-        let end = replay::to_end(&m, &bdev, ctx)
-            .map_err(|e| fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed")))?;
+        let end = replay::to_end(&m, &bdev, ctx).map_err(recovery_failed)?;
         let max = m
             .number(format_args!("maxnr"))
             .and_then(|n| u32::try_from(n).ok())
@@ -462,6 +462,7 @@ impl Control {
         let reader = device.spawn_reader(&thread("rd")?)?;
         let me = m.me();
         let dev = m.get(format_args!("device-{me}")).ok_or(ENOENT)?;
+        let backing = pipeline::backing(&bdev);
         let params = DiskParams {
             size: m.size().ok_or(EINVAL)?,
             logical_block_size: bdev.logical_block_size(),
@@ -471,6 +472,8 @@ impl Control {
             dma_alignment: bdev.dma_alignment(),
             write_cache: true,
             rotational: bdev.is_rotational(),
+            max_zeroes: zeroes::MAX_REQUEST,
+            discard_granularity: backing.offers_discard(),
         };
         self.share(Some(bdev.clone()), true);
         let disk = Disk::new(dev.as_str(), &params, device.clone())?;
@@ -509,8 +512,10 @@ impl Control {
             return Ok(());
         }
         p.removing = true;
-        // Nothing is given up as long as somebody can still make room in /mars; the next round tries again.
-        if p.pipe.with(|s| s.buffer.undurable()) > 0 && !unloading() {
+        // Nothing is given up as long as somebody can still make room in /mars; the next round tries again. A log whose disk
+        // fails has told so to every flush: what none of them confirmed ends with the device, as with any disk.
+        let (undurable, log_failed) = p.pipe.with(|s| (s.buffer.undurable(), s.log_failed()));
+        if undurable > 0 && !log_failed && !unloading() {
             p.pipe.log_work.signal();
             return Ok(());
         }
@@ -735,12 +740,21 @@ impl Control {
             return state(r.word, format_args!(" {}", r.text()));
         }
         code(if replaying { 0 } else { 1 });
-        let disk_error = match &self.running {
-            Running::Primary(p) => p.pipe.with(|s| s.disk_error),
-            _ => None,
-        };
-        if let Some(e) = disk_error {
-            return state("disk-error", format_args!(" writing back fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
+        match &self.running {
+            Running::Primary(p) => {
+                if let Some(e) = p.pipe.with(|s| s.disk_error) {
+                    return state("disk-error", format_args!(" writing to the disk fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
+                }
+                if let Some(e) = p.pipe.with(|s| s.log_error) {
+                    return state("disk-error", format_args!(" the log can't be written ({e:?}), the disk of /mars fails; flushes fail, and nothing new is replicated. Repair it"));
+                }
+            }
+            Running::Secondary(s) => {
+                if let Some(e) = s.replay.as_ref().and_then(replay::Worker::disk_error) {
+                    return state("disk-error", format_args!(" replay can't write to the disk ({e:?}); it goes on by itself as soon as it can. Repair or replace the disk"));
+                }
+            }
+            Running::Detached => (),
         }
         if let (Running::Primary(_), Some(e)) = (&self.running, m.progress.error()) {
             return state(
@@ -773,6 +787,14 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
         _ => pos.pos,
     };
     m.advance(&name, pos.pos, end, false).is_ok()
+}
+
+#[cold]
+fn recovery_failed(e: Error) -> Reason {
+    if e == EBADMSG || e == ENOENT {
+        return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed"));
+    }
+    fail("disk-error", format_args!("recovery of the local log failed: {e:?}; it is tried again. See the kernel log for the disk that fails"))
 }
 
 fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {
