@@ -26,6 +26,7 @@
 extern crate std;
 
 pub mod buffer;
+pub mod completion;
 pub mod defect;
 pub mod digest;
 pub mod dirty;
@@ -45,3 +46,4 @@ pub mod text;
 pub mod tree;
 pub mod wire;
 pub mod writeback;
+pub mod zeroes;

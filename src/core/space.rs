@@ -18,6 +18,9 @@ const LEAST_LOG_SHORT: u64 = 16 << 20;
 const LOG_SHARE: u64 = 32;
 /// A threshold is never a larger part of `/mars` than this, so that a small `/mars` is usable, too.
 const STEP_SHARE: u64 = 32;
+/// A resource that has stopped does so for at least so long: an append may fail for want of room that the free space does not
+/// show (a quota, or what was seen is old).
+const LEAST_STOP_MS: u64 = 3_000;
 /// So much further than its limit the free space has to be before a resource logs again, in percent of `/mars`.
 const HYSTERESIS: u64 = 5;
 
@@ -101,6 +104,8 @@ pub struct View {
     pub budget: u64,
     /// Bytes that its logs occupy.
     pub used: u64,
+    /// For how long it has not logged, in milliseconds.
+    pub stopped_ms: u64,
     /// It may go back to logging by itself (tunable `logger_resume`).
     pub resume: bool,
 }
@@ -149,7 +154,11 @@ pub fn decide(v: &View) -> Result<(), Shortage> {
     if v.logging {
         return Ok(());
     }
-    if v.level > 0 || (v.limit_percent > 0 && free < v.limit_percent.saturating_add(margin)) {
+    let early = v.stopped_ms < LEAST_STOP_MS;
+    if early
+        || v.level > 0
+        || (v.limit_percent > 0 && free < v.limit_percent.saturating_add(margin))
+    {
         return Err(Shortage::NotYet);
     }
     if v.resume {
@@ -210,6 +219,7 @@ mod tests {
             limit_percent: 0,
             budget: 0,
             used: 0,
+            stopped_ms: LEAST_STOP_MS,
             resume: true,
         }
     }
@@ -269,12 +279,19 @@ mod tests {
         }
         v.level = 0;
         assert_eq!(decide(&v), Ok(()));
+        assert_eq!(
+            decide(&View {
+                stopped_ms: LEAST_STOP_MS - 1,
+                ..v
+            }),
+            Err(Shortage::NotYet)
+        );
         assert_eq!(decide(&View { resume: false, ..v }), Err(Shortage::Held));
     }
 
     #[test]
     fn given_own_limits_when_space_shrinks_then_resources_stop_in_the_order_of_their_limits() {
-        for free in 0..=100 {
+        for free in 0..=100u64 {
             for limit in [80, 60, 40] {
                 let v = View {
                     limit_percent: limit,

@@ -116,7 +116,7 @@ impl Cluster {
     fn say_alive(&self) {
         let env = &self.env;
         let level = env.space.level();
-        env.space.look();
+        env.space.look(true);
         if env.space.level() != level {
             env.kick_members();
         }

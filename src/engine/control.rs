@@ -38,7 +38,8 @@ use mars_core::{
         is_consistent,
         next_number, //
     },
-    tree::value::ReplayLink, //
+    tree::value::ReplayLink,
+    zeroes, //
 };
 
 use crate::{
@@ -124,6 +125,8 @@ struct Control {
     retry_at: u64,
     /// Why the last step failed.
     failure: Option<Reason>,
+    /// Monotonic time when it was seen that nothing is logged any more.
+    stopped_at: Option<u64>,
     /// Why there is no room for logs.
     shortage: Option<Shortage>,
     /// The resource comes near to its own limits.
@@ -142,6 +145,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             running: Running::Detached,
             retry_at: 0,
             failure: None,
+            stopped_at: None,
             shortage: None,
             near_limit: false,
             figures: true,
@@ -421,8 +425,7 @@ impl Control {
         m.dirty
             .prepare(&m, m.size().unwrap_or(0))
             .map_err(|e| fail("no-space", format_args!("there is no room for the dirty map: {e:?}; a primary needs it for the time when /mars is full")))?;
-        let end = replay::to_end(&m, &bdev, ctx)
-            .map_err(|e| fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed")))?;
+        let end = replay::to_end(&m, &bdev, ctx).map_err(recovery_failed)?;
         let max = m
             .number(format_args!("maxnr"))
             .and_then(|n| u32::try_from(n).ok())
@@ -494,7 +497,7 @@ impl Control {
         let gap = m.dirty.is_open();
         // Where nothing was ever logged nobody waits yet, and an administrator is there.
         let fresh = end.pos == 0;
-        if fresh || space::verdict(m, !gap).log.is_ok() {
+        if fresh || space::verdict(m, gap.then_some(u64::MAX)).log.is_ok() {
             match self.try_create_log(name, gap) {
                 Ok(log) => {
                     if gap {
@@ -565,6 +568,7 @@ impl Control {
         let reader = device.spawn_reader(&thread("rd")?)?;
         let me = m.me();
         let dev = m.get(format_args!("device-{me}")).ok_or(ENOENT)?;
+        let backing = pipeline::backing(&bdev);
         let params = DiskParams {
             size: m.size().ok_or(EINVAL)?,
             logical_block_size: bdev.logical_block_size(),
@@ -574,6 +578,8 @@ impl Control {
             dma_alignment: bdev.dma_alignment(),
             write_cache: true,
             rotational: bdev.is_rotational(),
+            max_zeroes: zeroes::MAX_REQUEST,
+            discard_granularity: backing.offers_discard(),
         };
         self.share(Some(bdev.clone()), true);
         let disk = Disk::new(dev.as_str(), &params, device.clone())?;
@@ -617,8 +623,10 @@ impl Control {
             return Ok(());
         }
         p.removing = true;
-        // Nothing is given up as long as somebody can still make room in /mars; the next round tries again.
-        if p.pipe.with(|s| s.buffer.undurable()) > 0 && !unloading() {
+        // Nothing is given up as long as somebody can still make room in /mars; the next round tries again. A log whose disk
+        // fails has told so to every flush: what none of them confirmed ends with the device, as with any disk.
+        let (undurable, log_failed) = p.pipe.with(|s| (s.buffer.undurable(), s.log_failed()));
+        if undurable > 0 && !log_failed && !unloading() {
             p.pipe.log_work.signal();
             return Ok(());
         }
@@ -759,7 +767,15 @@ impl Control {
         };
         space::unlink_old(&m, true);
         let gap = m.dirty.is_open();
-        let v = space::verdict(&m, !gap);
+        let stopped_ms = gap.then(|| {
+            let now = time::mono_ns();
+            let since = *self.stopped_at.get_or_insert(now);
+            now.saturating_sub(since) / 1_000_000
+        });
+        if !gap {
+            self.stopped_at = None;
+        }
+        let v = space::verdict(&m, stopped_ms);
         if v.near != self.near_limit {
             self.near_limit = v.near;
             if v.near {
@@ -924,12 +940,21 @@ impl Control {
             return state(r.word, format_args!(" {}", r.text()));
         }
         code(if replaying { 0 } else { 1 });
-        let disk_error = match &self.running {
-            Running::Primary(p) => p.pipe.with(|s| s.disk_error),
-            _ => None,
-        };
-        if let Some(e) = disk_error {
-            return state("disk-error", format_args!(" writing back fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
+        match &self.running {
+            Running::Primary(p) => {
+                if let Some(e) = p.pipe.with(|s| s.disk_error) {
+                    return state("disk-error", format_args!(" writing to the disk fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
+                }
+                if let Some(e) = p.pipe.with(|s| s.log_error) {
+                    return state("disk-error", format_args!(" the log can't be written ({e:?}), the disk of /mars fails; flushes fail, and nothing new is replicated. Repair it"));
+                }
+            }
+            Running::Secondary(s) => {
+                if let Some(e) = s.replay.as_ref().and_then(replay::Worker::disk_error) {
+                    return state("disk-error", format_args!(" replay can't write to the disk ({e:?}); it goes on by itself as soon as it can. Repair or replace the disk"));
+                }
+            }
+            Running::Detached => (),
         }
         if let (Running::Primary(_), Some(e)) = (&self.running, m.progress.error()) {
             return state(
@@ -984,6 +1009,14 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
         _ => pos.pos,
     };
     m.advance(&name, pos.pos, end, false).is_ok()
+}
+
+#[cold]
+fn recovery_failed(e: Error) -> Reason {
+    if e == EBADMSG || e == ENOENT {
+        return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed"));
+    }
+    fail("disk-error", format_args!("recovery of the local log failed: {e:?}; it is tried again. See the kernel log for the disk that fails"))
 }
 
 fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {

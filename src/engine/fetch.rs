@@ -509,7 +509,17 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
-        LogStatus::NoLog | LogStatus::Unavailable | LogStatus::OtherLog => return Err(ENOENT),
+        LogStatus::NoLog | LogStatus::OtherLog => return Err(ENOENT),
+        LogStatus::Unavailable => {
+            m.set_trouble(Some((
+                "waiting",
+                format_args!(
+                    "{} can't read {} at {offset}; is the disk of its /mars failing?",
+                    job.source, job.log
+                ),
+            )));
+            return Err(ENOENT);
+        }
     }
     let data = reply.data;
     if reply.offset != offset || data.len() > usize::try_from(max)? {

@@ -37,6 +37,7 @@ use crate::{
         dirty::Dirty,
         logfile::LogFile,
         pipeline::{
+            self,
             Pipeline,
             Slice, //
         },
@@ -378,6 +379,7 @@ impl Logger<'_> {
                 break;
             }
             items.clear();
+            self.give_up_flushes();
             let rest = self.take(&mut items);
             if !items.is_empty() && !self.append(&mut log, &items) {
                 time::sleep_ms(200);
@@ -447,11 +449,7 @@ impl Logger<'_> {
             .and_then(|()| log.append(items, self.clock.now()));
         match appended {
             Ok((data, len)) => {
-                if self.failures > 0 {
-                    self.failures = 0;
-                    self.full = false;
-                    self.progress.fail(None);
-                }
+                self.succeeded();
                 let last = items.last().map_or(self.logged, |i| i.seq);
                 self.logged = last;
                 let end = LogPos {
@@ -475,14 +473,52 @@ impl Logger<'_> {
                 if self.failures == 0 {
                     pr_err!("appending to {:?} failed: {:?}; writes wait in memory until it succeeds. Is /mars full?\n", log.name, e);
                 }
-                self.failures = self.failures.saturating_add(1);
-                self.full = e == ENOSPC || e == EDQUOT;
-                self.progress.fail(Some(e));
+                self.failed(e);
                 if let Some(first) = items.first() {
                     self.pipe.with(|s| s.buffer.untake(first.seq));
                 }
                 false
             }
+        }
+    }
+
+    fn failed(&mut self, e: Error) {
+        self.failures = self.failures.saturating_add(1);
+        self.full = e == ENOSPC || e == EDQUOT;
+        self.progress.fail(Some(e));
+        // Space comes back when somebody makes some; everything else is for the application to know.
+        let error = (e != ENOSPC && e != EDQUOT && e != ENOMEM).then_some(e);
+        self.pipe.with(|s| s.set_log_error(error));
+        self.pipe.notify();
+    }
+
+    fn succeeded(&mut self) {
+        if self.failures > 0 {
+            self.failures = 0;
+            self.full = false;
+            self.progress.fail(None);
+            self.pipe.with(|s| s.set_log_error(None));
+        }
+    }
+
+    /// Fails the flushes that wait, if the log has failed for long. The data stays in the buffer, and is logged if the log
+    /// comes back.
+    fn give_up_flushes(&mut self) {
+        if self.failures == 0 {
+            return;
+        }
+        let waiting = &mut self.waiting;
+        if !self.pipe.with(|s| {
+            let failed = s.log_failed();
+            if failed {
+                waiting.append(&mut s.waiting);
+            }
+            failed
+        }) {
+            return;
+        }
+        while let Some(bio) = self.waiting.pop() {
+            bio.complete(Err(EIO));
         }
     }
 
@@ -506,15 +542,10 @@ impl Logger<'_> {
                 if self.failures == 0 {
                     pr_err!("flushing {:?} failed: {:?}; flushes of the application wait until it succeeds\n", log.name, e);
                 }
-                self.failures = self.failures.saturating_add(1);
-                self.full = e == ENOSPC || e == EDQUOT;
-                self.progress.fail(Some(e));
+                self.failed(e);
                 return false;
             }
-            if self.failures > 0 {
-                self.failures = 0;
-                self.progress.fail(None);
-            }
+            self.succeeded();
             let logged = self.logged;
             // Said first: a sync reads the raw disk and then asks for this end, so the disk must never have more.
             self.progress.durable(log.pos, &mut self.unflushed);

@@ -369,10 +369,6 @@ impl Session {
     #[inline(never)]
     fn settle(&self, give_up: impl Fn() -> bool) -> Result {
         self.pipe.drain(give_up)?;
-        self.pipe.bdev.flush()?;
-        if let Some(f) = &self.file {
-            f.datasync()?;
-        }
         self.m.set_replay(&self.at.log, self.at.pos, self.at.pos)?;
         self.m.set_version(&self.at.log, self.at.pos)
     }
@@ -504,7 +500,11 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
         } else {
             Extent::Unknown
         };
-        let looked = s.step(extent, &|| ctx.should_stop())?;
+        let pipe = s.pipe.clone();
+        let looked = match s.step(extent, &|| ctx.should_stop() || pipe.is_failing()) {
+            Err(e) if e == EINTR && !ctx.should_stop() => return Err(EIO),
+            r => r?,
+        };
         bytes = bytes.saturating_add(s.at.pos.saturating_sub(before));
         match looked {
             Looked::Admitted => {
@@ -642,6 +642,7 @@ pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Re
 /// The replay thread of a secondary; stops when dropped.
 pub(crate) struct Worker {
     _thread: Thread,
+    pipe: Arc<Pipeline>,
 }
 
 impl Worker {
@@ -649,9 +650,16 @@ impl Worker {
     pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let name = CString::try_from_fmt(format_args!("mars_rpl/{}", m.name))?;
         let session = Session::new(m, bdev)?;
+        let pipe = session.pipe.clone();
         Ok(Self {
             _thread: Thread::spawn(&name, move |ctx| follow(ctx, session))?,
+            pipe,
         })
+    }
+
+    /// Why the backing disk does not take what is replayed.
+    pub(crate) fn disk_error(&self) -> Option<Error> {
+        self.pipe.with(|s| s.disk_error)
     }
 }
 
@@ -696,10 +704,35 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 s.file = None;
             }
             Err(e) if e == EINTR => break,
-            Err(e) => m.set_trouble(Some((
-                "defective-log",
-                format_args!("reading {} at {} failed: {e:?}", s.at.log, s.at.pos),
-            ))),
+            // A place that can't be read, or a flush that failed: nobody knows what the disk has of what was not applied yet.
+            // Trying the same again would succeed and mean nothing.
+            Err(e)
+                if (e == EIO || e == ENODATA || e == EREMOTEIO)
+                    && extent != Extent::Unknown
+                    && repairs < REPAIRS =>
+            {
+                pr_err!(
+                    "{}: the disk of {:?} fails at {}; fetching it again from there\n",
+                    m.name.as_str(),
+                    s.at.log,
+                    s.at.pos
+                );
+                fetch_again(&m, &s.at);
+                repairs += 1;
+                s.replayer = None;
+                s.file = None;
+                s.files.list.lock().clear();
+            }
+            Err(e) => {
+                m.set_trouble(Some((
+                    "defective-log",
+                    format_args!(
+                        "reading {} at {} failed: {e:?}; is the disk of /mars failing?",
+                        s.at.log, s.at.pos
+                    ),
+                )));
+                ctx.sleep_ms(500);
+            }
         }
         if !limit.fetched || limit.complete && s.at.pos >= limit.end {
             if let Some(next) = successor_after_drain(&m, &mut s, ctx) {
@@ -738,6 +771,14 @@ fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option
     successor(m, &s.at)
 }
 
+fn fetch_again(m: &Member, at: &At) {
+    // A damaged first batch may also mean that the log was made anew behind this copy's header.
+    let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+    let from = if at.pos <= header { 0 } else { at.pos };
+    m.fetch.again_from(&at.log, from);
+    time::sleep_ms(500);
+}
+
 fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
     if repairs < REPAIRS && defect.may_be_repaired() {
         pr_warn!(
@@ -746,11 +787,7 @@ fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
             at.log,
             defect
         );
-        // A damaged first batch may also mean that the log was made anew behind this copy's header.
-        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
-        let from = if at.pos <= header { 0 } else { at.pos };
-        m.fetch.again_from(&at.log, from);
-        time::sleep_ms(500);
+        fetch_again(m, at);
     } else {
         m.set_trouble(Some((
             "defective-log",

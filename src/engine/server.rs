@@ -442,9 +442,15 @@ impl Handler<'_> {
             self.gather(ctx, LOG_SPACING_MS);
             (end, closed) = durable_end(&member, &log, m.offset, 0).unwrap_or((end, closed));
         }
-        if self.open_log(&member, &log).is_err() {
+        if let Err(e) = self.open_log(&member, &log) {
             self.log = None;
-            return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]);
+            let status = if e == ENOENT {
+                LogStatus::NoLog
+            } else {
+                unreadable(&log, 0, e);
+                LogStatus::Unavailable
+            };
+            return conn.reply_bulk(id, &empty(status, 0, false, 0), &[]);
         }
         let Some(open) = &self.log else {
             return Err(EIO);
@@ -496,11 +502,17 @@ impl Handler<'_> {
             let skip = usize::try_from(m.offset - start)?;
             let len = (skip + want + 4095) & !4095;
             buf = Buf::new(len)?;
-            let n = open.file.read_direct(&mut buf, 0, len, start)?;
+            let n = open
+                .file
+                .read_direct(&mut buf, 0, len, start)
+                .unwrap_or_else(|e| unreadable(&log, m.offset, e));
             buf.get(skip..n.min(skip + want)).unwrap_or(&[])
         } else {
             buf = Buf::new(want)?;
-            let n = open.file.read_at(&mut buf, m.offset)?;
+            let n = open
+                .file
+                .read_at(&mut buf, m.offset)
+                .unwrap_or_else(|e| unreadable(&log, m.offset, e));
             buf.get(..n).unwrap_or(&[])
         };
         if data.is_empty() {
@@ -712,4 +724,16 @@ fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(
         crate::sys::time::sleep_ms(wait_ms.min(200));
     }
     Some((last.this.pos, false))
+}
+
+/// A peer wants what this host's disk does not give; it is told so, and looks elsewhere.
+#[cold]
+fn unreadable(log: &LogName, offset: u64, e: Error) -> usize {
+    crate::sys::log::log_err!(
+        "{:?} can't be read at {}: {:?}; is the disk of /mars failing?\n",
+        log,
+        offset,
+        e
+    );
+    0
 }

@@ -56,8 +56,8 @@ impl Watch {
         }
     }
 
-    /// Looks at the file system, and moves the level: at most one step down.
-    pub(crate) fn look(&self) {
+    /// Looks at the file system, and moves the level: at most one step down, if it may fall at all.
+    pub(crate) fn look(&self, fall: bool) {
         let Ok(s) = dir::statfs(paths::ROOT) else {
             return;
         };
@@ -66,7 +66,7 @@ impl Watch {
             free: s.avail,
         };
         let old = self.level();
-        let may_fall = tunables::RESET_EMERGENCY.get() != 0;
+        let may_fall = fall && tunables::RESET_EMERGENCY.get() != 0;
         let new = next_level(old, &space, &limits(space.total), may_fall);
         self.free.store(space.free, Relaxed);
         self.total.store(space.total, Relaxed);
@@ -111,10 +111,14 @@ pub(crate) struct Verdict {
     pub(crate) used: u64,
 }
 
-/// Whether `m` may log, if it does so now (`logging`) or not.
+/// Whether `m` may log, if it does so now, or has stopped for so many milliseconds.
 #[inline(never)]
-pub(crate) fn verdict(m: &Member, logging: bool) -> Verdict {
+pub(crate) fn verdict(m: &Member, stopped_ms: Option<u64>) -> Verdict {
     let me = m.me();
+    if stopped_ms.is_some() {
+        // What was seen last may be from before somebody took the rest.
+        m.env.space.look(false);
+    }
     let budget = m
         .number(format_args!("todo-{me}/space-limit"))
         .unwrap_or(0)
@@ -124,7 +128,8 @@ pub(crate) fn verdict(m: &Member, logging: bool) -> Verdict {
         for_each_log(m, |_, size| used = used.saturating_add(size));
     }
     let view = View {
-        logging,
+        logging: stopped_ms.is_none(),
+        stopped_ms: stopped_ms.unwrap_or(0),
         level: m.env.space.level(),
         space: m.env.space.space(),
         limit_percent: m

@@ -14,6 +14,7 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
+            AtomicFlag,
             Relaxed, //
         },
         new_mutex,
@@ -108,6 +109,8 @@ pub(crate) struct Sync {
     /// Bytes that were transferred since the sync began.
     pub(crate) transferred: Atomic<u64>,
     running: Atomic<u32>,
+    /// A flush of the disk failed: all ends, and begins again at what was durable before.
+    broken: AtomicFlag,
 }
 
 impl Sync {
@@ -118,6 +121,7 @@ impl Sync {
                 job <- new_mutex!(None),
                 transferred: Atomic::new(0),
                 running: Atomic::new(0),
+                broken: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
         )
@@ -140,8 +144,8 @@ impl Workers {
         if m.get(format_args!("syncfrom-{me}"))
             .is_none_or(|v| v.as_bytes() != from.as_bytes())
         {
-            m.set(format_args!("syncstatus-{me}"), format_args!("0"));
-            m.set(format_args!("syncfrom-{me}"), format_args!("{from}"));
+            m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+            m.try_set(format_args!("syncfrom-{me}"), format_args!("{from}"))?;
         }
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
@@ -152,6 +156,7 @@ impl Workers {
             map: None,
         });
         m.sync.transferred.store(0, Relaxed);
+        m.sync.broken.store(false, Relaxed);
         let sync = m.sync.clone();
         let mut threads = KVec::new();
         for i in 0..tunables::CONNECTIONS.get() {
@@ -195,7 +200,7 @@ impl Drop for Workers {
 fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, leader: bool) {
     let mut conn: Option<Conn> = None;
     let mut saved = time::mono_ns();
-    while !ctx.should_stop() {
+    while !ctx.should_stop() && !m.sync.broken.load(Relaxed) {
         if leader && time::mono_ns().saturating_sub(saved) > SAVE_MS * 1_000_000 {
             save(m, bdev);
             saved = time::mono_ns();
@@ -278,14 +283,35 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
             }
         }
     }
-    if leader {
+    if leader && !m.sync.broken.load(Relaxed) {
         save(m, bdev);
     }
+}
+
+/// Flushes the disk. A flush that failed may have lost any block since the last good one, and the next one would not tell:
+/// so everything since then is compared again.
+fn flush(m: &Member, bdev: &BlockDevice) -> Result {
+    bdev.flush().inspect_err(|e| {
+        pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
+        m.sync.broken.store(true, Relaxed);
+        trouble(m, EIO);
+    })
+}
+
+/// Errors of this host's disk; the disk's own numbers also mean other things here.
+fn own_disk(e: Error) -> Error {
+    crate::sys::log::log_err!("sync: the backing disk failed: {:?}\n", e);
+    EIO
 }
 
 fn trouble(m: &Member, e: Error) {
     if e == EREMOTEIO || e == EAGAIN {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: the designated primary is not primary yet, or its disk is not ready"))));
+    } else if e == EIO {
+        m.set_trouble(Some((
+            "disk-error",
+            format_args!("the sync waits: the backing disk fails. Repair or replace it"),
+        )));
     } else if e != EINTR && e != ERESTARTSYS {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: {e:?}"))));
     }
@@ -295,7 +321,8 @@ fn trouble(m: &Member, e: Error) {
 fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Result<ChunkCost> {
     let len = usize::try_from(chunk.len)?;
     let mut local = Buf::new(len)?;
-    bdev.read_at(&mut local, 0, len, chunk.offset)?;
+    bdev.read_at(&mut local, 0, len, chunk.offset)
+        .map_err(own_disk)?;
     let ask = SyncDigest {
         resource: m.name,
         offset: chunk.offset,
@@ -335,7 +362,8 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
             part.copy_from_slice(reply.data);
             cost.transferred = cost.transferred.saturating_add(u64::from(d.len));
         }
-        bdev.write_at(&local, from, n, offset, false)?;
+        bdev.write_at(&local, from, n, offset, false)
+            .map_err(own_disk)?;
     }
     Ok(cost)
 }
@@ -361,7 +389,7 @@ fn save(m: &Member, bdev: &BlockDevice) {
         // Only `finish` may say that the disk is complete.
         return;
     }
-    if bdev.flush().is_ok() {
+    if flush(m, bdev).is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
         let equal = stats
@@ -386,7 +414,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     let pos = SyncPos::decode(payload).map_err(|_| EPROTO)?;
     status(pos.status)?;
     let creator = pos.creator.ok_or(EPROTO)?;
-    bdev.flush()?;
+    flush(m, bdev).map_err(|_| EIO)?;
     let me = m.me();
     let link = ReplayLink {
         log: LogName {
@@ -405,7 +433,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     crate::engine::paths::sync_resource_dir(&m.name)?;
     let size = m.size().ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
-    m.set(format_args!("syncstatus-{me}"), format_args!("{size}"));
+    m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
     m.set_trouble(None);
     let found = m.sync.job.lock().as_ref().map(|j| j.plan.stats());
     pr_info!(

@@ -3,6 +3,8 @@
 //! What an administrator can tune, in `/proc/sys/mars/`, and constants that are not worth tuning.
 //! Documentation/tunables.md says what each means.
 
+use mars_core::completion::Completion;
+
 use crate::sys::sysctl::Tunable;
 
 /// Port of metadata; logs are on the next, sync on the one after.
@@ -64,8 +66,18 @@ pub(crate) static RESET_EMERGENCY: Tunable<u32> =
 /// Whether a primary goes back to logging by itself.
 pub(crate) static LOGGER_RESUME: Tunable<u32> = Tunable::<u32>::new(c"logger_resume", 1, 0, 1);
 
+/// When a write is complete; see [`Completion`].
+pub(crate) static COMPLETION: Tunable<u32> =
+    Tunable::<u32>::new(c"logger_completion_semantics", 0, 0, 2);
+
+/// When a write is complete.
+pub(crate) fn completion() -> Completion {
+    Completion::from_number(COMPLETION.get())
+}
+
 /// All of them, for `/proc/sys/mars`.
-pub(crate) static ALL: [&Tunable<u32>; 11] = [
+pub(crate) static ALL: [&Tunable<u32>; 12] = [
+    &COMPLETION,
     &BUFFER_MB,
     &WRITEBACK_IO_KB,
     &CONNECTIONS,

@@ -49,6 +49,7 @@ impl Logger<'_> {
             let durable = s.buffer.durable_seq();
             s.buffer.untake(Seq(durable.0.saturating_add(1)));
             s.unlogged = true;
+            s.set_log_error(None);
             durable
         });
         self.unflushed.clear();
@@ -65,6 +66,8 @@ impl Logger<'_> {
     /// Runs without a log until there is one, or the thread is to stop.
     pub(super) fn unlogged(&mut self, ctx: &ThreadCtx) -> After {
         let mut items: KVec<LogItem<Slice>> = KVec::new();
+        // Monotonic time since when nothing gets to the disk, or into the map.
+        let mut stuck: Option<u64> = None;
         loop {
             let stopping = ctx.should_stop();
             let released = self.release(&mut items);
@@ -81,10 +84,16 @@ impl Logger<'_> {
                     pr_err!("without a log and with a disk or map that fails, what was not flushed is given up\n");
                     return After::End;
                 }
+                let now = time::mono_ns();
+                let since = *stuck.get_or_insert(now);
+                if now.saturating_sub(since) >= pipeline::STUCK_MS * 1_000_000 {
+                    self.fail_flushes();
+                }
                 time::sleep_ms(200);
                 continue;
             }
             self.failures = 0;
+            stuck = None;
             let next = self.progress.inner.lock().next.take();
             if let Some(next) = next {
                 if !next.gap {
@@ -157,6 +166,15 @@ impl Logger<'_> {
         }
     }
 
+    /// The disk or the map has failed for so long that applications should know.
+    fn fail_flushes(&mut self) {
+        let waiting = &mut self.waiting;
+        self.pipe.with(|s| waiting.append(&mut s.waiting));
+        while let Some(bio) = self.waiting.pop() {
+            bio.complete(Err(EIO));
+        }
+    }
+
     /// With nothing admitted meanwhile: after this the disk has everything, durably, and the map knows that.
     fn write_out(&mut self, items: &mut KVec<LogItem<Slice>>) -> Result {
         loop {
@@ -167,7 +185,6 @@ impl Logger<'_> {
             }
         }
         self.pipe.write_all()?;
-        self.pipe.bdev.flush()?;
         self.dirty.settle()
     }
 

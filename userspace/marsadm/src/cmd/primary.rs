@@ -289,7 +289,9 @@ fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadli
             }
             return Ok(Look::Missing(text));
         }
-        if released && !old.replay.as_ref().is_some_and(|p| p.reaches(&end)) {
+        // A disk that fails is a reason to hand over, not against it: what it did not take is in the log, which is here.
+        let broken = old.state_word() == "disk-error";
+        if released && !broken && !old.replay.as_ref().is_some_and(|p| p.reaches(&end)) {
             return Ok(Look::Missing(format!(
                 "'{}' has not written everything back yet",
                 old.host
