@@ -381,7 +381,7 @@ mod tests {
         let accept = |text: &str| {
             TreePath::parse(text.as_bytes())
                 .unwrap()
-                .accept_from_peer(&me)
+                .accept_from_peer(&me, b"1")
         };
         assert!(!accept("actual-alpha/alive"));
         assert!(!accept("resource-r0/actual-alpha/is-primary"));
