@@ -381,7 +381,7 @@ mod tests {
         let accept = |text: &str| {
             TreePath::parse(text.as_bytes())
                 .unwrap()
-                .accept_from_peer(&me)
+                .accept_from_peer(&me, b"1")
         };
         assert!(!accept("actual-alpha/alive"));
         assert!(!accept("resource-r0/actual-alpha/is-primary"));
@@ -389,5 +389,12 @@ mod tests {
         assert!(accept("resource-r0/actual-beta/is-primary"));
         assert!(accept("resource-r0/todo-alpha/attach"));
         assert!(accept("ips/ip-alpha"));
+        for key in ["replay", "syncstatus", "syncpos", "syncfrom"] {
+            let own = std::format!("resource-r0/{key}-alpha");
+            assert!(!accept(&own), "{own}");
+            assert!(accept(&std::format!("resource-r0/{key}-beta")));
+            let gone = TreePath::parse(own.as_bytes()).unwrap();
+            assert!(gone.accept_from_peer(&me, b".deleted"));
+        }
     }
 }
