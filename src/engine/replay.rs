@@ -39,6 +39,7 @@ use mars_core::{
     replay::{
         Defect,
         Extent,
+        Flaw,
         Next,
         Replayer, //
     },
@@ -172,8 +173,9 @@ impl Session {
                 // Behind what was known to be good there may be more: all that is in the file counts as far as it is good.
                 // (A primary completes flushes far more often than it tells the tree about its end.)
                 (true, Extent::Unknown, Some(file)) => {
+                    let size = file.size();
                     file.sync()?;
-                    self.synced = file.size();
+                    self.synced = size;
                 }
                 _ => (),
             }
@@ -200,12 +202,14 @@ impl Session {
         };
         // What a crash left in the page cache, or in a drive's, is not durable yet. Nor are perhaps the file's name and the
         // links that say that everything before this log is on the disk; once its first record is, they must be.
+        // Fetching may go on meanwhile: what comes after this moment is not durable when the sync has ended.
+        let size = file.size();
         file.sync()?;
         paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
         self.synced = match extent {
             Extent::Known(end) => end,
-            Extent::Unknown => file.size(),
+            Extent::Unknown => size,
         };
         let file = Arc::new(file, GFP_KERNEL)?;
         self.files
@@ -240,7 +244,19 @@ impl Session {
     #[inline(never)]
     fn step(&mut self, extent: Extent, stop: &impl Fn() -> bool) -> Result<Looked> {
         if !self.open(extent)? {
-            return Ok(Looked::Starved);
+            let header = u64::try_from(HEADER_SIZE)?;
+            // A header that has arrived and can't be read is damaged.
+            return Ok(if matches!(extent, Extent::Known(end) if end >= header) {
+                Looked::Bad(Defect {
+                    at: LogPos {
+                        number: self.at.log.number,
+                        pos: 0,
+                    },
+                    what: Flaw::Scan(EndReason::BadCrc),
+                })
+            } else {
+                Looked::Starved
+            });
         }
         let (Some(file), Some(replayer)) = (&self.file, &mut self.replayer) else {
             return Ok(Looked::Starved);
