@@ -396,8 +396,11 @@ mod tests {
         assert!(accept("resource-r0/todo-alpha/attach"));
         assert!(accept("ips/ip-alpha"));
         for key in ["replay", "syncstatus", "syncpos", "syncfrom", "gap"] {
-            assert!(!accept(&format!("resource-r0/{key}-alpha")));
-            assert!(accept(&format!("resource-r0/{key}-beta")));
+            let own = std::format!("resource-r0/{key}-alpha");
+            assert!(!accept(&own), "{own}");
+            assert!(accept(&std::format!("resource-r0/{key}-beta")));
+            let gone = TreePath::parse(own.as_bytes()).unwrap();
+            assert!(gone.accept_from_peer(&me, b".deleted"));
         }
         assert!(accept("resource-r0/version-000000001-alpha"));
     }
