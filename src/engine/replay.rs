@@ -124,6 +124,8 @@ struct Session {
     /// The present file is durable up to here.
     synced: u64,
     size: u64,
+    /// Fetching goes on beside it.
+    following: bool,
 }
 
 impl Session {
@@ -160,6 +162,7 @@ impl Session {
             known: false,
             synced: 0,
             size,
+            following: false,
         })
     }
 
@@ -294,6 +297,10 @@ impl Session {
             }
             let mut buf = Buf::new(rest)?;
             let n = file.read_at(&mut buf, self.at.pos)?;
+            if self.following && extent == Extent::Unknown {
+                // Fetching may just have begun to cut the file and to fill it again.
+                file.datasync()?;
+            }
             let buf = Arc::new(buf, GFP_KERNEL)?;
             let mut used = 0usize;
             loop {
@@ -595,7 +602,8 @@ impl Worker {
     /// Starts replaying at the replay link.
     pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let name = CString::try_from_fmt(format_args!("mars_rpl/{}", m.name))?;
-        let session = Session::new(m, bdev)?;
+        let mut session = Session::new(m, bdev)?;
+        session.following = true;
         Ok(Self {
             _thread: Thread::spawn(&name, move |ctx| follow(ctx, session))?,
         })
