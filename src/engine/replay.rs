@@ -136,6 +136,8 @@ struct Session {
     size: u64,
     /// This log of a former gap ends here, whatever the file has behind it.
     limit: Option<(LogName, u64)>,
+    /// Fetching goes on beside it.
+    following: bool,
 }
 
 impl Session {
@@ -172,6 +174,7 @@ impl Session {
             synced_at: 0,
             size,
             limit,
+            following: false,
         })
     }
 
@@ -325,6 +328,10 @@ impl Session {
             }
             let mut buf = Buf::new(rest)?;
             let n = read(file, &mut buf, self.at.pos)?;
+            if self.following && extent == Extent::Unknown {
+                // Fetching may just have begun to cut the file and to fill it again.
+                file.datasync()?;
+            }
             let buf = Arc::new(buf, GFP_KERNEL)?;
             let mut used = 0usize;
             loop {
@@ -668,7 +675,8 @@ impl Worker {
     /// Starts replaying at the replay link.
     pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let name = CString::try_from_fmt(format_args!("mars_rpl/{}", m.name))?;
-        let session = Session::new(m, bdev)?;
+        let mut session = Session::new(m, bdev)?;
+        session.following = true;
         let pipe = session.pipe.clone();
         Ok(Self {
             _thread: Thread::spawn(&name, move |ctx| follow(ctx, session))?,
