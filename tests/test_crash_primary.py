@@ -18,7 +18,7 @@ from marscase import sums
 from marscase import umount
 from marsvm import wait_until
 
-CRASHES = number("MARS_CRASHES", 4)
+CRASHES = number("MARS_CRASHES", 10)
 
 
 def restart(host):

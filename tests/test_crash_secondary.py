@@ -12,7 +12,7 @@ from marscase import progress
 from marscase import seeded
 from marsvm import wait_until
 
-CRASHES = number("MARS_CRASHES", 4)
+CRASHES = number("MARS_CRASHES", 10)
 
 LOAD = (
     f"fio --name=w --thread --filename={DEVICE} --rw=randwrite --bsrange=4k-64k --iodepth=4 --ioengine=libaio --direct=1 "

@@ -49,7 +49,7 @@ def queue(host, name):
     return int(host.run(f"cat '/sys/block/mars!t0/queue/{name}'").out)
 
 
-@pytest.mark.parametrize("name", ["block-open", "block-many", "block-groups", "block-finish-race"])
+@pytest.mark.parametrize("name", ["block-open", "block-many", "block-groups", "block-zeroes", "block-finish-race"])
 def test_case(selftest, lower, name):
     selftest.case(name, lower, timeout=LIMIT)
 

@@ -59,6 +59,20 @@ impl LogEnds {
         Ok(())
     }
 
+    /// Makes room for the end of the present log.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory: the log must not be closed now.
+    pub fn reserve(&mut self) -> Result<(), AllocError> {
+        self.closed.reserve(2, GFP_KERNEL)
+    }
+
+    /// The log that was made for a rotation will not be used.
+    pub fn cancel_rotation(&mut self) {
+        self.rotating = false;
+    }
+
     /// A rotation is under way, from [`Self::rotate`] until the next log is written. Meanwhile nobody may make that log once
     /// more, also not while the present one is being closed, which takes its time.
     pub fn is_rotating(&self) -> bool {

@@ -26,8 +26,10 @@
 extern crate std;
 
 pub mod buffer;
+pub mod completion;
 pub mod defect;
 pub mod digest;
+pub mod dirty;
 pub mod ends;
 pub mod fetch;
 pub mod lamport;
@@ -36,6 +38,7 @@ pub mod name;
 pub mod num;
 pub mod replay;
 pub mod resource;
+pub mod space;
 pub mod split_brain;
 pub mod succession;
 pub mod sync;
@@ -43,3 +46,4 @@ pub mod text;
 pub mod tree;
 pub mod wire;
 pub mod writeback;
+pub mod zeroes;

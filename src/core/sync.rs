@@ -163,14 +163,28 @@ impl SyncPlan {
     /// The next chunk for a worker; [`None`] if there is nothing to do at the moment. More may come when another worker
     /// gives a chunk back.
     pub fn next_chunk(&mut self) -> Option<Chunk> {
+        self.next_wanted(|_, _| true)
+    }
+
+    /// As [`Self::next_chunk`], but passes over chunks that are `wanted` by nobody: they count as done. `wanted` gets first
+    /// byte and length; a chunk that it wanted once it must want for ever.
+    pub fn next_wanted(&mut self, wanted: impl Fn(u64, u64) -> bool) -> Option<Chunk> {
         let index = if self.retry == 0 {
-            let used = self.next.saturating_sub(self.base);
-            if used >= WINDOW.into() || self.start_of(self.next) >= self.size {
-                return None;
+            loop {
+                let used = self.next.saturating_sub(self.base);
+                if used >= WINDOW.into() || self.start_of(self.next) >= self.size {
+                    return None;
+                }
+                let index = self.next;
+                self.next = index.checked_add(1)?;
+                let offset = self.start_of(index);
+                if wanted(offset, self.end_of(index).saturating_sub(offset)) {
+                    break index;
+                }
+                // INVARIANT: It was in none, and `advance` restores that bit 0 is clear.
+                self.done |= self.bit(index)?;
+                self.advance();
             }
-            let index = self.next;
-            self.next = index.checked_add(1)?;
-            index
         } else {
             self.base.checked_add(self.retry.trailing_zeros().into())?
         };
@@ -194,13 +208,7 @@ impl SyncPlan {
         let bit = self.take(chunk)?;
         // INVARIANT: `take` removed it from `busy`.
         self.done |= bit;
-        // INVARIANT: All bits and `base` move together.
-        while self.done & 1 != 0 {
-            self.done >>= 1;
-            self.busy >>= 1;
-            self.retry >>= 1;
-            self.base = self.base.saturating_add(1);
-        }
+        self.advance();
         let stats = &mut self.stats;
         stats.compared = stats.compared.saturating_add(chunk.len.into());
         stats.transferred = stats.transferred.saturating_add(cost.transferred);
@@ -259,6 +267,17 @@ impl SyncPlan {
     /// Size of the device.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Passes what is done without a gap.
+    fn advance(&mut self) {
+        // INVARIANT: All bits and `base` move together.
+        while self.done & 1 != 0 {
+            self.done >>= 1;
+            self.busy >>= 1;
+            self.retry >>= 1;
+            self.base = self.base.saturating_add(1);
+        }
     }
 
     /// Removes the chunk from `busy`.

@@ -10,10 +10,11 @@
 //!   rest in longer sorted stretches. The log has it all, so waiting risks nothing but the time of a recovery.
 //! * *The buffer fills up:* the deeper, the fuller; above [`Policy::pressure`] at full depth, before admissions have to wait.
 //! * *Draining* (detach, handover, log deletion): full depth, and the position is published as soon as all is done.
-//! * *The disk fails:* one I/O at a time, with a pause after each failure.
+//! * *The disk fails:* one I/O at a time, with a pause after each failure, which gets longer.
 //!
-//! Publishing needs a flush of the disk, which costs, so it happens at most every [`Policy::publish_ns`] while records come
-//! in, and otherwise as soon as the buffer has become empty.
+//! What was written stays in the buffer until a flush of the disk has succeeded. That costs, so it happens at most every
+//! [`Policy::publish_ns`] while records come in, and otherwise as soon as everything is written, or when what only waits
+//! for it fills [`Policy::landed`] of the buffer.
 
 /// Times and sizes; the defaults are for any disk from a single spindle to flash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,16 +23,23 @@ pub struct Policy {
     pub idle_depth: usize,
     /// I/Os in flight at most.
     pub max_depth: usize,
+    /// Nothing comes in once nothing was admitted for so long. One write after the other, each with a flush, is a load:
+    /// a write-back between two of them would only slow the next one down.
+    pub quiet_ns: u64,
     /// Under load, records get this old before they are written back.
     pub gather_ns: u64,
     /// From this share of the budget on (in percent) age does not matter.
     pub relaxed: u8,
     /// From this share of the budget on (in percent) everything is done at full depth.
     pub pressure: u8,
+    /// From this share of the budget on (in percent) what was written is flushed at once.
+    pub landed: u8,
     /// Smallest time between two flushes for the sake of the replay position.
     pub publish_ns: u64,
-    /// Pause after a failed I/O.
+    /// Pause after a failed I/O; twice as long after the next one, and so on.
     pub retry_ns: u64,
+    /// Longest pause.
+    pub max_retry_ns: u64,
 }
 
 impl Default for Policy {
@@ -39,11 +47,14 @@ impl Default for Policy {
         Self {
             idle_depth: 8,
             max_depth: 64,
+            quiet_ns: 30_000_000,
             gather_ns: 500_000_000,
             relaxed: 25,
             pressure: 60,
+            landed: 25,
             publish_ns: 1_000_000_000,
-            retry_ns: 1_000_000_000,
+            retry_ns: 500_000_000,
+            max_retry_ns: 8_000_000_000,
         }
     }
 }
@@ -55,22 +66,28 @@ pub struct View {
     pub dirty_bytes: usize,
     /// How much the buffer may hold.
     pub budget: usize,
-    /// I/Os in flight.
+    /// The part of it that is written and waits for a flush.
+    pub landed_bytes: usize,
+    /// All of it is written.
+    pub all_landed: bool,
+    /// Writes in flight.
     pub in_flight: usize,
+    /// A flush is in flight.
+    pub flushing: bool,
     /// Everything is to be written back as fast as possible.
     pub draining: bool,
-    /// The last I/O failed.
-    pub failing: bool,
+    /// So many I/Os failed since the last one that did not.
+    pub failures: u32,
     /// Now.
     pub now_ns: u64,
     /// When the last failed I/O ended.
     pub last_error_ns: u64,
     /// When the disk was flushed last, or that was tried.
     pub last_flush_ns: u64,
-    /// The mark has moved since it was published.
-    pub unpublished: bool,
-    /// Nothing comes in at the moment: all that was admitted is durable in the log.
+    /// All that was admitted is durable in the log.
     pub idle: bool,
+    /// When the last record was admitted.
+    pub last_admitted_ns: u64,
     /// When the oldest record that is not finished came in; `None` if that is not known (it counts as old).
     pub oldest_dirty_ns: Option<u64>,
     /// Bytes that come in each second, as far as known: a buffer that will be full soon is under pressure now.
@@ -82,7 +99,7 @@ pub struct View {
 pub struct Decision {
     /// How many I/Os to start.
     pub start: usize,
-    /// Take the mark, flush the disk, publish the mark.
+    /// Flush the disk.
     pub flush: bool,
     /// If there was nothing to do: look again after so long, unless something happens before.
     pub sleep_ms: u32,
@@ -114,6 +131,22 @@ pub fn may_admit(held_bytes: usize, length: usize, budget: usize) -> bool {
     held_bytes == 0 || held_bytes.saturating_add(length) <= budget
 }
 
+/// Whether `length` more bytes may wait to become zero; like [`may_admit`], but for what takes time instead of memory.
+pub fn may_admit_zeroes(waiting: u64, length: u32, limit: u64) -> bool {
+    waiting == 0 || waiting.saturating_add(u64::from(length)) <= limit
+}
+
+/// [`View::dirty_bytes`], when `waiting` bytes of at most `limit` are to become zero besides: they fill the buffer, too.
+pub fn fill(held_bytes: usize, budget: usize, waiting: u64, limit: u64) -> usize {
+    let budget = crate::num::to_u64(budget);
+    // Shifted, so that the product fits.
+    let share = (waiting >> 20)
+        .saturating_mul(budget)
+        .checked_div((limit >> 20).max(1))
+        .unwrap_or(0);
+    held_bytes.max(usize::try_from(share.min(budget)).unwrap_or(usize::MAX))
+}
+
 fn to_ms(ns: u64) -> u32 {
     let ms = ns.div_ceil(1_000_000).clamp(MIN_SLEEP_MS, MAX_SLEEP_MS);
     u32::try_from(ms).unwrap_or(u32::MAX)
@@ -121,16 +154,23 @@ fn to_ms(ns: u64) -> u32 {
 
 /// Time until the next flush, 0 for now; `None` without need.
 fn flush_in_ns(view: &View, policy: &Policy) -> Option<u64> {
-    if !view.unpublished {
+    if view.landed_bytes == 0 || view.flushing {
         return None;
     }
     let since = view.now_ns.saturating_sub(view.last_flush_ns);
-    if view.failing {
-        // A disk that does not write will hardly flush; still, what it did write may be published now and then.
-        return Some(policy.publish_ns.max(policy.retry_ns).saturating_sub(since));
+    if view.failures > 0 {
+        // A disk that does not write will hardly flush; still, what it did write may be finished now and then.
+        return Some(
+            policy
+                .publish_ns
+                .max(pause(view, policy))
+                .saturating_sub(since),
+        );
     }
-    let all_done = view.dirty_bytes == 0 && view.in_flight == 0;
-    if all_done && (view.draining || view.idle) {
+    if percent(view.landed_bytes, view.budget) >= policy.landed {
+        return Some(0);
+    }
+    if view.all_landed && (view.draining || view.idle) {
         // Not more often than ten times in a second, for an application that writes a little and often.
         let least = if view.draining {
             0
@@ -142,15 +182,24 @@ fn flush_in_ns(view: &View, policy: &Policy) -> Option<u64> {
     Some(policy.publish_ns.saturating_sub(since))
 }
 
+/// Pause after the failure that was the last one.
+fn pause(view: &View, policy: &Policy) -> u64 {
+    let twice = view.failures.saturating_sub(1).min(20);
+    policy
+        .retry_ns
+        .saturating_mul(1 << twice)
+        .min(policy.max_retry_ns)
+}
+
 /// How many I/Os should be in flight; if none, for how long.
 fn depth(view: &View, policy: &Policy) -> (usize, u64) {
     const FOREVER: u64 = u64::MAX;
-    if view.dirty_bytes == 0 {
+    if view.dirty_bytes == 0 || view.all_landed {
         return (0, FOREVER);
     }
-    if view.failing {
+    if view.failures > 0 {
         let since = view.now_ns.saturating_sub(view.last_error_ns);
-        let rest = policy.retry_ns.saturating_sub(since);
+        let rest = pause(view, policy).saturating_sub(since);
         return (usize::from(rest == 0), rest);
     }
     let soon = view
@@ -164,14 +213,20 @@ fn depth(view: &View, policy: &Policy) -> (usize, u64) {
     if view.draining || percent >= policy.pressure {
         return (policy.max_depth, FOREVER);
     }
-    if view.idle {
+    let silence = view.now_ns.saturating_sub(view.last_admitted_ns);
+    let quiet_in = if view.idle {
+        policy.quiet_ns.saturating_sub(silence)
+    } else {
+        FOREVER
+    };
+    if quiet_in == 0 {
         return (policy.idle_depth.min(policy.max_depth), FOREVER);
     }
     let age = view
         .oldest_dirty_ns
         .map_or(u64::MAX, |t| view.now_ns.saturating_sub(t));
     if percent < policy.relaxed && age < policy.gather_ns {
-        return (0, policy.gather_ns.saturating_sub(age));
+        return (0, policy.gather_ns.saturating_sub(age).min(quiet_in));
     }
     // From the modest depth at `relaxed` to the full one at `pressure`.
     let range = usize::from(policy.pressure.saturating_sub(policy.relaxed));
@@ -246,6 +301,22 @@ mod tests {
     }
 
     #[test]
+    fn given_one_flushed_write_after_the_other_when_asked_then_they_gather_until_it_is_quiet() {
+        let v = View {
+            idle: true,
+            last_admitted_ns: 100 * S - 10_000_000,
+            ..busy()
+        };
+        let d = now(v);
+        assert_eq!((d.start, d.sleep_ms), (0, 20));
+        let old = View {
+            oldest_dirty_ns: Some(99 * S),
+            ..v
+        };
+        assert_eq!(now(old).start, 8);
+    }
+
+    #[test]
     fn given_a_fuller_buffer_when_asked_then_the_depth_never_sinks_and_ends_at_full() {
         let mut last = 0;
         for mib in 0..=100 {
@@ -268,27 +339,42 @@ mod tests {
     fn given_draining_when_asked_then_all_goes_out_and_the_end_is_published_at_once() {
         let draining = View {
             draining: true,
-            unpublished: true,
+            landed_bytes: 5 * MIB,
             ..busy()
         };
         let d = now(draining);
         assert_eq!((d.start, d.flush), (64, false));
         let done = View {
-            dirty_bytes: 0,
+            all_landed: true,
             ..draining
         };
         assert!(now(done).flush);
-        let in_flight = View {
-            in_flight: 1,
+        assert_eq!(now(done).start, 0);
+        let under_way = View {
+            flushing: true,
             ..done
         };
-        assert!(!now(in_flight).flush);
+        assert!(!now(under_way).flush);
     }
 
     #[test]
-    fn given_a_moved_mark_when_asked_then_it_is_published_once_in_a_second() {
+    fn given_much_that_waits_for_a_flush_when_asked_then_it_is_flushed_before_the_buffer_is_full() {
         let v = View {
-            unpublished: true,
+            landed_bytes: 20 * MIB,
+            ..busy()
+        };
+        assert!(!now(v).flush);
+        let v = View {
+            landed_bytes: 25 * MIB,
+            ..v
+        };
+        assert!(now(v).flush);
+    }
+
+    #[test]
+    fn given_something_written_when_asked_then_it_is_flushed_once_in_a_second() {
+        let v = View {
+            landed_bytes: MIB,
             last_flush_ns: 100 * S - 900_000_000,
             ..busy()
         };
@@ -304,7 +390,7 @@ mod tests {
         assert!(
             !now(View {
                 last_flush_ns: 0,
-                unpublished: false,
+                landed_bytes: 0,
                 ..v
             })
             .flush
@@ -314,13 +400,19 @@ mod tests {
     #[test]
     fn given_a_failing_disk_when_asked_then_one_io_is_tried_after_a_pause_even_if_draining() {
         let v = View {
-            failing: true,
+            failures: 2,
             draining: true,
             last_error_ns: 100 * S - S / 4,
             ..busy()
         };
         let d = now(v);
         assert_eq!((d.start, d.sleep_ms), (0, 750));
+        let often = View {
+            failures: u32::MAX,
+            last_error_ns: 92 * S,
+            ..v
+        };
+        assert_eq!(now(often).start, 1, "no pause is longer than eight seconds");
         assert_eq!(
             now(View {
                 last_error_ns: 99 * S,
@@ -346,9 +438,9 @@ mod tests {
             let flag = |n: u32| (bits >> n) & 1 == 1;
             let v = View {
                 draining: flag(0),
-                failing: flag(1),
+                failures: u32::from(flag(1)),
                 idle: flag(2),
-                unpublished: flag(3),
+                landed_bytes: if flag(3) { MIB } else { 0 },
                 oldest_dirty_ns: flag(4).then_some(0),
                 budget: if flag(5) { 0 } else { 100 * MIB },
                 ..busy()
@@ -357,6 +449,17 @@ mod tests {
             assert!((1..=1000).contains(&d.sleep_ms));
             assert!(d.start <= 64);
         }
+    }
+
+    #[test]
+    fn given_much_to_become_zero_when_asked_then_it_counts_like_a_buffer_as_full() {
+        assert!(may_admit_zeroes(0, 200, 100));
+        assert!(!may_admit_zeroes(1, 100, 100));
+        assert!(may_admit_zeroes(50, 50, 100));
+        assert_eq!(fill(5 * MIB, 100 * MIB, 0, 64 << 30), 5 * MIB);
+        assert_eq!(fill(5 * MIB, 100 * MIB, 32 << 30, 64 << 30), 50 * MIB);
+        assert_eq!(fill(5 * MIB, 100 * MIB, u64::MAX, 64 << 30), 100 * MIB);
+        assert_eq!(fill(7, 0, 1 << 40, 0), 7);
     }
 
     #[test]

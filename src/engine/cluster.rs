@@ -17,14 +17,13 @@ use crate::{
         control,
         env::Env,
         member::Member,
-        paths,
         peer::Peer,
+        reserve,
         server::Server,
         text,
         tunables, //
     },
     sys::{
-        dir,
         thread::{
             Thread,
             ThreadCtx, //
@@ -116,6 +115,11 @@ impl Cluster {
     /// Signs of life and facts about this host.
     fn say_alive(&self) {
         let env = &self.env;
+        let level = env.space.level();
+        env.space.look(true);
+        if env.space.level() != level {
+            env.kick_members();
+        }
         let now = env.clock.now();
         let say = |key: &str, value: core::fmt::Arguments<'_>| {
             let r =
@@ -140,15 +144,19 @@ impl Cluster {
         say("usable", format_args!("4,5,0x00040000"));
         say("buildtag", format_args!("mars-rust-{VERSION}"));
         say("module", format_args!("{VERSION}"));
-        say("emergency", format_args!("0"));
+        say("emergency", format_args!("{}", env.space.level()));
         say("used-log-digest", format_args!("262144"));
         say("used-net-digest", format_args!("262144"));
         say("used-log-compression", format_args!("0"));
         say("used-net-compression", format_args!("0"));
-        if let Ok(space) = dir::statfs(paths::ROOT) {
-            say("rest-space", format_args!("{}", space.avail >> 30));
+        let space = env.space.space();
+        if space.total > 0 {
+            say("rest-space", format_args!("{}", space.free >> 30));
             say("total-space", format_args!("{}", space.total >> 30));
-            say("rest-bytes", format_args!("{}", space.avail >> 20 << 20));
+            say("rest-bytes", format_args!("{}", space.free >> 20 << 20));
+        }
+        if env.space.level() <= 1 {
+            reserve::fill();
         }
     }
 

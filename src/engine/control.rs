@@ -26,6 +26,10 @@ use mars_core::{
         Step,
         Work, //
     },
+    space::{
+        rotate_at,
+        Shortage, //
+    },
     split_brain::{
         compare,
         Relation, //
@@ -34,7 +38,8 @@ use mars_core::{
         is_consistent,
         next_number, //
     },
-    tree::value::ReplayLink, //
+    tree::value::ReplayLink,
+    zeroes, //
 };
 
 use crate::{
@@ -53,6 +58,7 @@ use crate::{
             Pipeline, //
         },
         replay,
+        space,
         sync,
         tunables, //
     },
@@ -73,8 +79,14 @@ use crate::{
 
 /// How often the tree is looked at when nobody kicks, in milliseconds.
 const TICK_MS: u32 = 500;
+/// Smallest time between two rounds: who kicks often must not take the processor from those who do the work.
+const PAUSE_MS: u32 = 25;
+/// How often figures that change all the time are written to the tree: each one travels to all other hosts.
+const FIGURES_NS: u64 = 250_000_000;
 /// Pause after a disk that could not be opened, or a role change that failed.
 const RETRY_MS: u64 = 5_000;
+/// So much is buffered at most while logging may stop soon.
+const SHORT_BUFFER: usize = 64 << 20;
 
 /// A disk that is open, and its followers. Fields drop in this order: workers before the disk.
 struct Secondary {
@@ -113,6 +125,15 @@ struct Control {
     retry_at: u64,
     /// Why the last step failed.
     failure: Option<Reason>,
+    /// Monotonic time when it was seen that nothing is logged any more.
+    stopped_at: Option<u64>,
+    /// Why there is no room for logs.
+    shortage: Option<Shortage>,
+    /// The resource comes near to its own limits.
+    near_limit: bool,
+    /// Whether this round writes figures that change all the time, and the monotonic time when that was done last.
+    figures: bool,
+    figures_at: u64,
 }
 
 /// Spawns the control thread of `m`. It ends, with everything detached, some time after it was asked to stop.
@@ -124,6 +145,11 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             running: Running::Detached,
             retry_at: 0,
             failure: None,
+            stopped_at: None,
+            shortage: None,
+            near_limit: false,
+            figures: true,
+            figures_at: 0,
         };
         c.run(ctx);
     })
@@ -135,13 +161,23 @@ impl Control {
             let stopping = ctx.should_stop() || self.m.env.is_stopping();
             let o = self.observe(stopping);
             let step = decide(self.role(), &o);
+            let now = time::mono_ns();
+            self.figures = !matches!(step, Step::Stay | Step::Follow(_))
+                || now.saturating_sub(self.figures_at) >= FIGURES_NS;
+            if self.figures {
+                self.figures_at = now;
+            }
             self.act(step, ctx);
             self.publish(step, &o);
             if matches!(self.running, Running::Detached) && ctx.should_stop() {
                 return;
             }
-            let ms = if stopping { 20 } else { TICK_MS };
-            self.m.kick.wait_timeout(ms);
+            if stopping {
+                self.m.kick.wait_timeout(20);
+            } else {
+                ctx.sleep_ms(PAUSE_MS);
+                self.m.kick.wait_timeout(TICK_MS);
+            }
         }
     }
 
@@ -176,7 +212,7 @@ impl Control {
             },
             synced: size.is_some() && m.number(format_args!("syncstatus-{me}")) == size,
             consistent: self.is_consistent(),
-            split_brain: self.role() != Role::Primary && self.has_diverged(),
+            split_brain: self.role() != Role::Primary && (self.has_diverged() || self.has_more()),
             settled: m.env.is_settled(),
         }
     }
@@ -189,6 +225,15 @@ impl Control {
             .get(format_args!("syncpos-{me}"))
             .map(|v| ReplayLink::parse(v.as_bytes()));
         is_consistent(syncpos, self.m.replay_link(&me))
+    }
+
+    /// Whether this disk has what no log has, while another host is designated: what it would replay does not go on here,
+    /// also if this host's history can't say so yet.
+    fn has_more(&self) -> bool {
+        let me = self.m.me();
+        self.m.dirty.is_open()
+            && self.m.designated().is_some_and(|h| h != me)
+            && self.m.number(format_args!("syncstatus-{me}")) == self.m.size()
     }
 
     /// Whether this host's history and that of another member exclude each other.
@@ -273,6 +318,19 @@ impl Control {
                 format_args!("the disk has {} bytes, the resource needs {size}; enlarge the disk or use another", bdev.size()),
             ));
         }
+        match m.dirty.prepare(m, size) {
+            // Only a primary must have it; it tries again.
+            Err(e) if e == ENOSPC || e == EDQUOT => pr_warn!(
+                "{}: there is no room in /mars for the dirty map\n",
+                m.name.as_str()
+            ),
+            r => r.map_err(|e| {
+                fail(
+                    "disk-error",
+                    format_args!("the dirty map in /mars can't be read or written: {e:?}"),
+                )
+            })?,
+        }
         let bdev = Arc::new(bdev, GFP_KERNEL).map_err(no_memory)?;
         self.share(Some(bdev.clone()), false);
         let secondary = Secondary {
@@ -294,6 +352,7 @@ impl Control {
     fn detach(&mut self) {
         self.share(None, false);
         self.running = Running::Detached;
+        self.m.dirty.forget();
         self.m.fetch.forget();
         self.m.set_trouble(None);
     }
@@ -317,6 +376,12 @@ impl Control {
         }
         if work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished) {
             s.sync = None;
+            m.dirty.clear().map_err(|e| {
+                fail(
+                    "no-space",
+                    format_args!("the dirty map can't be cleared: {e:?}"),
+                )
+            })?;
             s.sync = Some(
                 sync::Workers::start(m.clone(), s.bdev.clone())
                     .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
@@ -337,6 +402,7 @@ impl Control {
             }
             fetch::choose(&m);
         }
+        space::unlink_old(&m, false);
         Ok(())
     }
 
@@ -356,8 +422,10 @@ impl Control {
             format_args!("actual-{me}/state"),
             format_args!("recovering"),
         );
-        let end = replay::to_end(&m, &bdev, ctx)
-            .map_err(|e| fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed")))?;
+        m.dirty
+            .prepare(&m, m.size().unwrap_or(0))
+            .map_err(|e| fail("no-space", format_args!("there is no room for the dirty map: {e:?}; a primary needs it for the time when /mars is full")))?;
+        let end = replay::to_end(&m, &bdev, ctx).map_err(recovery_failed)?;
         let max = m
             .number(format_args!("maxnr"))
             .and_then(|n| u32::try_from(n).ok())
@@ -367,23 +435,26 @@ impl Control {
             number,
             creator: me,
         };
-        let log = self.create_log(name)?;
-        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
-        m.set_version(&name, header)
-            .and_then(|()| m.set_replay(&name, header, header))
-            .map_err(|e| {
+        let log = self.first_log(&bdev, &end, name)?;
+        if log.is_some() {
+            let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+            m.set_version(&name, header)
+                .and_then(|()| m.set_replay(&name, header, header))
+                .map_err(|e| {
+                    fail(
+                        "no-space",
+                        format_args!("the links of log {name} can't be written: {e:?}; is /mars full or read-only?"),
+                    )
+                })?;
+            self.note_maxnr(number);
+            paths::sync_resource_dir(&m.name).map_err(|e| {
                 fail(
-                    "no-space",
-                    format_args!("the links of log {name} can't be written: {e:?}; is /mars full or read-only?"),
+                    "disk-error",
+                    format_args!("/mars can't be made durable: {e:?}"),
                 )
             })?;
-        self.note_maxnr(number);
-        paths::sync_resource_dir(&m.name).map_err(|e| {
-            fail(
-                "disk-error",
-                format_args!("/mars can't be made durable: {e:?}"),
-            )
-        })?;
+        }
+        let name = if log.is_some() { name } else { end.log };
         let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
             self.share(Some(bdev), false);
             fail(
@@ -396,17 +467,70 @@ impl Control {
         Ok(())
     }
 
+    /// Log `name` of a new primary whose disk stands at `end`; `None`: there is no room for it, and it starts in emergency mode.
     #[inline(never)]
-    fn create_log(&self, name: LogName) -> Result<KBox<LogFile>, Reason> {
+    fn first_log(
+        &self,
+        bdev: &BlockDevice,
+        end: &replay::At,
+        name: LogName,
+    ) -> Result<Option<KBox<LogFile>>, Reason> {
         let m = &self.m;
-        let uuid = m.env.uuid().map_err(no_memory)?;
-        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now()).map_err(|e| {
+        let map = |e: Error| {
             fail(
                 "no-space",
-                format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?"),
+                format_args!("the dirty map can't be written: {e:?}; make room in /mars"),
+            )
+        };
+        // What this disk has counts from here on, also of what a crash left in its cache.
+        bdev.flush().map_err(|e| {
+            fail(
+                "disk-error",
+                format_args!("the disk can't be flushed: {e:?}"),
             )
         })?;
-        KBox::new(log, GFP_KERNEL).map_err(no_memory)
+        if m.dirty.is_distrusted() {
+            m.dirty
+                .open_gap(m.now(), end.log, end.pos, name.number)
+                .map_err(map)?;
+        }
+        let gap = m.dirty.is_open();
+        // Where nothing was ever logged nobody waits yet, and an administrator is there.
+        let fresh = end.pos == 0;
+        if fresh || space::verdict(m, gap.then_some(u64::MAX)).log.is_ok() {
+            match self.try_create_log(name, gap) {
+                Ok(log) => {
+                    if gap {
+                        m.dirty.close_gap(name.number).map_err(map)?;
+                    }
+                    return Ok(Some(log));
+                }
+                Err(e) if !fresh && (e == ENOSPC || e == EDQUOT) => (),
+                Err(e) => return Err(log_failed(&name, e)),
+            }
+        }
+        pr_err!(
+            "{}: EMERGENCY MODE from the start: there is no room in /mars for a log\n",
+            m.name.as_str()
+        );
+        m.dirty
+            .open_gap(m.now(), end.log, end.pos, name.number)
+            .and_then(|()| m.dirty.settle())
+            .map_err(map)?;
+        Ok(None)
+    }
+
+    #[inline(never)]
+    fn try_create_log(&self, name: LogName, gap: bool) -> Result<KBox<LogFile>> {
+        let m = &self.m;
+        let uuid = m.env.uuid()?;
+        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now(), gap)?;
+        Ok(KBox::new(log, GFP_KERNEL)?)
+    }
+
+    fn create_log(&self, name: LogName, gap: bool) -> Result<KBox<LogFile>, Reason> {
+        self.try_create_log(name, gap)
+            .map_err(|e| log_failed(&name, e))
     }
 
     fn note_maxnr(&self, number: u32) {
@@ -419,7 +543,7 @@ impl Control {
     fn start_primary(
         &self,
         bdev: Arc<BlockDevice>,
-        log: KBox<LogFile>,
+        log: Option<KBox<LogFile>>,
         name: LogName,
     ) -> Result<KBox<Primary>> {
         let m = &self.m;
@@ -435,6 +559,7 @@ impl Control {
             &thread("log")?,
             pipe.clone(),
             m.progress.clone(),
+            m.dirty.clone(),
             m.env.clock.clone(),
             log,
             move || kicker.kick.signal(),
@@ -443,6 +568,7 @@ impl Control {
         let reader = device.spawn_reader(&thread("rd")?)?;
         let me = m.me();
         let dev = m.get(format_args!("device-{me}")).ok_or(ENOENT)?;
+        let backing = pipeline::backing(&bdev);
         let params = DiskParams {
             size: m.size().ok_or(EINVAL)?,
             logical_block_size: bdev.logical_block_size(),
@@ -452,13 +578,20 @@ impl Control {
             dma_alignment: bdev.dma_alignment(),
             write_cache: true,
             rotational: bdev.is_rotational(),
+            max_zeroes: zeroes::MAX_REQUEST,
+            discard_granularity: backing.offers_discard(),
         };
         self.share(Some(bdev.clone()), true);
         let disk = Disk::new(dev.as_str(), &params, device.clone())?;
         pr_info!(
-            "{}: /dev/mars/{} is there, logging to {:?}\n",
+            "{}: /dev/mars/{} is there, {} {:?}\n",
             res.as_str(),
             dev.as_str(),
+            if m.dirty.is_open() {
+                "without a log since"
+            } else {
+                "logging to"
+            },
             name
         );
         Ok(KBox::new(
@@ -490,8 +623,10 @@ impl Control {
             return Ok(());
         }
         p.removing = true;
-        // Nothing is given up as long as somebody can still make room in /mars; the next round tries again.
-        if p.pipe.with(|s| s.buffer.undurable()) > 0 && !unloading() {
+        // Nothing is given up as long as somebody can still make room in /mars; the next round tries again. A log whose disk
+        // fails has told so to every flush: what none of them confirmed ends with the device, as with any disk.
+        let (undurable, log_failed) = p.pipe.with(|s| (s.buffer.undurable(), s.log_failed()));
+        if undurable > 0 && !log_failed && !unloading() {
             p.pipe.log_work.signal();
             return Ok(());
         }
@@ -566,12 +701,24 @@ impl Control {
             p.disk.cancel_removal();
             p.removing = false;
         }
-        // Asked first: the logger may switch at any moment, and then what is current is seen below.
-        let rotating = m.progress.is_rotating();
-        let Some((current, end)) = m.publish_logs() else {
+        if self.watch_space()? {
+            return Ok(());
+        }
+        let Running::Primary(p) = &mut self.running else {
             return Ok(());
         };
-        p.log = current;
+        // Asked first: the logger may switch at any moment, and then what is current is seen below.
+        let rotating = m.progress.is_rotating();
+        let Some((mut current, mut end)) = m.progress.current() else {
+            return Ok(());
+        };
+        if self.figures || current != p.log {
+            match m.publish_logs() {
+                Some(now) => (current, end) = now,
+                None => return Ok(()),
+            }
+            p.log = current;
+        }
         // Everything of the logs before is on the disk: they are no longer needed here.
         let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
         if let Some(link) = m.replay_link(&m.me()) {
@@ -595,12 +742,13 @@ impl Control {
         let asked = paths::log(&m.name, &next)
             .and_then(|p| dir::stat(&p))
             .is_ok_and(|s| s.kind == dir::EntryKind::File && s.size == 0);
-        let limit = u64::from(tunables::LOGROT_AUTO_GB.get())
-            .saturating_mul(1 << 30)
-            .min(m.env.space_total() / 32)
-            .max(64 << 20);
+        let limit = rotate_at(
+            tunables::LOGROT_AUTO_GB.get(),
+            m.env.space.space().total,
+            m.env.space.level(),
+        );
         if asked || end >= limit {
-            let log = self.create_log(next)?;
+            let log = self.create_log(next, false)?;
             self.note_maxnr(next.number);
             m.progress.rotate_to(log).map_err(no_memory)?;
             if let Running::Primary(p) = &self.running {
@@ -608,6 +756,62 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Stops logging where there is no room for it, and goes back to it. `true`: nothing is logged.
+    #[inline(never)]
+    fn watch_space(&mut self) -> Result<bool, Reason> {
+        let m = self.m.clone();
+        let Running::Primary(p) = &self.running else {
+            return Ok(false);
+        };
+        space::unlink_old(&m, true);
+        let gap = m.dirty.is_open();
+        let stopped_ms = gap.then(|| {
+            let now = time::mono_ns();
+            let since = *self.stopped_at.get_or_insert(now);
+            now.saturating_sub(since) / 1_000_000
+        });
+        if !gap {
+            self.stopped_at = None;
+        }
+        let v = space::verdict(&m, stopped_ms);
+        if v.near != self.near_limit {
+            self.near_limit = v.near;
+            if v.near {
+                pr_warn!(
+                    "{}: its logs come near to the limit of this resource ({} bytes)\n",
+                    m.name.as_str(),
+                    v.used
+                );
+            }
+        }
+        self.shortage = v.log.err();
+        if !gap {
+            m.progress.stop_logging(v.log.is_err());
+            let level = m.env.space.level();
+            p.pipe.with(|s| {
+                if !s.unlogged {
+                    // What is buffered when logging stops has to go to the disk before the next flush is complete.
+                    s.cap = if level >= 3 { SHORT_BUFFER } else { usize::MAX };
+                }
+            });
+            if v.log.is_err() {
+                p.pipe.log_work.signal();
+            }
+            m.dirty.clear_if_done(&m);
+            return Ok(false);
+        }
+        m.progress.stop_logging(false);
+        m.publish_logs();
+        let next = m.dirty.last_gap().map(|(_, _, next)| next);
+        if let Some(next) = next.filter(|_| v.log.is_ok() && !m.progress.is_rotating()) {
+            let log = self.create_log(next, true)?;
+            self.note_maxnr(next.number);
+            m.progress.rotate_to(log).map_err(no_memory)?;
+            p.pipe.log_work.signal();
+        }
+        Ok(true)
     }
 
     /// Writes what is.
@@ -635,16 +839,32 @@ impl Control {
         };
         bit("is-syncing", syncing);
         bit("is-replaying", replaying);
-        bit("is-copying", fetching);
+        let gap = m.dirty.is_open();
+        bit("is-emergency", gap && role == Role::Primary);
+        if role != Role::Detached {
+            // Also in a secondary, until it is primary again.
+            bit("has-gap", gap);
+        }
+        bit(
+            "has-emergency",
+            role == Role::Primary && self.shortage.is_some(),
+        );
+        if let Some(bytes) = m.dirty.dirty_bytes() {
+            m.set(
+                format_args!("actual-{me}/dirty-bytes"),
+                format_args!("{bytes}"),
+            );
+        } else if m.get(format_args!("actual-{me}/dirty-bytes")).is_some() {
+            m.set(format_args!("actual-{me}/dirty-bytes"), format_args!("0"));
+        }
+        // While the workers run it changes with every request.
+        let may_fetch = matches!(&self.running, Running::Secondary(s) if s.fetch.is_some());
+        if self.figures || !may_fetch {
+            bit("is-copying", fetching);
+        }
         let mut opened = 0;
         if let Running::Primary(p) = &self.running {
             opened = p.disk.open_count();
-            if let Some((log, end)) = m.publish_logs() {
-                m.set(
-                    format_args!("actual-{me}/log-end"),
-                    format_args!("{log},{end}"),
-                );
-            }
             let mut holder = KVec::new();
             let _ = p.disk.holder(&mut holder);
             let holder = core::str::from_utf8(&holder)
@@ -655,6 +875,29 @@ impl Control {
                 format_args!("actual-{me}/device-holder"),
                 format_args!("{holder}"),
             );
+        }
+        if self.figures {
+            self.publish_figures();
+        }
+        m.set(
+            format_args!("actual-{me}/open-count"),
+            format_args!("{opened}"),
+        );
+        self.publish_state(step, o, syncing, replaying);
+    }
+
+    /// What changes all the time.
+    #[inline(never)]
+    fn publish_figures(&self) {
+        let m = &self.m;
+        let me = m.me();
+        if let Running::Primary(p) = &self.running {
+            if let Some((log, end)) = m.publish_logs() {
+                m.set(
+                    format_args!("actual-{me}/log-end"),
+                    format_args!("{log},{end}"),
+                );
+            }
             m.set(
                 format_args!("actual-{me}/write-back"),
                 format_args!("{}", p.pipe.with(|s| s.buffer.bytes())),
@@ -665,11 +908,14 @@ impl Control {
                 format_args!("{log},{pos}"),
             );
         }
-        m.set(
-            format_args!("actual-{me}/open-count"),
-            format_args!("{opened}"),
-        );
-        self.publish_state(step, o, syncing, replaying);
+    }
+
+    /// Whether the designated primary says that it does not log.
+    fn emergency_elsewhere(&self) -> bool {
+        let me = self.m.me();
+        self.m
+            .designated()
+            .is_some_and(|h| h != me && self.m.switch(format_args!("actual-{h}/is-emergency")))
     }
 
     #[inline(never)]
@@ -694,12 +940,21 @@ impl Control {
             return state(r.word, format_args!(" {}", r.text()));
         }
         code(if replaying { 0 } else { 1 });
-        let disk_error = match &self.running {
-            Running::Primary(p) => p.pipe.with(|s| s.disk_error),
-            _ => None,
-        };
-        if let Some(e) = disk_error {
-            return state("disk-error", format_args!(" writing back fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
+        match &self.running {
+            Running::Primary(p) => {
+                if let Some(e) = p.pipe.with(|s| s.disk_error) {
+                    return state("disk-error", format_args!(" writing to the disk fails ({e:?}); the data is safe in buffer and log. Replace the disk or hand over"));
+                }
+                if let Some(e) = p.pipe.with(|s| s.log_error) {
+                    return state("disk-error", format_args!(" the log can't be written ({e:?}), the disk of /mars fails; flushes fail, and nothing new is replicated. Repair it"));
+                }
+            }
+            Running::Secondary(s) => {
+                if let Some(e) = s.replay.as_ref().and_then(replay::Worker::disk_error) {
+                    return state("disk-error", format_args!(" replay can't write to the disk ({e:?}); it goes on by itself as soon as it can. Repair or replace the disk"));
+                }
+            }
+            Running::Detached => (),
         }
         if let (Running::Primary(_), Some(e)) = (&self.running, m.progress.error()) {
             return state(
@@ -707,17 +962,39 @@ impl Control {
                 format_args!(" the log can't be written ({e:?}); writes wait. Make room in /mars"),
             );
         }
+        if let (Running::Primary(_), true) = (&self.running, m.dirty.is_open()) {
+            let why = match self.shortage {
+                Some(Shortage::Limit) => {
+                    "less than this resource's emergency-limit is free in /mars"
+                }
+                Some(Shortage::Budget) => "its logs exceed this resource's space-limit",
+                Some(Shortage::Held) => "there is room again, but logger_resume is 0",
+                Some(Shortage::NotYet) => "there is not yet enough room in /mars",
+                Some(Shortage::Jammed) => "/mars is full",
+                None => "logging begins again",
+            };
+            return state("emergency", format_args!(" {why}: applications go on, nothing is logged, replicas stay where they are. Make room: marsadm log-delete-all {}, let members that are away catch up or leave, or enlarge /mars", m.name));
+        }
+        let elsewhere = self.emergency_elsewhere();
         match (step, &self.running) {
             (Step::WaitForClose, _) => state("stopping", format_args!(" the device is still open; close it")),
             (_, Running::Primary(_)) => state("primary", format_args!("")),
             (_, Running::Detached) => state("detached", format_args!("")),
             _ if o.split_brain => state("split-brain", format_args!(" this host and another have written different histories; decide which one survives and run 'marsadm invalidate {}' on the other", m.name)),
             (Step::RefuseInconsistent(_), _) => state("waiting", format_args!(" designated primary, but the disk is not consistent yet")),
+            _ if elsewhere && !syncing => state("waiting", format_args!(" the primary's /mars is full, it does not log (emergency mode). This replica stays as it is and goes on by itself when there is room on the primary")),
             _ if syncing => state("syncing", format_args!("")),
             _ if replaying => state("replaying", format_args!("")),
             _ => state("secondary", format_args!("")),
         }
     }
+}
+
+fn log_failed(name: &LogName, e: Error) -> Reason {
+    fail(
+        "no-space",
+        format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?"),
+    )
 }
 
 /// A position became durable on the primary's disk.
@@ -732,6 +1009,14 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
         _ => pos.pos,
     };
     m.advance(&name, pos.pos, end, false).is_ok()
+}
+
+#[cold]
+fn recovery_failed(e: Error) -> Reason {
+    if e == EBADMSG || e == ENOENT {
+        return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed"));
+    }
+    fail("disk-error", format_args!("recovery of the local log failed: {e:?}; it is tried again. See the kernel log for the disk that fails"))
 }
 
 fn fail(word: &'static str, text: core::fmt::Arguments<'_>) -> Reason {

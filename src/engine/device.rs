@@ -3,8 +3,9 @@
 //! `/dev/mars/<resource>`: what the application's bios become.
 //!
 //! A write is copied and checksummed into the write buffer and is complete, as with any disk that has a volatile write
-//! cache; a flush or FUA waits until everything admitted before it is durable in the log. A read goes to the backing disk
-//! unless buffered data overlaps it.
+//! cache (unless `mars_core::completion` says that it waits); a flush or FUA waits until everything admitted before it is
+//! durable in the log. Discards and writes of zeros are
+//! records like any other, only without data. A read goes to the backing disk unless buffered data overlaps it.
 //!
 //! Context: [`DiskOps::submit`] runs in the submitter's context and may sleep (bio based disk), but must not wait for a
 //! bio of its own: those queue up behind it. Reads that need disk *and* buffer are therefore given to a thread. Nothing
@@ -25,28 +26,33 @@ use kernel::{
 
 use mars_core::{
     buffer::{
+        gaps,
         Coverage,
         Kind,
         Overlap, //
     },
+    completion,
+    digest::crc,
     log::MAX_PAYLOAD, //
 };
 
 use crate::{
     engine::{
         clock::Clock,
+        digest::KernelDigest,
         member::Member,
         pipeline::{
             Pipeline,
             Slice, //
-        }, //
+        },
+        tunables, //
     },
     sys::{
         bio::{
             BioOp,
             IncomingBio, //
         },
-        checksum,
+        buf::Buf,
         disk::DiskOps,
         event::Event,
         thread::{
@@ -153,9 +159,8 @@ impl Device {
             };
             match next {
                 Some(mut read) => {
-                    let r = read
-                        .bio
-                        .read_through(&self.pipe.bdev)
+                    let r = self
+                        .read_around(&mut read)
                         .and_then(|()| overlay(&mut read.bio, &read.overlaps));
                     read.bio.complete(r);
                 }
@@ -167,6 +172,33 @@ impl Device {
         }
     }
 
+    /// Reads from the disk what is not buffered. The whole range at once is cheaper; but a place that the disk can't read
+    /// must not fail a read that needs nothing from there.
+    fn read_around(&self, read: &mut MixedRead) -> Result {
+        let _noio = NoIo::enter();
+        let Err(e) = read.bio.read_through(&self.pipe.bdev) else {
+            return Ok(());
+        };
+        let base = read.bio.offset();
+        for (offset, length) in gaps(base, read.bio.len(), &read.overlaps) {
+            let len = usize::try_from(length)?;
+            let mut buf = Buf::new(len).map_err(|_| e)?;
+            self.pipe.bdev.read_at(&mut buf, 0, len, offset)?;
+            let at = u32::try_from(offset.saturating_sub(base))?;
+            read.bio.copy_from_buf(at, buf.get(..len).ok_or(EIO)?)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a write is only complete when it, and all that was complete before, is durable in the log.
+    fn must_be_durable(&self, bio: &IncomingBio) -> bool {
+        completion::waits(
+            tunables::completion(),
+            bio.is_sync(),
+            bio.is_fua() || bio.is_preflush(),
+        )
+    }
+
     fn write(&self, bio: IncomingBio) {
         let _noio = NoIo::enter();
         let offset = bio.offset();
@@ -174,7 +206,7 @@ impl Device {
         self.counters.writes.add(1, Relaxed);
         self.counters.write_bytes.add(u64::from(len), Relaxed);
         let mut done = 0;
-        let durable = bio.is_fua() || bio.is_preflush();
+        let durable = self.must_be_durable(&bio);
         while done < len {
             let piece = (len - done).min(MAX_PAYLOAD);
             let last = done + piece == len;
@@ -188,7 +220,7 @@ impl Device {
                     Err(_) => time::sleep_ms(10),
                 }
             };
-            let crc = !checksum::crc32c(!0, &buf);
+            let crc = crc::<KernelDigest>(&[&buf]);
             let stamp = self.clock.now().as_nanos();
             let at = offset + u64::from(done);
             let data = Slice { buf, off: 0 };
@@ -220,10 +252,31 @@ impl Device {
         bio.complete(Ok(()));
     }
 
+    /// A discard or a write of zeros: one record without data.
+    fn zero(&self, bio: IncomingBio, kind: Kind) {
+        let _noio = NoIo::enter();
+        let (offset, len) = (bio.offset(), bio.len());
+        self.counters.writes.add(1, Relaxed);
+        let durable = self.must_be_durable(&bio);
+        let stamp = self.clock.now().as_nanos();
+        let mut slot = Some(bio);
+        let r = self.pipe.admit(kind, offset, len, stamp, 0, None, |s| {
+            if durable {
+                if let Some(b) = slot.take() {
+                    s.waiting.push(b);
+                }
+            }
+        });
+        match slot {
+            Some(b) => b.complete(r),
+            None => self.pipe.log_work.signal(),
+        }
+    }
+
     fn flush(&self, bio: IncomingBio) {
         let mut slot = Some(bio);
         let idle = self.pipe.with(|s| {
-            let idle = s.buffer.undurable() == 0;
+            let idle = s.is_durable();
             if !idle {
                 if let Some(b) = slot.take() {
                     s.waiting.push(b);
@@ -255,8 +308,11 @@ impl DiskOps for Device {
             BioOp::Read => self.read(bio),
             BioOp::Write if bio.len() > 0 => self.write(bio),
             BioOp::Write | BioOp::Flush => self.flush(bio),
+            BioOp::Discard => self.zero(bio, Kind::Discard),
+            BioOp::WriteZeroes if bio.is_nounmap() => self.zero(bio, Kind::Zeroes),
+            BioOp::WriteZeroes => self.zero(bio, Kind::Discard),
             // Not advertised, so the block layer does not send them.
-            BioOp::Discard | BioOp::WriteZeroes | BioOp::Other(_) => bio.complete(Err(EOPNOTSUPP)),
+            BioOp::Other(_) => bio.complete(Err(EOPNOTSUPP)),
         }
     }
 }

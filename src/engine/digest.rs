@@ -2,7 +2,10 @@
 
 //! The core's digests, computed by the kernel's library.
 
-use mars_core::digest::Digest;
+use mars_core::digest::{
+    crc32c_by_tables,
+    Digest, //
+};
 
 use crate::sys::checksum;
 
@@ -11,7 +14,11 @@ pub(crate) struct KernelDigest;
 
 impl Digest for KernelDigest {
     fn crc32c(seed: u32, data: &[u8]) -> u32 {
-        checksum::crc32c(seed, data)
+        if checksum::has_crc32c_instruction() {
+            checksum::crc32c(seed, data)
+        } else {
+            crc32c_by_tables(seed, data)
+        }
     }
 
     fn md5(parts: &[&[u8]]) -> [u8; 16] {

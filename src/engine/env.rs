@@ -30,12 +30,12 @@ use crate::{
         clock::Clock,
         member::Member,
         paths,
+        space::Watch,
         store::Store,
         text,
         tunables, //
     },
     sys::{
-        dir,
         event::Event,
         file::{
             File,
@@ -61,6 +61,8 @@ pub(crate) struct Stats {
     pub(crate) fetched: Atomic<u64>,
     /// Bytes of logs and disks sent.
     pub(crate) served: Atomic<u64>,
+    /// Bytes of disks that came by a sync.
+    pub(crate) synced: Atomic<u64>,
 }
 
 /// What is known of the contact to a peer.
@@ -98,7 +100,8 @@ pub(crate) struct Env {
     pub(crate) kick: Event,
     stopping: AtomicFlag,
     started_ns: u64,
-    space_total: Atomic<u64>,
+    /// Room in `/mars`.
+    pub(crate) space: Watch,
     #[pin]
     cluster: Mutex<Cluster>,
 }
@@ -117,11 +120,12 @@ impl Env {
                 stats: Stats {
                     fetched: Atomic::new(0),
                     served: Atomic::new(0),
+                    synced: Atomic::new(0),
                 },
                 kick <- Event::new(),
                 stopping: AtomicFlag::new(false),
                 started_ns: time::mono_ns(),
-                space_total: Atomic::new(0),
+                space: Watch::new(),
                 cluster <- new_mutex!(Cluster {
                     uuid: None,
                     key: None,
@@ -190,14 +194,6 @@ impl Env {
                 e
             ),
         }
-        if let Ok(space) = dir::statfs(paths::ROOT) {
-            self.space_total.store(space.total, Relaxed);
-        }
-    }
-
-    /// Size of the file system of `/mars` in bytes.
-    pub(crate) fn space_total(&self) -> u64 {
-        self.space_total.load(Relaxed)
     }
 
     /// Bytes that the write buffer of one resource may hold.

@@ -48,6 +48,7 @@ use crate::{
         tunables, //
     },
     sys::{
+        buf::Buf,
         file::{
             File,
             OpenFlags, //
@@ -479,6 +480,19 @@ fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
     m.fetch.changed.notify_all();
 }
 
+/// Writes what has arrived to the local copy, past the page cache where position and length allow that: everything is
+/// read only once, by replay, and soon.
+fn keep(file: &File, data: &[u8], offset: u64) -> Result {
+    let align = usize::try_from(file.dio_align())?;
+    let start = usize::try_from(offset)?;
+    if align == 0 || start % align != 0 || data.len() % align != 0 {
+        return file.write_at(data, offset);
+    }
+    let mut buf = Buf::new(data.len())?;
+    buf.copy_from_slice(data);
+    file.write_direct(&buf, 0, data.len(), offset)
+}
+
 fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let (offset, max, wait_ms) = match job.task {
         Task::Read(s) => (s.start, s.len, 0),
@@ -497,14 +511,24 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
-        LogStatus::NoLog | LogStatus::Unavailable | LogStatus::OtherLog => return Err(ENOENT),
+        LogStatus::NoLog | LogStatus::OtherLog => return Err(ENOENT),
+        LogStatus::Unavailable => {
+            m.set_trouble(Some((
+                "waiting",
+                format_args!(
+                    "{} can't read {} at {offset}; is the disk of its /mars failing?",
+                    job.source, job.log
+                ),
+            )));
+            return Err(ENOENT);
+        }
     }
     let data = reply.data;
     if reply.offset != offset || data.len() > usize::try_from(max)? {
         return Err(EPROTO);
     }
     if !data.is_empty() {
-        job.file.write_at(data, offset)?;
+        keep(&job.file, data, offset)?;
     } else if matches!(job.task, Task::Read(_)) {
         // The source said that it has these bytes and gave none.
         return Err(EAGAIN);

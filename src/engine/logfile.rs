@@ -63,6 +63,8 @@ pub(crate) struct LogFile {
     pub(crate) name: LogName,
     ctx: LogContext,
     direct: bool,
+    /// It begins behind a gap.
+    pub(crate) gap: bool,
     /// Where the next batch goes.
     pub(crate) pos: u64,
     seq: u64,
@@ -73,7 +75,7 @@ pub(crate) struct LogFile {
 
 impl LogFile {
     /// Starts log `number` of `resource`: creates the file (or takes an empty one that `marsadm log-rotate` left) and
-    /// writes its header durably.
+    /// writes its header durably. `gap`: it does not go on where the log before ends.
     ///
     /// # Errors
     ///
@@ -84,6 +86,7 @@ impl LogFile {
         name: LogName,
         uuid: &[u8],
         now: LamportTime,
+        gap: bool,
     ) -> Result<Self> {
         let path = paths::log(resource, &name)?;
         let flags = OpenFlags {
@@ -103,7 +106,7 @@ impl LogFile {
         let direct = align > 0;
         let mut log_id = [0; 16];
         checksum::random(&mut log_id);
-        let header = LogHeader::new(
+        let mut header = LogHeader::new(
             name.number,
             log_id,
             align.max(512),
@@ -112,6 +115,7 @@ impl LogFile {
             &name.creator,
             now,
         );
+        header.gap = gap;
         let mut block = Buf::zeroed(HEADER_SIZE)?;
         let chain = header
             .encode::<KernelDigest>(&mut block)
@@ -121,6 +125,7 @@ impl LogFile {
             name,
             ctx: header.context(),
             direct,
+            gap,
             pos: u64::try_from(HEADER_SIZE)?,
             seq: 1,
             chain,

@@ -34,8 +34,10 @@ pub(crate) use mars_core::ends::News;
 use crate::{
     engine::{
         clock::Clock,
+        dirty::Dirty,
         logfile::LogFile,
         pipeline::{
+            self,
             Pipeline,
             Slice, //
         },
@@ -51,6 +53,8 @@ use crate::{
         time, //
     }, //
 };
+
+mod unlogged;
 
 /// Records and payload bytes of one batch.
 const BATCH_RECORDS: usize = 1024;
@@ -76,6 +80,8 @@ struct Inner {
     recent_bytes: usize,
     next: Option<KBox<LogFile>>,
     error: Option<Error>,
+    /// There is no room to log.
+    must_stop: bool,
 }
 
 /// Shared between logger, control thread and server.
@@ -99,6 +105,7 @@ impl Progress {
                     recent_bytes: 0,
                     next: None,
                     error: None,
+                    must_stop: false,
                 }),
                 changed <- new_condvar!(),
             }),
@@ -127,6 +134,11 @@ impl Progress {
         i.ends.rotate()?;
         i.next = Some(next);
         Ok(())
+    }
+
+    /// Whether the logger has to stop logging.
+    pub(crate) fn stop_logging(&self, stop: bool) {
+        self.inner.lock().must_stop = stop;
     }
 
     /// A rotation that the logger has not carried out yet.
@@ -186,13 +198,39 @@ impl Progress {
         }
     }
 
-    /// The batch in memory that starts at `pos` of log `number`.
-    pub(crate) fn recent(&self, number: u32, pos: u64) -> Option<(Arc<Buf>, usize)> {
+    /// The batches in memory from `pos` of log `number` on, without a gap, and their bytes: at most `max` in all. None if no
+    /// batch starts there, or if the first is longer.
+    pub(crate) fn recent(
+        &self,
+        number: u32,
+        pos: u64,
+        max: usize,
+    ) -> Result<(KVec<Arc<Buf>>, usize)> {
+        let mut found = KVec::new();
+        let mut bytes = 0usize;
+        let mut next = pos;
         let i = self.inner.lock();
-        i.recent
-            .iter()
-            .find(|r| r.number == number && r.pos == pos)
-            .map(|r| (r.data.clone(), r.len))
+        for r in i.recent.iter() {
+            if r.number != number || r.pos != next {
+                continue;
+            }
+            if bytes.saturating_add(r.len) > max {
+                break;
+            }
+            found.push(r.data.clone(), GFP_KERNEL)?;
+            bytes = bytes.saturating_add(r.len);
+            next = next.saturating_add(u64::try_from(r.len)?);
+        }
+        Ok((found, bytes))
+    }
+
+    /// Gives up the log that was to be next.
+    fn drop_next(&self) {
+        let mut i = self.inner.lock();
+        let unused = i.next.take();
+        i.ends.cancel_rotation();
+        drop(i);
+        drop(unused);
     }
 
     fn start(&self, name: LogName, end: u64) {
@@ -235,20 +273,29 @@ impl Progress {
 }
 
 /// Spawns the logger. It ends when it is stopped *and* everything admitted is durable (or the log keeps failing), and
-/// closes the log. `kick` is called when a log was closed.
+/// closes the log. `kick` is called when a log was closed or begun. Without a log it begins in emergency mode, for which a
+/// gap must be open.
 pub(crate) fn spawn(
     name: &CStr,
     pipe: Arc<Pipeline>,
     progress: Arc<Progress>,
+    dirty: Arc<Dirty>,
     clock: Arc<Clock>,
-    log: KBox<LogFile>,
+    log: Option<KBox<LogFile>>,
     kick: impl Fn() + Send + 'static,
 ) -> Result<Thread> {
-    progress.start(log.name, log.pos);
+    // Of a logger that ended before it came to it.
+    progress.drop_next();
+    match &log {
+        Some(log) => progress.start(log.name, log.pos),
+        None => pipe.with(|s| s.unlogged = true),
+    }
+    progress.stop_logging(false);
     Thread::spawn(name, move |ctx| {
         Logger {
             pipe: &pipe,
             progress: &progress,
+            dirty: &dirty,
             clock: &clock,
             waiting: BioList::new(),
             target: Seq::default(),
@@ -258,6 +305,7 @@ pub(crate) fn spawn(
             unflushed_since: 0,
             failures: 0,
             suspect: false,
+            full: false,
         }
         .run(ctx, log, &kick)
     })
@@ -266,6 +314,7 @@ pub(crate) fn spawn(
 struct Logger<'a> {
     pipe: &'a Pipeline,
     progress: &'a Progress,
+    dirty: &'a Dirty,
     clock: &'a Clock,
     /// Flush and FUA bios that are complete when `target` is durable.
     waiting: BioList,
@@ -277,13 +326,49 @@ struct Logger<'a> {
     failures: u32,
     /// A flush failed: nobody knows what the disk has of `unflushed`.
     suspect: bool,
+    /// There was no room for the last batch.
+    full: bool,
+}
+
+/// What comes when a log, or the time without one, has ended.
+enum After {
+    /// This log is written.
+    Log(KBox<LogFile>),
+    /// Nothing is logged.
+    Gap,
+    /// The thread ends.
+    End,
 }
 
 impl Logger<'_> {
-    fn run(mut self, ctx: &ThreadCtx, mut log: KBox<LogFile>, kick: &impl Fn()) {
+    fn run(mut self, ctx: &ThreadCtx, mut log: Option<KBox<LogFile>>, kick: &impl Fn()) {
+        loop {
+            let after = match log.take() {
+                Some(log) => self.logged(ctx, log, kick),
+                None => self.unlogged(ctx),
+            };
+            kick();
+            match after {
+                After::Log(next) => log = Some(next),
+                After::Gap => (),
+                After::End => break,
+            }
+        }
+        while let Some(bio) = self.waiting.pop() {
+            bio.complete(Err(EIO));
+        }
+        kick();
+    }
+
+    /// Writes `log`, and those that follow it.
+    fn logged(&mut self, ctx: &ThreadCtx, mut log: KBox<LogFile>, kick: &impl Fn()) -> After {
         let mut items: KVec<LogItem<Slice>> = KVec::new();
         loop {
             let stopping = ctx.should_stop();
+            if self.is_out_of_room() && self.open_gap(&mut log) {
+                self.close(log);
+                return After::Gap;
+            }
             if stopping && self.failures > LAST_TRIES {
                 pr_err!(
                     "{:?} can't be written; what was admitted and not made durable is given up\n",
@@ -294,6 +379,7 @@ impl Logger<'_> {
                 break;
             }
             items.clear();
+            self.give_up_flushes();
             let rest = self.take(&mut items);
             if !items.is_empty() && !self.append(&mut log, &items) {
                 time::sleep_ms(200);
@@ -333,11 +419,8 @@ impl Logger<'_> {
             };
             self.pipe.log_work.wait_timeout(ms);
         }
-        while let Some(bio) = self.waiting.pop() {
-            bio.complete(Err(EIO));
-        }
         self.close(log);
-        kick();
+        After::End
     }
 
     /// Takes the next records and, if no earlier ones are open, the flushes that wait. Gives how many records are left.
@@ -366,10 +449,7 @@ impl Logger<'_> {
             .and_then(|()| log.append(items, self.clock.now()));
         match appended {
             Ok((data, len)) => {
-                if self.failures > 0 {
-                    self.failures = 0;
-                    self.progress.fail(None);
-                }
+                self.succeeded();
                 let last = items.last().map_or(self.logged, |i| i.seq);
                 self.logged = last;
                 let end = LogPos {
@@ -393,13 +473,52 @@ impl Logger<'_> {
                 if self.failures == 0 {
                     pr_err!("appending to {:?} failed: {:?}; writes wait in memory until it succeeds. Is /mars full?\n", log.name, e);
                 }
-                self.failures = self.failures.saturating_add(1);
-                self.progress.fail(Some(e));
+                self.failed(e);
                 if let Some(first) = items.first() {
                     self.pipe.with(|s| s.buffer.untake(first.seq));
                 }
                 false
             }
+        }
+    }
+
+    fn failed(&mut self, e: Error) {
+        self.failures = self.failures.saturating_add(1);
+        self.full = e == ENOSPC || e == EDQUOT;
+        self.progress.fail(Some(e));
+        // Space comes back when somebody makes some; everything else is for the application to know.
+        let error = (e != ENOSPC && e != EDQUOT && e != ENOMEM).then_some(e);
+        self.pipe.with(|s| s.set_log_error(error));
+        self.pipe.notify();
+    }
+
+    fn succeeded(&mut self) {
+        if self.failures > 0 {
+            self.failures = 0;
+            self.full = false;
+            self.progress.fail(None);
+            self.pipe.with(|s| s.set_log_error(None));
+        }
+    }
+
+    /// Fails the flushes that wait, if the log has failed for long. The data stays in the buffer, and is logged if the log
+    /// comes back.
+    fn give_up_flushes(&mut self) {
+        if self.failures == 0 {
+            return;
+        }
+        let waiting = &mut self.waiting;
+        if !self.pipe.with(|s| {
+            let failed = s.log_failed();
+            if failed {
+                waiting.append(&mut s.waiting);
+            }
+            failed
+        }) {
+            return;
+        }
+        while let Some(bio) = self.waiting.pop() {
+            bio.complete(Err(EIO));
         }
     }
 
@@ -423,14 +542,10 @@ impl Logger<'_> {
                 if self.failures == 0 {
                     pr_err!("flushing {:?} failed: {:?}; flushes of the application wait until it succeeds\n", log.name, e);
                 }
-                self.failures = self.failures.saturating_add(1);
-                self.progress.fail(Some(e));
+                self.failed(e);
                 return false;
             }
-            if self.failures > 0 {
-                self.failures = 0;
-                self.progress.fail(None);
-            }
+            self.succeeded();
             let logged = self.logged;
             // Said first: a sync reads the raw disk and then asks for this end, so the disk must never have more.
             self.progress.durable(log.pos, &mut self.unflushed);

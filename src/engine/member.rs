@@ -21,7 +21,8 @@ use mars_core::{
     lamport::LamportTime,
     log::{
         LogName,
-        VersionLink, //
+        VersionLink,
+        HEADER_SIZE, //
     },
     name::Name,
     succession::is_forward,
@@ -31,6 +32,7 @@ use mars_core::{
 use crate::{
     engine::{
         digest::KernelDigest,
+        dirty::Dirty,
         env::Env,
         fetch::Fetch,
         logger::{
@@ -87,6 +89,8 @@ pub(crate) struct Member {
     pub(crate) fetch: Arc<Fetch>,
     /// State of the sync.
     pub(crate) sync: Arc<Sync>,
+    /// What was written without a log.
+    pub(crate) dirty: Arc<Dirty>,
     #[pin]
     pub(crate) attached: Mutex<Attached>,
     /// Held by [`Self::publish_logs`] and [`Self::advance`], also while the links are written.
@@ -103,6 +107,7 @@ impl Member {
         let progress = Progress::new()?;
         let fetch = Fetch::new()?;
         let sync = Sync::new()?;
+        let dirty = Dirty::new()?;
         Arc::pin_init(
             try_pin_init!(Self {
                 name,
@@ -111,6 +116,7 @@ impl Member {
                 progress,
                 fetch,
                 sync,
+                dirty,
                 attached <- new_mutex!(Attached::default()),
                 publishing <- new_mutex!(()),
                 trouble <- new_mutex!(None),
@@ -166,6 +172,35 @@ impl Member {
                     self.name
                 ));
             })
+    }
+
+    /// When this host became a member with the disk it has now.
+    pub(crate) fn joined_at(&self) -> Option<LamportTime> {
+        let path = self.path(format_args!("data-{}", self.me())).ok()?;
+        self.env.store.stamp(text::of(&path))
+    }
+
+    /// Whether this host said last that its disk has what no log has.
+    pub(crate) fn is_in_gap(&self) -> bool {
+        self.switch(format_args!("actual-{}/has-gap", self.me()))
+    }
+
+    /// Whether this replica may replay `log`, which begins behind a gap: its disk had what was written in the gap.
+    pub(crate) fn has_passed_gap(&self, log: &LogName) -> bool {
+        let me = self.me();
+        log.creator == me
+            || self.get(format_args!("gap-{me}")).is_some_and(|v| {
+                v.as_str()
+                    .strip_suffix(",done")
+                    .is_some_and(|l| LogName::parse(l.as_bytes()) == Some(*log))
+            })
+    }
+
+    /// The log behind a gap for which this replica has to get what was written in it, if it asked for that.
+    pub(crate) fn gap_to_pass(&self) -> Option<LogName> {
+        let v = self.get(format_args!("gap-{}", self.me()))?;
+        let log = LogName::parse(v.as_bytes())?;
+        (self.replay_link(&self.me())?.log == log).then_some(log)
     }
 
     /// Backing disk and size as the tree has them.
@@ -253,7 +288,15 @@ impl Member {
     pub(crate) fn publish_logs(&self) -> Option<(LogName, u64)> {
         let _one_at_a_time = self.publishing.lock();
         loop {
-            match self.progress.news()? {
+            let Some(news) = self.progress.news() else {
+                // That more was written than the log says must be known before another host can go on behind the log: with
+                // this link its history would exclude ours.
+                let (_, _, next) = self.dirty.last_gap().filter(|_| self.dirty.is_open())?;
+                let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+                self.set_version(&next, header).ok()?;
+                return None;
+            };
+            match news {
                 News::Closed(log, end) => {
                     self.set_version(&log, end).ok()?;
                     self.progress.told(&log);
@@ -309,6 +352,10 @@ impl Member {
             text: CString::try_from_fmt(text).ok(),
         });
         let mut t = self.trouble.lock();
+        if new.is_none() && t.is_none() {
+            // Called for each batch while all is well.
+            return;
+        }
         if let Some(r) = &new {
             if t.as_ref().is_none_or(|old| old.word != r.word) {
                 pr_warn!("{}: {}: {}\n", self.name.as_str(), r.word, r.text());

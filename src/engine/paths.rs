@@ -22,6 +22,9 @@ pub(crate) const ROOT: &CStr = c"/mars";
 /// The cluster key: 64 hex digits, mode 0600, never replicated.
 pub(crate) const KEY: &CStr = c"/mars/cluster-key";
 
+/// Room that is given up when a link can't be written otherwise.
+pub(crate) const RESERVE: &CStr = c"/mars/reserve";
+
 /// `/mars/<relative>`.
 pub(crate) fn absolute(relative: &str) -> Result<CString> {
     CString::try_from_fmt(format_args!("/mars/{relative}"))

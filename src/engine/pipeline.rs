@@ -7,12 +7,21 @@
 //! the same: a write-back thread ([`run`]) takes what the plan of the core gives, in device order, flushes the disk from
 //! time to time, and only then lets the replay position move.
 //!
+//! A disk that fails is tried again, with pauses; what it does not take stays in the buffer, and what it took since its last
+//! good flush is written again if a flush fails. Who waits for it gives up after a while: a drain after [`DRAIN_MS`], because
+//! the log has everything, and a write that finds no room after [`STUCK_MS`], with an error, because otherwise it would hang
+//! until the disk is replaced, and its application with it. The same goes for a log that can't be written.
+//!
 //! Lock order: `Pipeline::state` is a leaf of the engine; nothing but the wait queues of this file is taken under it, and
 //! no I/O is done under it. It is a sleeping lock: never taken in an interrupt.
 
 use kernel::{
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         new_condvar,
         new_mutex,
         Arc,
@@ -31,7 +40,8 @@ use mars_core::{
         WritebackIo, //
     },
     replay::Admission,
-    writeback, //
+    writeback,
+    zeroes::Backing, //
 };
 
 use crate::{
@@ -44,7 +54,8 @@ use crate::{
         bio::{
             BioList,
             IoGroup,
-            Plug, //
+            Plug,
+            ZeroWith, //
         },
         buf::Buf,
         event::Event,
@@ -55,6 +66,11 @@ use crate::{
         time, //
     }, //
 };
+
+/// A disk that fails for so long is not waited for by who wants to be done with it.
+const DRAIN_MS: u64 = 5_000;
+/// A disk or log that fails, and makes no room for so long, fails writes.
+pub(crate) const STUCK_MS: u64 = 30_000;
 
 /// Payload bytes: a part of a shared buffer.
 #[derive(Clone)]
@@ -82,24 +98,74 @@ pub(crate) struct State {
     pub(crate) waiting: BioList,
     /// Write everything back as fast as the disk takes it.
     pub(crate) draining: bool,
-    /// Last error of write-back; cleared by the next success.
+    /// Last error of write-back or of a flush, until everything that failed was written and flushed.
     pub(crate) disk_error: Option<Error>,
     /// Monotonic time of that error.
-    pub(crate) last_error_ns: u64,
+    last_error_ns: u64,
+    /// I/Os that failed since the last one that did not.
+    failures: u32,
+    /// The last flush failed.
+    flush_failed: bool,
+    /// The log can't be written, for another reason than want of space.
+    pub(crate) log_error: Option<Error>,
+    /// Monotonic time since when; 0 if it can.
+    log_failed_since: u64,
+    /// Monotonic time since when no write was admitted for want of room.
+    stuck_since: Option<u64>,
     /// Position that was published last.
     pub(crate) published: Option<LogPos>,
+    /// Nothing is logged: what counts as durable in the log may be on its way to the disk (`logger/unlogged.rs`).
+    pub(crate) unlogged: bool,
+    /// Nothing is admitted for the moment.
+    pub(crate) held: bool,
+    /// Somebody waited because of `held`.
+    pub(crate) held_up: bool,
+    /// So much may be in the buffer, if that is less than its size.
+    pub(crate) cap: usize,
+    /// Monotonic time when the last record was admitted.
+    pub(crate) admitted_at: u64,
     /// Monotonic time when the oldest record that is not yet durable was admitted.
     pub(crate) undurable_since: Option<u64>,
 }
 
 impl State {
-    /// Takes note of an I/O that failed; the data stays in the buffer and will be tried again.
-    fn fail(&mut self, e: Error) {
-        if self.disk_error.is_none() {
-            pr_err!("writing back to the disk failed: {:?}; the data stays in buffer and log, it will be tried again\n", e);
+    /// Whether everything that was admitted would survive a loss of power, as far as that can be said without I/O.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.buffer.undurable() == 0 && !self.unlogged
+    }
+
+    /// Why nothing gets out of the buffer.
+    fn cause(&self) -> Option<Error> {
+        self.disk_error.or(self.log_error)
+    }
+
+    /// Takes note that the log can't be written (or can again).
+    pub(crate) fn set_log_error(&mut self, e: Option<Error>) {
+        self.log_error = e;
+        match e {
+            None => self.log_failed_since = 0,
+            Some(_) if self.log_failed_since == 0 => self.log_failed_since = time::mono_ns(),
+            Some(_) => (),
         }
-        self.disk_error = Some(e);
-        self.last_error_ns = time::mono_ns();
+    }
+
+    /// Whether the log has failed for so long that flushes shall fail.
+    pub(crate) fn log_failed(&self) -> bool {
+        self.log_failed_since != 0
+            && time::mono_ns().saturating_sub(self.log_failed_since) >= STUCK_MS * 1_000_000
+    }
+
+    /// There is room for a write.
+    fn unstuck(&mut self) {
+        self.stuck_since = None;
+    }
+
+    /// There is no room for a write; gives the error that it shall have, if it has been so for too long.
+    fn stuck(&mut self) -> Option<Error> {
+        let now = time::mono_ns();
+        let since = *self.stuck_since.get_or_insert(now);
+        self.cause()
+            .filter(|_| now.saturating_sub(since) >= STUCK_MS * 1_000_000)
     }
 }
 
@@ -120,6 +186,20 @@ pub(crate) struct Pipeline {
     /// The disk.
     pub(crate) bdev: Arc<BlockDevice>,
     budget: usize,
+    /// So many bytes may wait to become zero.
+    zero_limit: u64,
+    /// Monotonic time since when the disk fails; 0 if it does not.
+    failing_since: Atomic<u64>,
+}
+
+/// What the disk can do about zeros, as of now.
+pub(crate) fn backing(bdev: &BlockDevice) -> Backing {
+    Backing {
+        block: bdev.logical_block_size(),
+        max_zeroes: bdev.max_write_zeroes(),
+        discard: bdev.has_discard(),
+        granularity: bdev.discard_granularity(),
+    }
 }
 
 impl Pipeline {
@@ -133,12 +213,24 @@ impl Pipeline {
                     draining: false,
                     disk_error: None,
                     last_error_ns: 0,
+                    failures: 0,
+                    flush_failed: false,
+                    log_error: None,
+                    log_failed_since: 0,
+                    stuck_since: None,
                     published: None,
+                    unlogged: false,
+                    held: false,
+                    held_up: false,
+                    cap: usize::MAX,
+                    admitted_at: 0,
                     undurable_since: None,
                 }),
                 changed <- new_condvar!(),
                 work <- Event::new(),
                 log_work <- Event::new(),
+                zero_limit: backing(&bdev).may_wait(budget),
+                failing_since: Atomic::new(0),
                 bdev,
                 budget,
             }),
@@ -149,6 +241,22 @@ impl Pipeline {
     /// Runs `f` under the lock.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
         f(&mut self.state.lock())
+    }
+
+    fn has_room(&self, state: &State, kind: Kind, length: u32) -> bool {
+        let budget = self.budget.min(state.cap);
+        match kind {
+            Kind::Write => usize::try_from(length)
+                .is_ok_and(|len| writeback::may_admit(state.buffer.bytes(), len, budget)),
+            Kind::Zeroes | Kind::Discard => {
+                writeback::may_admit(state.buffer.bytes(), 0, budget)
+                    && writeback::may_admit_zeroes(
+                        state.buffer.plain_bytes(),
+                        length,
+                        self.zero_limit,
+                    )
+            }
+        }
     }
 
     /// Admits one record of a primary, waiting for room; gives what `then` returns, called under the same lock.
@@ -166,16 +274,18 @@ impl Pipeline {
         then: impl FnOnce(&mut State) -> R,
     ) -> Result<R> {
         let mut state = self.state.lock();
-        let len = usize::try_from(length)?;
         loop {
-            if writeback::may_admit(state.buffer.bytes(), len, self.budget) {
-                break;
+            if state.held || !self.has_room(&state, kind, length) {
+                if let Some(e) = state.stuck() {
+                    return Err(e);
+                }
+                state.held_up |= state.held;
+                self.work.signal();
+                self.log_work.signal();
+                self.changed.wait(&mut state);
+                continue;
             }
-            self.work.signal();
-            self.log_work.signal();
-            self.changed.wait(&mut state);
-        }
-        loop {
+            state.unstuck();
             match state
                 .buffer
                 .admit(kind, offset, length, stamp, crc, data.clone())
@@ -191,8 +301,10 @@ impl Pipeline {
                 Err(e) => return Err(e),
             }
         }
+        let now = time::mono_ns();
+        state.admitted_at = now;
         if state.undurable_since.is_none() {
-            state.undurable_since = Some(time::mono_ns());
+            state.undurable_since = Some(now);
         }
         let r = then(&mut state);
         let first = state.buffer.untaken() == 1;
@@ -217,8 +329,7 @@ impl Pipeline {
         stop: &impl Fn() -> bool,
     ) -> Result {
         let mut state = self.state.lock();
-        let len = usize::try_from(a.length)?;
-        while !writeback::may_admit(state.buffer.bytes(), len, self.budget) {
+        while !self.has_room(&state, a.kind, a.length) {
             if stop() {
                 return Err(EINTR);
             }
@@ -231,6 +342,7 @@ impl Pipeline {
             .buffer
             .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
             .map_err(Error::from)?;
+        state.admitted_at = time::mono_ns();
         Ok(())
     }
 
@@ -239,7 +351,45 @@ impl Pipeline {
         self.changed.notify_all();
     }
 
-    /// Waits until everything has been written back, or a write-back error came up, or `ctx` is to stop.
+    /// Whether the disk has failed for so long that nobody should wait for it.
+    pub(crate) fn is_failing(&self) -> bool {
+        match self.failing_since.load(Relaxed) {
+            0 => false,
+            since => time::mono_ns().saturating_sub(since) >= DRAIN_MS * 1_000_000,
+        }
+    }
+
+    /// Takes note of an I/O that failed; the data stays in the buffer and will be tried again.
+    fn failed(&self, state: &mut State, e: Error) {
+        let now = time::mono_ns();
+        if state.disk_error.is_none() {
+            pr_err!("writing to {} failed: {:?}; the data stays in buffer and log, it will be tried again\n", self.name(), e);
+            self.failing_since.store(now, Relaxed);
+        }
+        state.disk_error = Some(e);
+        state.failures = state.failures.saturating_add(1);
+        state.last_error_ns = now;
+    }
+
+    /// Takes note of an I/O or flush that did not fail.
+    fn succeeded(&self, state: &mut State) {
+        state.failures = 0;
+        if state.disk_error.is_some() && !state.flush_failed && state.buffer.failing() == 0 {
+            pr_info!("{} takes writes again\n", self.name());
+            state.disk_error = None;
+            self.failing_since.store(0, Relaxed);
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.bdev.name().to_str().unwrap_or("the disk")
+    }
+
+    /// Waits until everything is written back and durable.
+    ///
+    /// # Errors
+    ///
+    /// That of the disk, if it has failed for long, or `give_up` says so; the log has what is missing.
     pub(crate) fn drain(&self, give_up: impl Fn() -> bool) -> Result {
         let mut state = self.state.lock();
         state.draining = true;
@@ -248,11 +398,9 @@ impl Pipeline {
                 break Ok(());
             }
             // The log has what a failing disk does not take. What no log took either is lost, and was reported.
-            let stuck = state
-                .disk_error
-                .or((state.buffer.undurable() > 0).then_some(EIO));
-            if let Some(e) = stuck {
-                if give_up() {
+            let unlogged = state.buffer.undurable() > 0;
+            if let Some(e) = state.disk_error.or(unlogged.then_some(EIO)) {
+                if give_up() || self.is_failing() || unlogged && state.log_failed() {
                     break Err(e);
                 }
             }
@@ -261,6 +409,59 @@ impl Pipeline {
             drop(state);
             time::sleep_ms(10);
             state = self.state.lock();
+        };
+        state.draining = false;
+        done
+    }
+
+    /// Admits nothing until [`Self::let_go`].
+    pub(crate) fn hold(&self) {
+        self.state.lock().held = true;
+    }
+
+    /// Ends [`Self::hold`], and lets those who waited go first.
+    pub(crate) fn let_go(&self) {
+        let waited = {
+            let mut state = self.state.lock();
+            state.held = false;
+            core::mem::take(&mut state.held_up)
+        };
+        self.changed.notify_all();
+        if waited {
+            // Flushes that come one after the other must not keep writes out for ever.
+            time::sleep_ms(1);
+        }
+    }
+
+    /// Waits until everything that was admitted is on the disk, durably; nothing may be admitted meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The disk fails. What is in the buffer stays there.
+    pub(crate) fn write_all(&self) -> Result {
+        let mut state = self.state.lock();
+        let since = time::mono_ns();
+        state.draining = true;
+        let done = loop {
+            if state.buffer.is_empty() {
+                break Ok(());
+            }
+            if let Some(e) = state.disk_error.filter(|_| state.last_error_ns > since) {
+                break Err(e);
+            }
+            if state.buffer.undurable() > 0 {
+                break Err(EAGAIN);
+            }
+            self.work.signal();
+            let _ = self
+                .changed
+                .wait_interruptible_timeout(&mut state, msecs_to_jiffies(20));
+            // A thread that was told to stop does not sleep in the wait.
+            if !state.buffer.is_empty() {
+                drop(state);
+                time::sleep_ms(1);
+                state = self.state.lock();
+            }
         };
         state.draining = false;
         done
@@ -289,26 +490,108 @@ pub(crate) fn spawn(
 }
 
 /// What belongs to one I/O in flight.
-type Tag = u64;
+enum Tag {
+    /// The I/O with this number in the buffer.
+    Write(u64),
+    /// The same, a range that becomes zero. It is done in pieces; these come after the one in flight.
+    Zero(u64, Zeroing),
+    /// A flush.
+    Flush,
+}
+
+/// A range that becomes zero.
+#[derive(Clone, Copy)]
+struct Zeroing {
+    unmap: bool,
+    offset: u64,
+    length: u32,
+    /// The piece in flight is made by the disk.
+    by_device: bool,
+}
+
+/// The write-back thread.
+struct WriteBack<'a, P> {
+    pipe: &'a Pipeline,
+    group: IoGroup<Tag>,
+    publish: P,
+    flushing: bool,
+    last_flush: u64,
+    last_publish: u64,
+    /// The disk does what it says about zeros.
+    can_zero: bool,
+}
 
 fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos) -> bool) {
+    let now = time::mono_ns();
+    let mut w = WriteBack {
+        pipe,
+        group,
+        publish,
+        flushing: false,
+        last_flush: now,
+        last_publish: now,
+        can_zero: true,
+    };
     let mut plan: KVec<WritebackIo<Slice>> = KVec::new();
-    let mut last_publish = time::mono_ns();
     while !ctx.should_stop() {
-        reap(pipe, &group);
+        w.round(&mut plan);
+    }
+    w.end();
+}
+
+impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
+    #[inline(never)]
+    fn round(&mut self, plan: &mut KVec<WritebackIo<Slice>>) {
+        self.reap(false);
         let now = time::mono_ns();
+        let decision = self.decide(now, plan);
+        let started = plan.len();
+        self.submit(plan);
+        if decision.flush {
+            self.flush(now);
+        }
+        if now.saturating_sub(self.last_publish) >= writeback::Policy::default().publish_ns {
+            self.tell();
+        }
+        if started == 0 {
+            if self.group.in_flight() > 0 {
+                self.group.wait(50);
+            } else {
+                self.pipe.work.wait_timeout(decision.sleep_ms);
+            }
+        }
+    }
+
+    /// Asks the core what to do, and for what to write.
+    #[inline(never)]
+    fn decide(&self, now: u64, plan: &mut KVec<WritebackIo<Slice>>) -> writeback::Decision {
         let real = Clock::real().as_nanos();
-        let (decision, mark) = pipe.with(|s| {
+        let writes = self
+            .group
+            .in_flight()
+            .saturating_sub(usize::from(self.flushing));
+        let pipe = self.pipe;
+        let decision = pipe.with(|s| {
+            let landed = s.buffer.landed_bytes();
+            let budget = pipe.budget.min(s.cap);
             let view = writeback::View {
-                dirty_bytes: s.buffer.bytes(),
-                budget: pipe.budget,
-                in_flight: group.in_flight(),
+                dirty_bytes: writeback::fill(
+                    s.buffer.bytes(),
+                    budget,
+                    s.buffer.plain_bytes(),
+                    pipe.zero_limit,
+                ),
+                landed_bytes: usize::try_from(landed).unwrap_or(usize::MAX),
+                all_landed: s.buffer.is_landed(),
+                budget: budget,
+                in_flight: writes,
+                flushing: self.flushing,
                 draining: s.draining,
-                failing: s.disk_error.is_some(),
+                failures: s.failures,
                 now_ns: now,
-                last_flush_ns: last_publish,
-                unpublished: s.buffer.written_position() != s.published,
+                last_flush_ns: self.last_flush,
                 idle: s.buffer.undurable() == 0,
+                last_admitted_ns: s.admitted_at,
                 oldest_dirty_ns: s
                     .buffer
                     .oldest_dirty_stamp()
@@ -319,111 +602,197 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
             let d = writeback::decide(&view, &writeback::Policy::default());
             plan.clear();
             if d.start > 0 {
-                if let Err(e) = s
-                    .buffer
-                    .plan(tunables::writeback_io_bytes(), d.start, &mut plan)
-                {
+                if let Err(e) = s.buffer.plan(tunables::writeback_io_bytes(), d.start, plan) {
                     crate::sys::log::log_warn!("write-back has to wait for memory: {:?}\n", e);
                 }
             }
-            (d, s.buffer.written_position())
+            d
         });
-        let started = plan.len();
-        submit(pipe, &group, &mut plan);
-        if decision.flush && mark != pipe.with(|s| s.published) {
-            last_publish = now;
-            flush_and_publish(pipe, mark, &publish);
-        }
-        if started == 0 {
-            if group.in_flight() > 0 {
-                group.wait(50);
-            } else {
-                pipe.work.wait_timeout(decision.sleep_ms);
-            }
-        }
-    }
-    // Whoever stops this thread has drained the buffer, or has decided to leave the rest to the log.
-    while group.in_flight() > 0 {
-        group.wait(1000);
-        reap(pipe, &group);
-    }
-    let mark = pipe.with(|s| s.buffer.written_position());
-    if mark != pipe.with(|s| s.published) {
-        flush_and_publish(pipe, mark, &publish);
-    }
-}
-
-/// Takes note of finished I/Os.
-fn reap(pipe: &Pipeline, group: &IoGroup<Tag>) {
-    let mut any = false;
-    while let Some(done) = group.reap() {
-        any = true;
-        pipe.with(|s| {
-            s.buffer.io_done(done.tag, done.result.is_ok());
-            match done.result {
-                Ok(()) => s.disk_error = None,
-                Err(e) => s.fail(e),
-            }
-        });
-    }
-    if any {
-        pipe.notify();
-    }
-}
-
-/// Starts the planned I/Os.
-fn submit(pipe: &Pipeline, group: &IoGroup<Tag>, plan: &mut KVec<WritebackIo<Slice>>) {
-    if plan.is_empty() {
-        return;
-    }
-    let _plug = Plug::new();
-    for io in plan.drain_all() {
-        let id = io.id;
-        let sent = match io.kind {
-            Kind::Write => group.submit_write(
-                &pipe.bdev,
-                io.offset,
-                io.fragments
-                    .iter()
-                    .map(|f| (&f.data.buf, f.data.off.saturating_add(f.offset), f.length)),
-                false,
-                id,
-            ),
-            // Rare (resize, tools); the disk needs its own time for it, and there is nothing to overlap it with.
-            Kind::Zeroes | Kind::Discard => {
-                let r = pipe.bdev.write_zeroes(io.offset, u64::from(io.length));
-                pipe.with(|s| s.buffer.io_done(id, r.is_ok()));
-                pipe.notify();
-                Ok(())
-            }
-        };
-        if let Err((e, id)) = sent {
-            pipe.with(|s| {
-                s.buffer.io_done(id, false);
-                s.fail(e);
-            });
-        }
-    }
-}
-
-/// Makes the disk durable, then moves the replay position to `mark`, which was taken before.
-fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &impl Fn(LogPos) -> bool) {
-    let Some(pos) = mark else { return };
-    match pipe.bdev.flush() {
-        Ok(()) => {
-            // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
-            // could not be published is tried again.
-            if publish(pos) {
-                pipe.with(|s| s.published = mark);
-            }
+        // Who waits for a disk that fails looks at the time.
+        if pipe.failing_since.load(Relaxed) != 0 {
             pipe.notify();
         }
-        Err(e) => {
-            pr_err!(
-                "flushing the disk failed: {:?}; the replay position stays where it is\n",
-                e
-            );
-            pipe.with(|s| s.fail(e));
+        decision
+    }
+
+    /// Takes note of finished I/Os, and goes on with those that are done in pieces, unless `stopping`.
+    fn reap(&mut self, stopping: bool) {
+        let mut any = false;
+        let pipe = self.pipe;
+        while let Some(done) = self.group.reap() {
+            any = true;
+            match (done.tag, done.result) {
+                (Tag::Flush, r) => {
+                    self.flushing = false;
+                    self.flushed(r);
+                }
+                (Tag::Zero(id, z), Ok(())) if z.length > 0 && !stopping => self.zero(id, z),
+                (Tag::Zero(id, z), Ok(())) if z.length > 0 => {
+                    pipe.with(|s| s.buffer.io_done(id, false));
+                }
+                (Tag::Write(id) | Tag::Zero(id, _), Ok(())) => pipe.with(|s| {
+                    s.buffer.io_done(id, true);
+                    pipe.succeeded(s);
+                }),
+                // Some disks only find out now that they can't. Next time zeros are written.
+                (Tag::Zero(id, z), Err(e))
+                    if z.by_device
+                        && (e == EOPNOTSUPP
+                            || e == EREMOTEIO
+                            || pipe.bdev.max_write_zeroes() == 0) =>
+                {
+                    self.can_zero = false;
+                    pipe.with(|s| s.buffer.io_done(id, false));
+                }
+                (Tag::Write(id) | Tag::Zero(id, _), Err(e)) => self.not_written(id, e),
+            }
         }
+        if any {
+            pipe.notify();
+        }
+    }
+
+    fn not_written(&self, id: u64, e: Error) {
+        self.pipe.with(|s| {
+            s.buffer.io_done(id, false);
+            self.pipe.failed(s, e);
+        });
+    }
+
+    /// Starts the planned I/Os.
+    fn submit(&mut self, plan: &mut KVec<WritebackIo<Slice>>) {
+        if plan.is_empty() {
+            return;
+        }
+        let _plug = Plug::new();
+        for io in plan.drain_all() {
+            let id = io.id;
+            let unmap = match io.kind {
+                Kind::Write => {
+                    let sent = self.group.submit_write(
+                        &self.pipe.bdev,
+                        io.offset,
+                        io.fragments
+                            .iter()
+                            .map(|f| (&f.data.buf, f.data.off.saturating_add(f.offset), f.length)),
+                        false,
+                        Tag::Write(id),
+                    );
+                    if let Err((e, _)) = sent {
+                        self.not_written(id, e);
+                    }
+                    continue;
+                }
+                Kind::Zeroes => false,
+                Kind::Discard => true,
+            };
+            let range = Zeroing {
+                unmap,
+                offset: io.offset,
+                length: io.length,
+                by_device: false,
+            };
+            self.zero(id, range);
+        }
+    }
+
+    /// Starts the next piece of a range that becomes zero.
+    fn zero(&self, id: u64, range: Zeroing) {
+        let mut disk = backing(&self.pipe.bdev);
+        if !self.can_zero {
+            disk.max_zeroes = 0;
+        }
+        let piece = disk.piece(range.offset, range.length);
+        let with = if piece.by_device {
+            ZeroWith::Device { unmap: range.unmap }
+        } else {
+            ZeroWith::Memory
+        };
+        let rest = Zeroing {
+            offset: range.offset.saturating_add(u64::from(piece.length)),
+            length: range.length.saturating_sub(piece.length),
+            by_device: piece.by_device,
+            ..range
+        };
+        let sent = self.group.submit_zeroes(
+            &self.pipe.bdev,
+            range.offset,
+            piece.length,
+            with,
+            Tag::Zero(id, rest),
+        );
+        if let Err((e, _)) = sent {
+            self.not_written(id, e);
+        }
+    }
+
+    /// Starts to make durable what was written up to now.
+    fn flush(&mut self, now: u64) {
+        self.last_flush = now;
+        if self.flushing || !self.pipe.with(|s| s.buffer.flush_begin()) {
+            return;
+        }
+        self.flushing = true;
+        if let Err((e, _)) = self.group.submit_flush(&self.pipe.bdev, Tag::Flush) {
+            self.flushing = false;
+            self.flushed(Err(e));
+        }
+    }
+
+    /// A flush has ended. If it failed, the core gives out again what the disk may have lost; the replay position stays
+    /// where it is until that is durable.
+    fn flushed(&mut self, result: Result) {
+        let pipe = self.pipe;
+        pipe.with(|s| {
+            s.buffer.flush_end(result.is_ok());
+            let again = core::mem::replace(&mut s.flush_failed, result.is_err());
+            match result {
+                Ok(()) => pipe.succeeded(s),
+                Err(e) => {
+                    if !again {
+                        pr_err!(
+                            "flushing {} failed: {:?}; all that was written since the last good flush is written again\n",
+                            pipe.name(),
+                            e
+                        );
+                    }
+                    pipe.failed(s, e);
+                }
+            }
+        });
+        if result.is_ok() {
+            self.tell();
+        }
+    }
+
+    /// Lets the replay position move to where the disk is durable.
+    fn tell(&mut self) {
+        self.last_publish = time::mono_ns();
+        let news = self.pipe.with(|s| {
+            let mark = s.buffer.written_position();
+            (mark != s.published).then_some(mark).flatten()
+        });
+        if let Some(pos) = news {
+            // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
+            // could not be published is tried again.
+            if (self.publish)(pos) {
+                self.pipe.with(|s| s.published = Some(pos));
+            }
+            self.pipe.notify();
+        }
+    }
+
+    /// Whoever stops this thread has drained the buffer, or has decided to leave the rest to the log.
+    fn end(&mut self) {
+        while self.group.in_flight() > 0 {
+            self.group.wait(1000);
+            self.reap(true);
+        }
+        self.flush(time::mono_ns());
+        while self.group.in_flight() > 0 {
+            self.group.wait(1000);
+            self.reap(true);
+        }
+        self.tell();
     }
 }

@@ -58,9 +58,10 @@ fn info(w: &mut TextWriter, env: &Env) -> Result {
         crate::engine::text::of(&env.uuid()?)
     ))?;
     line(format_args!(
-        "fetched_bytes {}\nserved_bytes {}\n",
+        "fetched_bytes {}\nserved_bytes {}\nsynced_bytes {}\n",
         env.stats.fetched.load(Relaxed),
-        env.stats.served.load(Relaxed)
+        env.stats.served.load(Relaxed),
+        env.stats.synced.load(Relaxed)
     ))?;
     line(format_args!("tree_generation {}\n", env.store.generation()))
 }

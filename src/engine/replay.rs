@@ -25,6 +25,7 @@ use mars_core::{
         Kind,
         LogPos, //
     },
+    dirty::Recovery,
     log::{
         EndFinder,
         EndReason,
@@ -48,7 +49,8 @@ use mars_core::{
         own_next,
         Purpose,
         Search, //
-    }, //
+    },
+    tree::value::ReplayLink, //
 };
 
 use crate::{
@@ -60,7 +62,8 @@ use crate::{
             self,
             Pipeline,
             Slice, //
-        }, //
+        },
+        sync, //
     },
     sys::{
         bdev::BlockDevice,
@@ -79,6 +82,9 @@ use crate::{
 
 /// Bytes read from a log at once.
 const CHUNK: usize = 1 << 20;
+/// Less than this is made durable only so often.
+const GATHER_BYTES: u64 = 1 << 20;
+const GATHER_MS: u64 = 25;
 /// How often a damaged place is fetched again before an administrator is asked.
 const REPAIRS: u32 = 3;
 
@@ -101,6 +107,8 @@ enum Looked {
     End(EndReason),
     /// What stands here should be good and is not.
     Bad(Defect),
+    /// The log begins behind a gap that this disk has not passed.
+    Gap,
 }
 
 /// The log that is being read, as the publisher sees it: it outlives a switch to the next log.
@@ -123,7 +131,11 @@ struct Session {
     known: bool,
     /// The present file is durable up to here.
     synced: u64,
+    /// Monotonic time when it was made so last.
+    synced_at: u64,
     size: u64,
+    /// This log of a former gap ends here, whatever the file has behind it.
+    limit: Option<(LogName, u64)>,
     /// Fetching goes on beside it.
     following: bool,
 }
@@ -132,6 +144,7 @@ impl Session {
     #[inline(never)]
     fn new(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
+        let (at, limit) = start(&m, &link);
         let size = m.size().ok_or(EINVAL)?;
         let pipe = Pipeline::new(bdev, m.env.buffer_budget())?;
         let files = Arc::pin_init(
@@ -150,10 +163,7 @@ impl Session {
             writeback: Some(writeback),
             files,
             file: None,
-            at: At {
-                log: link.log,
-                pos: link.pos,
-            },
+            at,
             replayer: None,
             ctx: LogContext {
                 log_id: [0; 16],
@@ -161,34 +171,62 @@ impl Session {
             },
             known: false,
             synced: 0,
+            synced_at: 0,
             size,
+            limit,
             following: false,
         })
     }
 
-    /// Opens the log at the present position; `false` if there is no (complete) header yet.
-    #[inline(never)]
-    fn open(&mut self, extent: Extent) -> Result<bool> {
-        if let Some(r) = &mut self.replayer {
-            match (self.known, extent, &self.file) {
-                // From here on it is fetched, perhaps after it was cut.
-                (false, Extent::Known(_), _) => self.synced = self.at.pos,
-                // Behind what was known to be good there may be more: all that is in the file counts as far as it is good.
-                // (A primary completes flushes far more often than it tells the tree about its end.)
-                (true, Extent::Unknown, Some(file)) => {
-                    let size = file.size();
-                    file.sync()?;
-                    self.synced = size;
-                }
-                _ => (),
+    /// No more than what counts of the present log.
+    fn clip(&self, extent: Extent) -> Extent {
+        match (self.limit, extent) {
+            (Some((log, end)), Extent::Unknown) if log == self.at.log => Extent::Known(end),
+            (Some((log, end)), Extent::Known(known)) if log == self.at.log => {
+                Extent::Known(known.min(end))
             }
+            _ => extent,
+        }
+    }
+
+    /// A header that has arrived and can't be read is damaged.
+    fn without_header(&self, extent: Extent) -> Looked {
+        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+        match extent {
+            Extent::Known(end) if end >= header => Looked::Bad(Defect {
+                at: LogPos {
+                    number: self.at.log.number,
+                    pos: 0,
+                },
+                what: Flaw::Scan(EndReason::BadCrc),
+            }),
+            _ => Looked::Starved,
+        }
+    }
+
+    /// Opens the log at the present position; gives why that can't be done yet.
+    #[inline(never)]
+    fn open(&mut self, extent: Extent) -> Result<Option<Looked>> {
+        if let (Some(r), Some(file)) = (&mut self.replayer, &self.file) {
             match extent {
                 Extent::Known(end) if self.known => r.known(end),
                 Extent::Unknown if !self.known => (),
-                _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
+                _ => {
+                    self.synced = match extent {
+                        // From here on it is fetched, perhaps after it was cut.
+                        Extent::Known(_) => self.at.pos,
+                        // What is known to be good has been replayed; now to whatever end the file has.
+                        Extent::Unknown => {
+                            let size = file.size();
+                            file.sync()?;
+                            size
+                        }
+                    };
+                    *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size);
+                }
             }
             self.known = matches!(extent, Extent::Known(_));
-            return Ok(true);
+            return Ok(None);
         }
         let path = paths::log(&self.m.name, &self.at.log)?;
         let flags = OpenFlags {
@@ -197,12 +235,16 @@ impl Session {
         };
         let file = match File::open(&path, flags, 0o600) {
             Ok(f) => f,
-            Err(e) if e == ENOENT => return Ok(false),
+            Err(e) if e == ENOENT => return Ok(Some(self.without_header(extent))),
             Err(e) => return Err(e),
         };
-        let Some((ctx, crc)) = read_header(&self.m, &file, &self.at.log)? else {
-            return Ok(false);
+        let Some((ctx, crc, gap)) = read_header(&self.m, &file, &self.at.log)? else {
+            return Ok(Some(self.without_header(extent)));
         };
+        let header = u64::try_from(HEADER_SIZE)?;
+        if gap && self.at.pos <= header && !self.m.has_passed_gap(&self.at.log) {
+            return Ok(Some(Looked::Gap));
+        }
         // What a crash left in the page cache, or in a drive's, is not durable yet. Nor are perhaps the file's name and the
         // links that say that everything before this log is on the disk; once its first record is, they must be.
         // Fetching may go on meanwhile: what comes after this moment is not durable when the sync has ended.
@@ -219,7 +261,6 @@ impl Session {
             .list
             .lock()
             .push((self.at.log, file.clone()), GFP_KERNEL)?;
-        let header = u64::try_from(HEADER_SIZE)?;
         let from = if self.at.pos <= header {
             self.at.pos = header;
             ScanPos::first(crc)
@@ -240,26 +281,15 @@ impl Session {
             self.size,
         ));
         self.file = Some(file);
-        Ok(true)
+        Ok(None)
     }
 
     /// Looks at the log from the present position on.
     #[inline(never)]
     fn step(&mut self, extent: Extent, stop: &impl Fn() -> bool) -> Result<Looked> {
-        if !self.open(extent)? {
-            let header = u64::try_from(HEADER_SIZE)?;
-            // A header that has arrived and can't be read is damaged.
-            return Ok(if matches!(extent, Extent::Known(end) if end >= header) {
-                Looked::Bad(Defect {
-                    at: LogPos {
-                        number: self.at.log.number,
-                        pos: 0,
-                    },
-                    what: Flaw::Scan(EndReason::BadCrc),
-                })
-            } else {
-                Looked::Starved
-            });
+        let extent = self.clip(extent);
+        if let Some(looked) = self.open(extent)? {
+            return Ok(looked);
         }
         let (Some(file), Some(replayer)) = (&self.file, &mut self.replayer) else {
             return Ok(Looked::Starved);
@@ -276,6 +306,7 @@ impl Session {
                     return r.and(Err(e));
                 }
                 self.synced = end;
+                self.synced_at = time::mono_ns();
             }
         }
         // What was appended since the file was opened is neither durable nor known to have arrived.
@@ -296,7 +327,7 @@ impl Session {
                 });
             }
             let mut buf = Buf::new(rest)?;
-            let n = file.read_at(&mut buf, self.at.pos)?;
+            let n = read(file, &mut buf, self.at.pos)?;
             if self.following && extent == Extent::Unknown {
                 // Fetching may just have begun to cut the file and to fill it again.
                 file.datasync()?;
@@ -364,10 +395,6 @@ impl Session {
     #[inline(never)]
     fn settle(&self, give_up: impl Fn() -> bool) -> Result {
         self.pipe.drain(give_up)?;
-        self.pipe.bdev.flush()?;
-        if let Some(f) = &self.file {
-            f.datasync()?;
-        }
         self.m.set_replay(&self.at.log, self.at.pos, self.at.pos)?;
         self.m.set_version(&self.at.log, self.at.pos)
     }
@@ -380,8 +407,42 @@ impl Drop for Session {
     }
 }
 
-/// Header of a log file: what its batches must have, and the first chain value. `None`: not there (yet).
-fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogContext, u32)>> {
+/// Where replay begins: at the replay link, unless the dirty map knows better. What was written without a log may be newer
+/// than what stands in the log before the gap, and the link may be older than what was durable. Also gives where the log
+/// before an open gap ends.
+fn start(m: &Member, link: &ReplayLink) -> (At, Option<(LogName, u64)>) {
+    let here = At {
+        log: link.log,
+        pos: link.pos,
+    };
+    let later = |log: LogName, pos: u64| {
+        if (log.number, pos) > (link.log.number, link.pos) {
+            At { log, pos }
+        } else {
+            here
+        }
+    };
+    match m.dirty.recovery() {
+        Recovery::Normal => (here, None),
+        Recovery::Until(log, end) => (here, Some((log, end))),
+        Recovery::Behind(log, end) => (later(log, end), Some((log, end))),
+        Recovery::From(log) => (later(log, 0), None),
+    }
+}
+
+/// Fills `buf` from `pos` of a log on, past the page cache where that is possible; less only at the end of the file.
+fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
+    let align = u64::from(file.dio_align());
+    let len = buf.len();
+    if align == 0 || pos % align != 0 || u64::try_from(len)? % align != 0 {
+        return file.read_at(buf, pos);
+    }
+    file.read_direct(buf, 0, len, pos)
+}
+
+/// Header of a log file: what its batches must have, the first chain value, and whether there is a gap before it. `None`:
+/// not there (yet).
+fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogContext, u32, bool)>> {
     if file.size() < u64::try_from(HEADER_SIZE)? {
         return Ok(None);
     }
@@ -390,7 +451,9 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
         return Ok(None);
     }
     match LogHeader::parse::<KernelDigest>(&block) {
-        Ok((h, crc)) if h.name() == *log && h.resource == m.name => Ok(Some((h.context(), crc))),
+        Ok((h, crc)) if h.name() == *log && h.resource == m.name => {
+            Ok(Some((h.context(), crc, h.gap)))
+        }
         Ok(_) => {
             m.set_trouble(Some((
                 "defective-log",
@@ -456,13 +519,18 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
     loop {
         let before = s.at.pos;
         // What was reported durable once must be there; only behind it the log may end anywhere.
-        let known = reported_end(m, &s.at.log);
+        let base = s.limit.filter(|(log, _)| *log == s.at.log);
+        let known = base.map_or_else(|| reported_end(m, &s.at.log), |(_, end)| end);
         let extent = if s.at.pos < known {
             Extent::Known(known)
         } else {
             Extent::Unknown
         };
-        let looked = s.step(extent, &|| ctx.should_stop())?;
+        let pipe = s.pipe.clone();
+        let looked = match s.step(extent, &|| ctx.should_stop() || pipe.is_failing()) {
+            Err(e) if e == EINTR && !ctx.should_stop() => return Err(EIO),
+            r => r?,
+        };
         bytes = bytes.saturating_add(s.at.pos.saturating_sub(before));
         match looked {
             Looked::Admitted => {
@@ -482,7 +550,7 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 return Err(EBADMSG);
             }
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
-            Looked::Starved => (),
+            Looked::Starved | Looked::Gap => (),
             Looked::End(reason) if reason.is_clean() => (),
             Looked::End(reason) => pr_warn!(
                 "{}: {:?} ends at {} ({:?}); what stands behind was never durable, or is damaged\n",
@@ -515,6 +583,10 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
                 s.at.pos
             );
             return Err(ENOENT);
+        }
+        if base.is_some() {
+            // What follows was written without a log, and is on the disk.
+            break;
         }
         // A crash during a rotation leaves the next log of our own without any link that names it.
         let own =
@@ -563,7 +635,7 @@ fn has_log(m: &Member, log: &LogName) -> bool {
 
 /// End of the valid part of a local log file, from `from` on (which must be 0 or the start of a batch).
 pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Result<u64> {
-    let Some((ctx, crc)) = read_header(m, file, log)? else {
+    let Some((ctx, crc, _)) = read_header(m, file, log)? else {
         return Ok(0);
     };
     let header = u64::try_from(HEADER_SIZE)?;
@@ -596,6 +668,7 @@ pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Re
 /// The replay thread of a secondary; stops when dropped.
 pub(crate) struct Worker {
     _thread: Thread,
+    pipe: Arc<Pipeline>,
 }
 
 impl Worker {
@@ -604,9 +677,16 @@ impl Worker {
         let name = CString::try_from_fmt(format_args!("mars_rpl/{}", m.name))?;
         let mut session = Session::new(m, bdev)?;
         session.following = true;
+        let pipe = session.pipe.clone();
         Ok(Self {
             _thread: Thread::spawn(&name, move |ctx| follow(ctx, session))?,
+            pipe,
         })
+    }
+
+    /// Why the backing disk does not take what is replayed.
+    pub(crate) fn disk_error(&self) -> Option<Error> {
+        self.pipe.with(|s| s.disk_error)
     }
 }
 
@@ -615,7 +695,16 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
     let mut repairs = 0;
     let stop = || ctx.should_stop();
     while !ctx.should_stop() {
-        let limit = m.fetch.available(&s.at.log);
+        let mut limit = m.fetch.available(&s.at.log);
+        if limit.fetched && limit.end.saturating_sub(s.synced) < GATHER_BYTES {
+            // Each sync of the file is a commit of its file system's journal: a little more may come meanwhile.
+            let since = time::mono_ns().saturating_sub(s.synced_at) / 1_000_000;
+            let rest = GATHER_MS.saturating_sub(since);
+            if rest > 0 && limit.end > s.synced {
+                ctx.sleep_ms(u32::try_from(rest).unwrap_or(0));
+                limit = m.fetch.available(&s.at.log);
+            }
+        }
         let extent = if limit.fetched {
             Extent::Known(limit.end)
         } else {
@@ -628,6 +717,13 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 continue;
             }
             Ok(Looked::Starved | Looked::End(_)) => (),
+            Ok(Looked::Gap) => {
+                if s.settle(stop).is_ok() {
+                    sync::ask_for_gap(&m, &s.at.log);
+                }
+                ctx.sleep_ms(300);
+                continue;
+            }
             // Below the limit everything has arrived, so this is damage and not a gap.
             Ok(Looked::Bad(d)) => {
                 repairs = repair(&m, &s.at, &d, repairs);
@@ -635,10 +731,35 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 s.file = None;
             }
             Err(e) if e == EINTR => break,
-            Err(e) => m.set_trouble(Some((
-                "defective-log",
-                format_args!("reading {} at {} failed: {e:?}", s.at.log, s.at.pos),
-            ))),
+            // A place that can't be read, or a flush that failed: nobody knows what the disk has of what was not applied yet.
+            // Trying the same again would succeed and mean nothing.
+            Err(e)
+                if (e == EIO || e == ENODATA || e == EREMOTEIO)
+                    && extent != Extent::Unknown
+                    && repairs < REPAIRS =>
+            {
+                pr_err!(
+                    "{}: the disk of {:?} fails at {}; fetching it again from there\n",
+                    m.name.as_str(),
+                    s.at.log,
+                    s.at.pos
+                );
+                fetch_again(&m, &s.at);
+                repairs += 1;
+                s.replayer = None;
+                s.file = None;
+                s.files.list.lock().clear();
+            }
+            Err(e) => {
+                m.set_trouble(Some((
+                    "defective-log",
+                    format_args!(
+                        "reading {} at {} failed: {e:?}; is the disk of /mars failing?",
+                        s.at.log, s.at.pos
+                    ),
+                )));
+                ctx.sleep_ms(500);
+            }
         }
         if !limit.fetched || limit.complete && s.at.pos >= limit.end {
             if let Some(next) = successor_after_drain(&m, &mut s, ctx) {
@@ -667,10 +788,22 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
 /// The next log, once everything of the present one is on the disk.
 fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option<LogName> {
     let mine = m.replay_link(&m.me())?;
+    if s.limit.is_some_and(|(log, _)| log == s.at.log) {
+        // This disk has more than its log: nothing goes on here but this host, as primary.
+        return None;
+    }
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| ctx.should_stop()).is_err() {
         return None;
     }
     successor(m, &s.at)
+}
+
+fn fetch_again(m: &Member, at: &At) {
+    // A damaged first batch may also mean that the log was made anew behind this copy's header.
+    let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+    let from = if at.pos <= header { 0 } else { at.pos };
+    m.fetch.again_from(&at.log, from);
+    time::sleep_ms(500);
 }
 
 fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
@@ -681,11 +814,7 @@ fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
             at.log,
             defect
         );
-        // A damaged first batch may also mean that the log was made anew behind this copy's header.
-        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
-        let from = if at.pos <= header { 0 } else { at.pos };
-        m.fetch.again_from(&at.log, from);
-        time::sleep_ms(500);
+        fetch_again(m, at);
     } else {
         m.set_trouble(Some((
             "defective-log",

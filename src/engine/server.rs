@@ -30,6 +30,8 @@ use mars_core::{
         frame::MAX_DATA,
         message::{
             bulk::{
+                DirtyPiece,
+                DirtyRead,
                 LogData,
                 LogRead,
                 LogStatus,
@@ -66,6 +68,7 @@ use crate::{
             Conn,
             Purpose, //
         },
+        dirty::Asked,
         env::Env,
         member::Member,
         paths,
@@ -86,7 +89,8 @@ use crate::{
         thread::{
             Thread,
             ThreadCtx, //
-        }, //
+        },
+        time, //
     }, //
 };
 
@@ -94,6 +98,11 @@ use crate::{
 const MAX_CLIENTS: usize = 64;
 /// How long a thread waits before it looks whether it is to stop.
 const POLL_MS: u32 = 500;
+/// Smallest time between two answers on the same connection, for changes of the tree and for a little log.
+const TREE_SPACING_MS: u32 = 50;
+const LOG_SPACING_MS: u32 = 25;
+/// A client that waits gets so much log at once.
+const ENOUGH_LOG: u64 = 128 << 10;
 
 /// A connection that is being served.
 struct Client {
@@ -193,7 +202,11 @@ fn serve(ctx: &ThreadCtx, env: &Arc<Env>, socket: Arc<Socket>, offset: u16) {
         socket.shutdown();
         return;
     };
-    let mut session = Handler { env, log: None };
+    let mut session = Handler {
+        env,
+        log: None,
+        answered: 0,
+    };
     while !ctx.should_stop() && !env.is_stopping() {
         match conn.next_request(POLL_MS) {
             Ok(None) => (),
@@ -223,6 +236,8 @@ struct OpenLog {
 struct Handler<'a> {
     env: &'a Arc<Env>,
     log: Option<OpenLog>,
+    /// Monotonic time of the last answer to a request that waits for news.
+    answered: u64,
 }
 
 impl Handler<'_> {
@@ -256,6 +271,10 @@ impl Handler<'_> {
             Kind::SyncRead => {
                 let m = request!(SyncRead);
                 self.sync_read(conn, id, &m)
+            }
+            Kind::DirtyRead => {
+                let m = request!(DirtyRead);
+                self.dirty_read(conn, id, &m)
             }
             Kind::SyncEnd => {
                 let m = request!(SyncEnd);
@@ -346,8 +365,19 @@ impl Handler<'_> {
         }
     }
 
+    /// News are told at once, but not more often than each `spacing_ms`: what gathers meanwhile travels together, and both
+    /// sides have less to do for it.
+    fn gather(&mut self, ctx: &ThreadCtx, spacing_ms: u32) {
+        let since = time::mono_ns().saturating_sub(self.answered) / 1_000_000;
+        let rest = u64::from(spacing_ms).saturating_sub(since);
+        if rest > 0 {
+            ctx.sleep_ms(u32::try_from(rest).unwrap_or(spacing_ms));
+        }
+        self.answered = time::mono_ns();
+    }
+
     #[inline(never)]
-    fn get_tree(&self, ctx: &ThreadCtx, conn: &mut Conn, id: u32, m: &GetTree) -> Result {
+    fn get_tree(&mut self, ctx: &ThreadCtx, conn: &mut Conn, id: u32, m: &GetTree) -> Result {
         let store = &self.env.store;
         let full = m.instance != store.instance() || m.since > store.generation();
         let since = if full { 0 } else { m.since };
@@ -356,6 +386,7 @@ impl Handler<'_> {
             while rest > 0 && !ctx.should_stop() && !store.wait_newer(since, rest.min(POLL_MS)) {
                 rest = rest.saturating_sub(POLL_MS);
             }
+            self.gather(ctx, TREE_SPACING_MS);
         }
         self.send_tree(conn, id, since, full)
     }
@@ -395,7 +426,7 @@ impl Handler<'_> {
         };
         // How far this log may be read, waiting for more if the client wants that.
         let mut waited = 0;
-        let (end, closed) = loop {
+        let (mut end, mut closed) = loop {
             let step = POLL_MS.min(m.wait_ms.saturating_sub(waited));
             match durable_end(&member, &log, m.offset, step) {
                 Some((end, closed))
@@ -407,9 +438,19 @@ impl Handler<'_> {
                 None => return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]),
             }
         };
-        if self.open_log(&member, &log).is_err() {
+        if m.wait_ms > 0 && end.saturating_sub(m.offset) < ENOUGH_LOG && !closed {
+            self.gather(ctx, LOG_SPACING_MS);
+            (end, closed) = durable_end(&member, &log, m.offset, 0).unwrap_or((end, closed));
+        }
+        if let Err(e) = self.open_log(&member, &log) {
             self.log = None;
-            return conn.reply_bulk(id, &empty(LogStatus::NoLog, 0, false, 0), &[]);
+            let status = if e == ENOENT {
+                LogStatus::NoLog
+            } else {
+                unreadable(&log, 0, e);
+                LogStatus::Unavailable
+            };
+            return conn.reply_bulk(id, &empty(status, 0, false, 0), &[]);
         }
         let Some(open) = &self.log else {
             return Err(EIO);
@@ -433,26 +474,45 @@ impl Handler<'_> {
             offset: m.offset,
             data: &[],
         };
+        let mut buf;
         // A client that follows closely asks for batches which are still in memory.
-        if let Some((batch, len)) = member.progress.recent(m.number, m.offset) {
-            if len <= want {
-                let data = batch.get(..len).ok_or(EIO)?;
-                self.env.stats.served.add(u64::try_from(len)?, Relaxed);
-                return conn.reply_bulk(id, &head, data);
+        let (batches, len) = member
+            .progress
+            .recent(m.number, m.offset, want)
+            .unwrap_or((KVec::new(), 0));
+        if let (Some(first), true) = (batches.first(), len > 0) {
+            self.env.stats.served.add(u64::try_from(len)?, Relaxed);
+            if batches.len() == 1 {
+                return conn.reply_bulk(id, &head, first.get(..len).ok_or(EIO)?);
             }
+            buf = Buf::new(len)?;
+            let mut at = 0usize;
+            for b in &batches {
+                let part = b.len().min(len - at);
+                buf.get_mut(at..at + part)
+                    .ok_or(EIO)?
+                    .copy_from_slice(b.get(..part).ok_or(EIO)?);
+                at += part;
+            }
+            return conn.reply_bulk(id, &head, buf.get(..len).ok_or(EIO)?);
         }
         // Direct I/O: what a peer reads must not push out, or get stale in, the page cache under the logger's own writes.
-        let mut buf;
         let data = if open.direct {
             let start = m.offset & !4095;
             let skip = usize::try_from(m.offset - start)?;
             let len = (skip + want + 4095) & !4095;
             buf = Buf::new(len)?;
-            let n = open.file.read_direct(&mut buf, 0, len, start)?;
+            let n = open
+                .file
+                .read_direct(&mut buf, 0, len, start)
+                .unwrap_or_else(|e| unreadable(&log, m.offset, e));
             buf.get(skip..n.min(skip + want)).unwrap_or(&[])
         } else {
             buf = Buf::new(want)?;
-            let n = open.file.read_at(&mut buf, m.offset)?;
+            let n = open
+                .file
+                .read_at(&mut buf, m.offset)
+                .unwrap_or_else(|e| unreadable(&log, m.offset, e));
             buf.get(..n).unwrap_or(&[])
         };
         if data.is_empty() {
@@ -569,6 +629,43 @@ impl Handler<'_> {
     }
 
     #[inline(never)]
+    fn dirty_read(&self, conn: &mut Conn, id: u32, m: &DirtyRead) -> Result {
+        let reply = |status| DirtyPiece {
+            status,
+            piece: m.piece,
+            size: 0,
+            grain: 0,
+            generation: 0,
+            data: &[],
+        };
+        let Some((member, _)) = self.disk(&m.resource) else {
+            return conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]);
+        };
+        let next = LogName {
+            number: m.number,
+            creator: m.creator,
+        };
+        match member.dirty.piece(&next, m.piece) {
+            Ok(Asked::Piece {
+                geometry,
+                generation,
+                bits,
+            }) => {
+                let head = DirtyPiece {
+                    size: geometry.size,
+                    grain: geometry.grain,
+                    generation,
+                    ..reply(SyncStatus::Data)
+                };
+                conn.reply_bulk(id, &head, &bits)
+            }
+            Ok(Asked::Later) => conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]),
+            Ok(Asked::Unknown) => conn.reply_bulk(id, &reply(SyncStatus::Restart), &[]),
+            Err(_) => conn.reply_bulk(id, &reply(SyncStatus::OutOfRange), &[]),
+        }
+    }
+
+    #[inline(never)]
     fn sync_end(&self, conn: &mut Conn, id: u32, m: &SyncEnd) -> Result {
         let found = self
             .disk(&m.resource)
@@ -598,6 +695,10 @@ fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(
     if let Some((end, _)) = m.progress.wait_beyond(log, beyond, wait_ms) {
         return Some((end, false));
     }
+    if let Some((_, end)) = m.progress.last_closed().filter(|(l, _)| l == log) {
+        // Closed, and the tree does not say so yet (perhaps for want of room).
+        return Some((end, true));
+    }
     let copy = m.fetch.available(log);
     if copy.fetched {
         if !copy.complete && copy.end <= beyond && wait_ms > 0 {
@@ -623,4 +724,16 @@ fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(
         crate::sys::time::sleep_ms(wait_ms.min(200));
     }
     Some((last.this.pos, false))
+}
+
+/// A peer wants what this host's disk does not give; it is told so, and looks elsewhere.
+#[cold]
+fn unreadable(log: &LogName, offset: u64, e: Error) -> usize {
+    crate::sys::log::log_err!(
+        "{:?} can't be read at {}: {:?}; is the disk of /mars failing?\n",
+        log,
+        offset,
+        e
+    );
+    0
 }

@@ -61,6 +61,7 @@ use crate::{
     engine::{
         clock::Clock,
         paths,
+        reserve,
         text, //
     },
     sys::{
@@ -141,6 +142,13 @@ impl Store {
         Some(Value(v))
     }
 
+    /// When a link was written; `None` if there is none, or a tombstone.
+    pub(crate) fn stamp(&self, path: &str) -> Option<LamportTime> {
+        let tree = self.tree.lock();
+        let entry = tree.entry(path.as_bytes())?;
+        entry.live().map(|_| entry.stamp)
+    }
+
     /// Calls `f` with the rest of the path and the value of each live link whose path begins with `prefix`, in order.
     ///
     /// # Errors
@@ -200,7 +208,10 @@ impl Store {
     fn write(&self, path: &str, value: &str, stamp: LamportTime) -> Result {
         let file = paths::absolute(path)?;
         let value = CString::try_from_fmt(format_args!("{value}"))?;
-        let r = dir::replace_link(&file, &value, stamp.sec(), stamp.nsec());
+        let mut r = dir::replace_link(&file, &value, stamp.sec(), stamp.nsec());
+        if r.is_err_and(|e| e == ENOSPC || e == EDQUOT) && reserve::release() {
+            r = dir::replace_link(&file, &value, stamp.sec(), stamp.nsec());
+        }
         match r {
             Err(e) if e == ENOENT => {
                 let parent = path.rsplit_once('/').map_or("", |(p, _)| p);

@@ -14,6 +14,7 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
+            AtomicFlag,
             Relaxed, //
         },
         new_mutex,
@@ -23,6 +24,10 @@ use kernel::{
 };
 
 use mars_core::{
+    dirty::{
+        Bits,
+        Geometry, //
+    },
     log::LogName,
     name::Name,
     sync::{
@@ -38,6 +43,8 @@ use mars_core::{
     tree::value::ReplayLink,
     wire::message::{
         bulk::{
+            DirtyPiece,
+            DirtyRead,
             SyncData,
             SyncDigest,
             SyncDigests,
@@ -74,14 +81,36 @@ use crate::{
 /// How often the progress is made durable and written to the tree.
 const SAVE_MS: u64 = 3_000;
 
+/// What is to be compared.
+struct Job {
+    plan: SyncPlan,
+    /// Before anything is compared, the map of the gap before this log is needed.
+    need: Option<LogName>,
+    /// Only what is dirty here is compared.
+    map: Option<Bits>,
+}
+
+impl Job {
+    fn next_chunk(&mut self) -> Option<Chunk> {
+        match &self.map {
+            Some(map) => self
+                .plan
+                .next_wanted(|offset, len| map.is_dirty(offset, len)),
+            None => self.plan.next_chunk(),
+        }
+    }
+}
+
 /// State of the sync of one resource; shared with the control thread.
 #[pin_data]
 pub(crate) struct Sync {
     #[pin]
-    plan: Mutex<Option<SyncPlan>>,
+    job: Mutex<Option<Job>>,
     /// Bytes that were transferred since the sync began.
     pub(crate) transferred: Atomic<u64>,
     running: Atomic<u32>,
+    /// A flush of the disk failed: all ends, and begins again at what was durable before.
+    broken: AtomicFlag,
 }
 
 impl Sync {
@@ -89,9 +118,10 @@ impl Sync {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                plan <- new_mutex!(None),
+                job <- new_mutex!(None),
                 transferred: Atomic::new(0),
                 running: Atomic::new(0),
+                broken: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
         )
@@ -114,15 +144,19 @@ impl Workers {
         if m.get(format_args!("syncfrom-{me}"))
             .is_none_or(|v| v.as_bytes() != from.as_bytes())
         {
-            m.set(format_args!("syncstatus-{me}"), format_args!("0"));
-            m.set(format_args!("syncfrom-{me}"), format_args!("{from}"));
+            m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+            m.try_set(format_args!("syncfrom-{me}"), format_args!("{from}"))?;
         }
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
         let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
-        *m.sync.plan.lock() =
-            Some(SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?);
+        *m.sync.job.lock() = Some(Job {
+            plan: SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?,
+            need: m.gap_to_pass(),
+            map: None,
+        });
         m.sync.transferred.store(0, Relaxed);
+        m.sync.broken.store(false, Relaxed);
         let sync = m.sync.clone();
         let mut threads = KVec::new();
         for i in 0..tunables::CONNECTIONS.get() {
@@ -166,7 +200,7 @@ impl Drop for Workers {
 fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, leader: bool) {
     let mut conn: Option<Conn> = None;
     let mut saved = time::mono_ns();
-    while !ctx.should_stop() {
+    while !ctx.should_stop() && !m.sync.broken.load(Relaxed) {
         if leader && time::mono_ns().saturating_sub(saved) > SAVE_MS * 1_000_000 {
             save(m, bdev);
             saved = time::mono_ns();
@@ -189,10 +223,23 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
             ctx.sleep_ms(1000);
             continue;
         };
+        let need = m.sync.job.lock().as_ref().and_then(|j| j.need);
+        if let Some(log) = need {
+            if !leader {
+                ctx.sleep_ms(100);
+            } else if let Err(e) = get_map(m, c, &log) {
+                trouble(m, e);
+                if e != EAGAIN {
+                    conn = None;
+                }
+                ctx.sleep_ms(1000);
+            }
+            continue;
+        }
         let (chunk, complete) = {
-            let mut p = m.sync.plan.lock();
-            let Some(plan) = &mut *p else { return };
-            (plan.next_chunk(), plan.is_complete())
+            let mut j = m.sync.job.lock();
+            let Some(job) = &mut *j else { return };
+            (job.next_chunk(), job.plan.is_complete())
         };
         let Some(chunk) = chunk else {
             if !complete {
@@ -213,17 +260,18 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
             }
         };
         let r = one_chunk(m, bdev, c, chunk);
-        let mut p = m.sync.plan.lock();
-        let Some(plan) = &mut *p else { return };
+        let mut j = m.sync.job.lock();
+        let Some(job) = &mut *j else { return };
         // A chunk that was taken back meanwhile is compared again by whoever has it now.
         let _ = match r {
-            Ok(cost) => plan.done(chunk, cost),
-            Err(_) => plan.failed(chunk),
+            Ok(cost) => job.plan.done(chunk, cost),
+            Err(_) => job.plan.failed(chunk),
         };
-        drop(p);
+        drop(j);
         match r {
             Ok(cost) => {
                 m.sync.transferred.fetch_add(cost.transferred, Relaxed);
+                m.env.stats.synced.add(cost.transferred, Relaxed);
                 m.set_trouble(None);
             }
             Err(e) => {
@@ -235,14 +283,35 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
             }
         }
     }
-    if leader {
+    if leader && !m.sync.broken.load(Relaxed) {
         save(m, bdev);
     }
+}
+
+/// Flushes the disk. A flush that failed may have lost any block since the last good one, and the next one would not tell:
+/// so everything since then is compared again.
+fn flush(m: &Member, bdev: &BlockDevice) -> Result {
+    bdev.flush().inspect_err(|e| {
+        pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
+        m.sync.broken.store(true, Relaxed);
+        trouble(m, EIO);
+    })
+}
+
+/// Errors of this host's disk; the disk's own numbers also mean other things here.
+fn own_disk(e: Error) -> Error {
+    crate::sys::log::log_err!("sync: the backing disk failed: {:?}\n", e);
+    EIO
 }
 
 fn trouble(m: &Member, e: Error) {
     if e == EREMOTEIO || e == EAGAIN {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: the designated primary is not primary yet, or its disk is not ready"))));
+    } else if e == EIO {
+        m.set_trouble(Some((
+            "disk-error",
+            format_args!("the sync waits: the backing disk fails. Repair or replace it"),
+        )));
     } else if e != EINTR && e != ERESTARTSYS {
         m.set_trouble(Some(("waiting", format_args!("the sync waits: {e:?}"))));
     }
@@ -252,7 +321,8 @@ fn trouble(m: &Member, e: Error) {
 fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Result<ChunkCost> {
     let len = usize::try_from(chunk.len)?;
     let mut local = Buf::new(len)?;
-    bdev.read_at(&mut local, 0, len, chunk.offset)?;
+    bdev.read_at(&mut local, 0, len, chunk.offset)
+        .map_err(own_disk)?;
     let ask = SyncDigest {
         resource: m.name,
         offset: chunk.offset,
@@ -292,7 +362,8 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
             part.copy_from_slice(reply.data);
             cost.transferred = cost.transferred.saturating_add(u64::from(d.len));
         }
-        bdev.write_at(&local, from, n, offset, false)?;
+        bdev.write_at(&local, from, n, offset, false)
+            .map_err(own_disk)?;
     }
     Ok(cost)
 }
@@ -309,16 +380,16 @@ fn status(s: SyncStatus) -> Result {
 fn save(m: &Member, bdev: &BlockDevice) {
     let found = m
         .sync
-        .plan
+        .job
         .lock()
         .as_ref()
-        .map(|p| (p.progress(), p.stats()));
+        .map(|j| (j.plan.progress(), j.plan.stats()));
     let Some((done, stats)) = found else { return };
     if done == m.size().unwrap_or(0) {
         // Only `finish` may say that the disk is complete.
         return;
     }
-    if bdev.flush().is_ok() {
+    if flush(m, bdev).is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
         let equal = stats
@@ -343,7 +414,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     let pos = SyncPos::decode(payload).map_err(|_| EPROTO)?;
     status(pos.status)?;
     let creator = pos.creator.ok_or(EPROTO)?;
-    bdev.flush()?;
+    flush(m, bdev).map_err(|_| EIO)?;
     let me = m.me();
     let link = ReplayLink {
         log: LogName {
@@ -355,19 +426,133 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     };
     // The order matters: a crash in between leaves a sync that has to look at nothing any more, never a disk that counts
     // as consistent too early.
-    m.set(format_args!("syncpos-{me}"), format_args!("{link}"));
+    m.try_set(format_args!("syncpos-{me}"), format_args!("{link}"))?;
+    // Replay may begin in the log of the replay link, also if there is a gap before it: all of this disk is from later.
+    let from = m.replay_link(&me).ok_or(ENOENT)?.log;
+    m.try_set(format_args!("gap-{me}"), format_args!("{from},done"))?;
     crate::engine::paths::sync_resource_dir(&m.name)?;
     let size = m.size().ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
-    m.set(format_args!("syncstatus-{me}"), format_args!("{size}"));
+    m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
     m.set_trouble(None);
+    let found = m.sync.job.lock().as_ref().map(|j| j.plan.stats());
     pr_info!(
-        "{}: sync complete, {} bytes travelled; consistent at {:?} {}\n",
+        "{}: sync complete, {} bytes compared, {} bytes travelled; consistent at {:?} {}\n",
         m.name.as_str(),
+        found.map_or(0, |s| s.compared),
         m.sync.transferred.load(Relaxed),
         link.log,
         link.pos
     );
+    Ok(())
+}
+
+/// This replica has come to log `next`, before which the primary wrote without a log: what it wrote has to be copied. From
+/// now until replay has passed the end of that, the disk is not consistent; so only if it can begin at once.
+pub(crate) fn ask_for_gap(m: &Member, next: &LogName) {
+    let me = m.me();
+    let source = m.designated().filter(|h| {
+        *h != me
+            && m.env.is_alive(h)
+            && m.switch(format_args!("actual-{h}/is-primary"))
+            && !m.switch(format_args!("actual-{h}/is-emergency"))
+    });
+    if source.is_none() || !m.switch(format_args!("todo-{me}/sync")) {
+        m.set_trouble(Some(("waiting", format_args!("the primary has written without a log before {next} (emergency mode); this replica stays as it is until the primary can be asked for that, and resume-sync permits it"))));
+        return;
+    }
+    // In this order: a sync that is not known to be for a gap compares everything, which is right, too.
+    let r = m
+        .try_set(format_args!("gap-{me}"), format_args!("{next}"))
+        .and_then(|()| m.try_set(format_args!("syncstatus-{me}"), format_args!("0")))
+        .and_then(|()| crate::engine::paths::sync_resource_dir(&m.name));
+    match r {
+        Ok(()) => {
+            pr_info!(
+                "{}: getting what was written without a log before {:?}\n",
+                m.name.as_str(),
+                next
+            );
+            m.set_trouble(None);
+        }
+        Err(e) => m.set_trouble(Some((
+            "waiting",
+            format_args!("the sync can't start: {e:?}; is /mars full?"),
+        ))),
+    }
+    m.kick.signal();
+}
+
+/// Gets the map of what was written before log `next`. If there is none, everything is compared.
+#[inline(never)]
+fn get_map(m: &Member, c: &mut Conn, next: &LogName) -> Result {
+    let mut found: Option<(Bits, u64)> = None;
+    let mut piece = 0;
+    loop {
+        let ask = DirtyRead {
+            resource: m.name,
+            number: next.number,
+            creator: next.creator,
+            piece,
+        };
+        let payload = c.call(&ask, 0)?;
+        let reply = DirtyPiece::decode(payload).map_err(|_| EPROTO)?;
+        match reply.status {
+            SyncStatus::Data => (),
+            SyncStatus::Restart => return no_map(m, next),
+            s => {
+                status(s)?;
+                return Err(EAGAIN);
+            }
+        }
+        let geometry = Geometry::checked(reply.size, reply.grain).ok_or(EPROTO)?;
+        let (mut bits, generation) = match found.take() {
+            Some(f) => f,
+            None => (Bits::new(geometry)?, reply.generation),
+        };
+        if bits.geometry() != geometry || generation != reply.generation || reply.piece != piece {
+            // Another map meanwhile: from the beginning.
+            return Err(EAGAIN);
+        }
+        if !bits.load(piece, reply.data) {
+            return Err(EPROTO);
+        }
+        piece = piece.saturating_add(1);
+        if piece < geometry.pieces() {
+            found = Some((bits, generation));
+            continue;
+        }
+        pr_info!(
+            "{}: {} bytes may have been written without a log; they are compared\n",
+            m.name.as_str(),
+            bits.dirty_bytes()
+        );
+        if let Some(job) = &mut *m.sync.job.lock() {
+            job.map = Some(bits);
+            job.need = None;
+        }
+        return Ok(());
+    }
+}
+
+/// The primary does not know what was written before log `next`.
+fn no_map(m: &Member, next: &LogName) -> Result {
+    let me = m.me();
+    pr_warn!(
+        "{}: the primary has no map of what was written before {:?}; everything is compared\n",
+        m.name.as_str(),
+        next
+    );
+    // What was passed over by the map of another primary has to be compared as well.
+    m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+    m.try_set(format_args!("gap-{me}"), format_args!("{next},all"))?;
+    let size = m.size().ok_or(EINVAL)?;
+    let plan = SyncPlan::new(size, 0, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?;
+    *m.sync.job.lock() = Some(Job {
+        plan,
+        need: None,
+        map: None,
+    });
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 //! What an administrator can tune, in `/proc/sys/mars/`, and constants that are not worth tuning.
 //! Documentation/tunables.md says what each means.
 
+use mars_core::completion::Completion;
+
 use crate::sys::sysctl::Tunable;
 
 /// Port of metadata; logs are on the next, sync on the one after.
@@ -49,11 +51,42 @@ pub(crate) static LOGROT_AUTO_GB: Tunable<u32> =
 pub(crate) static SCAN_INTERVAL_SEC: Tunable<u32> =
     Tunable::<u32>::new(c"scan_interval_sec", 5, 1, 60);
 
+/// Free space of `/mars` in GiB below which the emergency levels 1, 2, 3, 4 begin; each is added to the higher ones.
+pub(crate) static FREE_SPACE_GB: [Tunable<u32>; 4] = [
+    Tunable::<u32>::new(c"required_free_space_1_gb", 2, 0, 1 << 20),
+    Tunable::<u32>::new(c"required_free_space_2_gb", 2, 0, 1 << 20),
+    Tunable::<u32>::new(c"required_free_space_3_gb", 2, 0, 1 << 20),
+    Tunable::<u32>::new(c"required_free_space_4_gb", 2, 0, 1 << 20),
+];
+
+/// Whether the emergency level falls by itself when there is room again.
+pub(crate) static RESET_EMERGENCY: Tunable<u32> =
+    Tunable::<u32>::new(c"mars_reset_emergency", 1, 0, 1);
+
+/// Whether a primary goes back to logging by itself.
+pub(crate) static LOGGER_RESUME: Tunable<u32> = Tunable::<u32>::new(c"logger_resume", 1, 0, 1);
+
+/// When a write is complete; see [`Completion`].
+pub(crate) static COMPLETION: Tunable<u32> =
+    Tunable::<u32>::new(c"logger_completion_semantics", 0, 0, 2);
+
+/// When a write is complete.
+pub(crate) fn completion() -> Completion {
+    Completion::from_number(COMPLETION.get())
+}
+
 /// All of them, for `/proc/sys/mars`.
-pub(crate) static ALL: [&Tunable<u32>; 5] = [
+pub(crate) static ALL: [&Tunable<u32>; 12] = [
+    &COMPLETION,
     &BUFFER_MB,
     &WRITEBACK_IO_KB,
     &CONNECTIONS,
     &LOGROT_AUTO_GB,
     &SCAN_INTERVAL_SEC,
+    &FREE_SPACE_GB[0],
+    &FREE_SPACE_GB[1],
+    &FREE_SPACE_GB[2],
+    &FREE_SPACE_GB[3],
+    &RESET_EMERGENCY,
+    &LOGGER_RESUME,
 ];

@@ -152,6 +152,19 @@ impl BlockDevice {
         unsafe { c::mars_c_bdev_max_discard_sectors(self.bdev) != 0 }
     }
 
+    /// Unit in which it can give up blocks, in bytes; 0 if it can't.
+    pub(crate) fn discard_granularity(&self) -> u32 {
+        // SAFETY: By the type invariants, `bdev` is valid.
+        unsafe { c::mars_c_bdev_discard_granularity(self.bdev) }
+    }
+
+    /// Longest range in bytes that it fills with zeros by itself, as of now: 0 if it has to be given
+    /// the zeros. A device that can't do what it claimed loses the property.
+    pub(crate) fn max_write_zeroes(&self) -> u64 {
+        // SAFETY: By the type invariants, `bdev` is valid.
+        u64::from(unsafe { c::mars_c_bdev_max_write_zeroes_sectors(self.bdev) }) << SECTOR_SHIFT
+    }
+
     /// Makes everything durable that was completed before. May sleep.
     pub(crate) fn flush(&self) -> Result {
         may_wait()?;

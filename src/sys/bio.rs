@@ -187,6 +187,11 @@ impl IncomingBio {
         self.opf() & c::MARS_C_REQ_PREFLUSH != 0
     }
 
+    /// Whether blocks that it fills with zeros must stay allocated.
+    pub(crate) fn is_nounmap(&self) -> bool {
+        self.opf() & c::MARS_C_REQ_NOUNMAP != 0
+    }
+
     /// Whether somebody is waiting for it.
     pub(crate) fn is_sync(&self) -> bool {
         self.op() == BioOp::Read
@@ -495,6 +500,22 @@ enum Data {
     Into(Buf),
     /// A write of all parts.
     From(KVec<Frag>),
+    /// So many bytes of zeros, which the device makes.
+    Made(u32),
+    /// So many bytes of zeros, from memory.
+    Zeros(u32),
+}
+
+/// How [`IoGroup::submit_zeroes`] fills a range with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ZeroWith {
+    /// The device does it; with `unmap` it may give up the blocks, which still read as zeros.
+    Device {
+        /// See there.
+        unmap: bool,
+    },
+    /// Zeros are written, as any device can.
+    Memory,
 }
 
 /// One I/O, which may be several bios.
@@ -667,6 +688,36 @@ impl<T: Send> IoGroup<T> {
         self.submit(bdev, opf, offset, Data::Into(buf), tag)
     }
 
+    /// Starts filling `len` bytes from `offset` of the device with zeros. May sleep.
+    ///
+    /// `offset` and `len` must be multiples of the logical block size. What the device is to do by
+    /// itself should not be longer than it can do at once
+    /// ([`max_write_zeroes`](BlockDevice::max_write_zeroes)). If it can't be started, the tag comes
+    /// back.
+    pub(crate) fn submit_zeroes(
+        &self,
+        bdev: &Arc<BlockDevice>,
+        offset: u64,
+        len: u32,
+        with: ZeroWith,
+        tag: T,
+    ) -> Result<(), (Error, T)> {
+        if len == 0 || len & bdev.logical_block_size().wrapping_sub(1) != 0 {
+            return Err((EINVAL, tag));
+        }
+        let (opf, data) = match with {
+            ZeroWith::Device { unmap: true } => {
+                (bindings::req_op_REQ_OP_WRITE_ZEROES, Data::Made(len))
+            }
+            ZeroWith::Device { unmap: false } => (
+                bindings::req_op_REQ_OP_WRITE_ZEROES | c::MARS_C_REQ_NOUNMAP,
+                Data::Made(len),
+            ),
+            ZeroWith::Memory => (bindings::req_op_REQ_OP_WRITE, Data::Zeros(len)),
+        };
+        self.submit(bdev, opf, offset, data, tag)
+    }
+
     /// Starts a flush: when it has finished, everything is durable that had finished before it was
     /// started. May sleep. If it can't be started, the tag comes back.
     pub(crate) fn submit_flush(&self, bdev: &Arc<BlockDevice>, tag: T) -> Result<(), (Error, T)> {
@@ -736,6 +787,14 @@ impl<T: Send> IoGroup<T> {
         match &shared.data {
             // SAFETY: A bio without memory; `op` as required.
             Data::None => unsafe { next.open(0)? },
+            Data::Made(len) => {
+                // SAFETY: As above.
+                unsafe { next.open(0)? };
+                // SAFETY: The bio is open: valid, ours, and not submitted.
+                unsafe { (*next.bio).bi_iter.bi_size = *len };
+            }
+            // SAFETY: `op` as required.
+            Data::Zeros(len) => unsafe { next.add_zeros(*len)? },
             // SAFETY: The buffer is owned by `op`, so it stays as long as bios of `op` are in
             // flight, and nobody else can access it meanwhile.
             Data::Into(buf) => unsafe {
@@ -899,6 +958,27 @@ impl<T: Send> Next<T> {
             self.sector = self.sector.saturating_add(u64::from(piece >> SECTOR_SHIFT));
             len = len.saturating_sub(piece);
             addr = addr.wrapping_add(usize::try_from(piece)?);
+        }
+        Ok(())
+    }
+
+    /// Adds zeros.
+    ///
+    /// # Safety
+    ///
+    /// There is no bio now.
+    unsafe fn add_zeros(&mut self, mut len: u32) -> Result {
+        while len != 0 {
+            // SAFETY: There is none: none at first, and what was filled is sent below.
+            unsafe { self.open(len.div_ceil(1 << PAGE_SHIFT))? };
+            // SAFETY: The bio is open: valid, ours, and not submitted. The zeros stay.
+            let piece = unsafe { c::mars_c_bio_add_zeros(self.bio, len) };
+            if piece == 0 {
+                return Err(EIO);
+            }
+            self.send();
+            self.sector = self.sector.saturating_add(u64::from(piece >> SECTOR_SHIFT));
+            len = len.saturating_sub(piece);
         }
         Ok(())
     }

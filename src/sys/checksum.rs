@@ -17,6 +17,12 @@ pub(crate) fn crc32c(seed: u32, data: &[u8]) -> u32 {
     unsafe { generated::crc32c(seed, data.as_ptr().cast(), data.len()) }
 }
 
+/// Whether [`crc32c`] has an instruction of the processor at its disposal; else it goes byte by byte.
+pub(crate) fn has_crc32c_instruction() -> bool {
+    // SAFETY: It only looks at what was found out at boot.
+    unsafe { generated::crc32_optimizations() & generated::MARS_C_CRC32C_OPTIMIZATION != 0 }
+}
+
 /// Room for the state of a digest of C.
 #[repr(C, align(16))]
 struct State<const N: usize>(MaybeUninit<[u8; N]>);

@@ -4,7 +4,7 @@
 //!
 //! A bio that comes in is given to [`DiskOps::submit`] in the context of whoever submitted it. Bios
 //! of any size and shape are accepted; what is longer than [`MAX_BIO`](super::bio::MAX_BIO) is
-//! split before. There is no partition table on such a disk, and no discard yet. Pages need not be
+//! split before. There is no partition table on such a disk. Pages need not be
 //! stable while they are written (`BLK_FEAT_STABLE_WRITES`), provided that `submit` copies the data
 //! once and works with the copy.
 //!
@@ -84,6 +84,10 @@ pub(crate) struct DiskParams {
     pub(crate) write_cache: bool,
     /// Seeks are expensive.
     pub(crate) rotational: bool,
+    /// Longest range of one discard or write of zeros, in bytes; 0 if neither is accepted.
+    pub(crate) max_zeroes: u32,
+    /// Unit in which discards are of use, in bytes; 0 if they are not accepted.
+    pub(crate) discard_granularity: u32,
 }
 
 /// Who opened a disk.
@@ -224,6 +228,8 @@ impl<T: DiskOps> Disk<T> {
                 params.dma_alignment,
                 params.write_cache,
                 params.rotational,
+                params.max_zeroes >> SECTOR_SHIFT,
+                params.discard_granularity,
             )
         })?;
         let disk = NonNull::new(disk).ok_or(ENOMEM)?;

@@ -391,6 +391,21 @@ unsigned int mars_c_bio_add(struct bio *bio, void *addr, unsigned int len)
 	return done;
 }
 
+/* Returns the number of bytes added; fewer only if @bio has no more vectors. */
+unsigned int mars_c_bio_add_zeros(struct bio *bio, unsigned int len)
+{
+	unsigned int done = 0;
+
+	while (done < len) {
+		unsigned int part = min_t(unsigned int, len - done, PAGE_SIZE);
+
+		if (bio_add_page(bio, ZERO_PAGE(0), part, 0) != part)
+			break;
+		done += part;
+	}
+	return done;
+}
+
 /* --- block: block device --- */
 
 /*
@@ -473,6 +488,16 @@ unsigned int mars_c_bdev_max_discard_sectors(struct block_device *bdev)
 	return bdev_max_discard_sectors(bdev);
 }
 
+unsigned int mars_c_bdev_discard_granularity(struct block_device *bdev)
+{
+	return bdev_discard_granularity(bdev);
+}
+
+unsigned int mars_c_bdev_max_write_zeroes_sectors(struct block_device *bdev)
+{
+	return bdev_write_zeroes_sectors(bdev);
+}
+
 bool mars_c_bdev_write_cache(struct block_device *bdev)
 {
 	return bdev_write_cache(bdev);
@@ -540,7 +565,8 @@ static bool mars_copy_name(char *to, size_t len, const char *from)
 struct gendisk *mars_c_disk_alloc(const struct block_device_operations *fops, void *private_data,
 				  unsigned int logical_block_size, unsigned int physical_block_size,
 				  unsigned int io_min, unsigned int io_opt,
-				  unsigned int dma_alignment, bool write_cache, bool rotational)
+				  unsigned int dma_alignment, bool write_cache, bool rotational,
+				  unsigned int max_zeroes_sectors, unsigned int discard_granularity)
 {
 	struct queue_limits lim = {
 		.features = BLK_FEAT_IO_STAT |
@@ -554,6 +580,10 @@ struct gendisk *mars_c_disk_alloc(const struct block_device_operations *fops, vo
 		.max_hw_sectors = MARS_C_MAX_BIO_BYTES >> SECTOR_SHIFT,
 		.max_segments = USHRT_MAX,
 		.max_segment_size = UINT_MAX,
+		.max_write_zeroes_sectors = max_zeroes_sectors,
+		.max_hw_wzeroes_unmap_sectors = discard_granularity ? max_zeroes_sectors : 0,
+		.max_hw_discard_sectors = discard_granularity ? max_zeroes_sectors : 0,
+		.discard_granularity = discard_granularity,
 	};
 	struct gendisk *disk = blk_alloc_disk(&lim, NUMA_NO_NODE);
 

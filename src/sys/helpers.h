@@ -42,9 +42,11 @@ void mars_c_noio_restore(unsigned int flags);
 
 #ifdef __BINDGEN__
 static const gfp_t MARS_C_GFP_NOIO = GFP_NOIO;
+static const u32 MARS_C_CRC32C_OPTIMIZATION = CRC32C_OPTIMIZATION;
 static const blk_opf_t MARS_C_REQ_SYNC = REQ_SYNC;
 static const blk_opf_t MARS_C_REQ_FUA = REQ_FUA;
 static const blk_opf_t MARS_C_REQ_PREFLUSH = REQ_PREFLUSH;
+static const blk_opf_t MARS_C_REQ_NOUNMAP = REQ_NOUNMAP;
 static const u32 MARS_C_MAX_BIO = MARS_C_MAX_BIO_BYTES;
 #endif
 
@@ -61,6 +63,7 @@ void mars_c_bio_remap(struct bio *bio, struct block_device *bdev);
 int mars_c_bio_read_through(struct bio *bio, struct block_device *bdev);
 struct bio *mars_c_bio_new(struct block_device *bdev, unsigned int nr_vecs, blk_opf_t opf, u64 sector);
 unsigned int mars_c_bio_add(struct bio *bio, void *addr, unsigned int len);
+unsigned int mars_c_bio_add_zeros(struct bio *bio, unsigned int len);
 unsigned int mars_c_bio_vecs(void *addr, unsigned int len);
 
 /* --- block: block device --- */
@@ -74,6 +77,8 @@ unsigned int mars_c_bdev_io_min(struct block_device *bdev);
 unsigned int mars_c_bdev_io_opt(struct block_device *bdev);
 unsigned int mars_c_bdev_dma_alignment(struct block_device *bdev);
 unsigned int mars_c_bdev_max_discard_sectors(struct block_device *bdev);
+unsigned int mars_c_bdev_discard_granularity(struct block_device *bdev);
+unsigned int mars_c_bdev_max_write_zeroes_sectors(struct block_device *bdev);
 bool mars_c_bdev_write_cache(struct block_device *bdev);
 bool mars_c_bdev_rotational(struct block_device *bdev);
 int mars_c_bdev_rw(struct block_device *bdev, bool write, bool fua, void *addr, size_t len, u64 sector);
@@ -83,7 +88,8 @@ int mars_c_bdev_rw(struct block_device *bdev, bool write, bool fua, void *addr, 
 struct gendisk *mars_c_disk_alloc(const struct block_device_operations *fops, void *private_data,
 				  unsigned int logical_block_size, unsigned int physical_block_size,
 				  unsigned int io_min, unsigned int io_opt,
-				  unsigned int dma_alignment, bool write_cache, bool rotational);
+				  unsigned int dma_alignment, bool write_cache, bool rotational,
+				  unsigned int max_zeroes_sectors, unsigned int discard_granularity);
 int mars_c_disk_add(struct gendisk *disk, const char *name, u64 sectors);
 void mars_c_disk_del(struct gendisk *disk);
 void mars_c_disk_released(void);

@@ -1,33 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The small program that runs inside the guests, and versions of everything."""
 
-import hashlib
 import pathlib
 import re
 import subprocess
 
 from marsvm import Host
 from marsvm import accel
-from marsvm.util import BUILD
+from marsvm import program
 
 SOURCE = pathlib.Path(__file__).with_name("probe.rs")
 PROBE = "/root/probe"
 
 
 def probe() -> pathlib.Path:
-    """Builds probe.rs, unless that was done before."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    out = BUILD / "bench" / f"probe-{digest}"
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tmp = out.with_suffix(".tmp")
-        subprocess.run(
-            ["rustc", "-O", "--edition", "2021", "-C", "strip=symbols", str(SOURCE), "-o", str(tmp)],
-            check=True,
-            timeout=300,
-        )
-        tmp.rename(out)
-    return out
+    """The program, built from probe.rs."""
+    return program.build(SOURCE)
 
 
 def first_line(command: list[str]) -> str:

@@ -4,7 +4,7 @@
 
 use crate::sys::{
     bdev::{self, BlockDevice},
-    bio::{self, BioSetGuard, IoGroup, Plug},
+    bio::{self, BioSetGuard, IoGroup, Plug, ZeroWith},
     buf::Buf,
     disk::{Disk, DiskOps, DiskParams},
     thread::ThreadCtx,
@@ -46,6 +46,8 @@ pub(crate) fn params(lower: &BlockDevice) -> DiskParams {
         dma_alignment: lower.dma_alignment(),
         write_cache: true,
         rotational: lower.is_rotational(),
+        max_zeroes: 0,
+        discard_granularity: 0,
     }
 }
 
@@ -288,6 +290,48 @@ pub(crate) fn block_groups(_: &ThreadCtx, path: &CStr) -> Result {
     Ok(())
 }
 
+/// Ranges become zeros, and nothing beside them, whoever makes the zeros; also long ones.
+pub(crate) fn block_zeroes(_: &ThreadCtx, path: &CStr) -> Result {
+    let (_bios, lower) = open(path)?;
+    let lbs = lower.logical_block_size();
+    let group: IoGroup<u32> = ok!(IoGroup::new());
+    let size = 8_usize << 20;
+    let mut ones = ok!(Buf::new(size));
+    ones.fill(0xff);
+    let mut kinds = ok!(KVec::from_elem(ZeroWith::Memory, 1, GFP_KERNEL));
+    if lower.max_write_zeroes() >= size as u64 {
+        ok!(kinds.push(ZeroWith::Device { unmap: true }, GFP_KERNEL));
+        ok!(kinds.push(ZeroWith::Device { unmap: false }, GFP_KERNEL));
+    }
+    let mut buf = ok!(Buf::new(size));
+    for with in kinds {
+        ok!(lower.write_at(&ones, 0, size, 0, false));
+        let ranges = [(lbs, lbs), (64 << 10, 3 * lbs), (1 << 20, (5 << 20) + lbs)];
+        for (offset, len) in ranges {
+            ok!(group
+                .submit_zeroes(&lower, u64::from(offset), len, with, len)
+                .map_err(|e| e.0));
+        }
+        while group.in_flight() > 0 {
+            group.wait(1000);
+            while let Some(d) = group.reap() {
+                ok!(d.result);
+            }
+        }
+        ok!(lower.read_at(&mut buf, 0, size, 0));
+        for (i, b) in buf.iter().enumerate() {
+            let inside = |r: &(u32, u32)| (r.0 as usize..(r.0 + r.1) as usize).contains(&i);
+            let want = if ranges.iter().any(inside) { 0 } else { 0xff };
+            check!(*b == want, with, i);
+        }
+    }
+    for (offset, len) in [(0, 0), (0, 13), (1, lbs)] {
+        let refused = group.submit_zeroes(&lower, offset, len, ZeroWith::Memory, 7);
+        check!(refused.err() == Some((EINVAL, 7)));
+    }
+    Ok(())
+}
+
 /// Number of threads in [`block_finish_race`].
 const RACERS: u32 = 4;
 
@@ -385,6 +429,8 @@ const ZEROES: DiskParams = DiskParams {
     dma_alignment: 511,
     write_cache: false,
     rotational: false,
+    max_zeroes: 0,
+    discard_granularity: 0,
 };
 
 /// A disk comes and goes many times, while others open, use and close it. The argument says how

@@ -103,6 +103,7 @@ const CASES: &[(&str, Case)] = &[
     ("block-open", block::block_open),
     ("block-many", block::block_many),
     ("block-groups", block::block_groups),
+    ("block-zeroes", block::block_zeroes),
     ("block-finish-race", block::block_finish_race),
     ("block-errors", block::block_errors),
     ("disk-churn", block::disk_churn),

@@ -84,7 +84,8 @@ pub fn recode(kind: Kind, payload: &[u8]) -> Result<Vec<u8>, WireError> {
         };
     }
     recode!(Hello Challenge Response Welcome GetTree Tree Notify Join PutLink Done Ping Pong Reach
-        Reached LogRead LogData SyncDigest SyncDigests SyncRead SyncData SyncEnd SyncPos)
+        Reached LogRead LogData SyncDigest SyncDigests SyncRead SyncData SyncEnd SyncPos
+        DirtyRead DirtyPiece)
 }
 
 fn encode<'a, M: Message<'a>>(message: &M) -> Vec<u8> {

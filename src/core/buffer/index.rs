@@ -28,8 +28,21 @@ pub(super) struct Extent {
     pub(super) seq: u64,
     /// The I/O that writes it back at the moment; 0 if none.
     pub(super) io: u64,
+    /// That I/O has ended well, but was not made durable yet.
+    pub(super) landed: bool,
     /// Copied from the record.
     pub(super) kind: Kind,
+}
+
+/// What becomes of the extents of an I/O.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// On the disk, until it is flushed.
+    Landed,
+    /// On the disk for good.
+    Gone,
+    /// To be written again.
+    Again,
 }
 
 /// What a new extent took away from an older one.
@@ -153,14 +166,13 @@ impl Index {
         Ok(())
     }
 
-    /// Ends I/O `io` on `start..end`: its extents go away (`written`) or may be written again; `each` gets their records
-    /// and lengths.
+    /// Ends I/O `io` on `start..end`, as `how` says; `each` gets the records and lengths of its extents.
     pub(super) fn settle(
         &mut self,
         start: u64,
         end: u64,
         io: u64,
-        written: bool,
+        how: Settled,
         mut each: impl FnMut(u64, u32),
     ) {
         let mut cursor = self.tree.cursor_lower_bound_mut(&start.saturating_add(1));
@@ -174,11 +186,17 @@ impl Index {
                 continue;
             }
             each(extent.seq, span(extent.start, old_end));
-            cursor = if written {
-                here.remove_current().0
-            } else {
-                extent.io = 0;
-                here.move_next()
+            cursor = match how {
+                Settled::Gone => here.remove_current().0,
+                Settled::Again => {
+                    extent.io = 0;
+                    extent.landed = false;
+                    here.move_next()
+                }
+                Settled::Landed => {
+                    extent.landed = true;
+                    here.move_next()
+                }
             };
         }
     }

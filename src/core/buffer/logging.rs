@@ -144,8 +144,7 @@ impl<B> WriteBuffer<B> {
     ///
     /// From here until a moment when all waived records are finished the mark does not move, because what they overwrote
     /// in the log could not be replayed in their favour. While it stands, the disk is like any disk with a volatile cache,
-    /// without an order; a flush of the application is complete when this buffer was empty once, the disk was flushed, and
-    /// the mark was published.
+    /// without an order; a flush of the application is complete when this buffer was empty once and the mark was published.
     pub fn waive(&mut self, last: Seq) {
         let last = last.0.min(self.last_seq().0);
         if last <= self.durable {

@@ -17,17 +17,20 @@
 //!
 //! Let *L* be the durable log, and for a byte *x* let *v(x)* be the newest version of *x* in *L*. The mark
 //! ([`WriteBuffer::written_position`]) stands behind a record *r* only when *r* and all before it are *finished*: durable
-//! in the log, and each byte of it either written to the disk by an I/O that succeeded, or superseded by a later record
-//! that is durable in the log. Claim: at each instant, the disk as it is (I/Os in flight done, undone, or torn) plus a
-//! replay of *L* from the mark gives *v(x)* for each *x*. Look at one byte:
+//! in the log, and each byte of it either written to the disk by an I/O that succeeded and was flushed ([`landed`]), or
+//! superseded by a later record that is durable in the log. Claim: at each instant, what a crash leaves of the disk (each
+//! write since the last successful flush done, undone, or torn) plus a replay of *L* from the mark gives *v(x)* for each
+//! *x*. Look at one byte:
 //!
 //! * If *v(x)* is behind the mark, replay writes it last, whatever the disk has now.
 //! * Else *v(x)* is before the mark, thus finished. It is not superseded by a durable record, being the newest of those, so
-//!   an I/O wrote it, successfully. Nothing wrote to *x* after that: versions that are not durable are never given out
-//!   (neither to write back nor as a reason to finish anything), and an older version was not in flight any more, because
-//!   two I/Os never overlap ([`plan`]). So the disk has *v(x)* already, and replay does not touch it.
+//!   an I/O wrote it, successfully, and a flush that began after that succeeded. Nothing wrote to *x* after that I/O:
+//!   versions that are not durable are never given out (neither to write back nor as a reason to finish anything), and an
+//!   older version was not in flight any more, because two I/Os never overlap ([`plan`]). So the disk has *v(x)* for good,
+//!   and replay does not touch it.
 //!
-//! That the disk *keeps* it is the caller's part: take the mark, flush the disk, then publish the mark as the replay link.
+//! So the mark may be published as the replay link at any time. The caller's part is to tell the truth: about I/Os
+//! ([`WriteBuffer::io_done`]) and flushes ([`WriteBuffer::flush_begin`], [`WriteBuffer::flush_end`]).
 //! The mark is the end of a batch, since a log can only be read from there, and never goes back (P9).
 //!
 //! # Without a log
@@ -38,6 +41,7 @@
 mod fifo;
 mod flights;
 mod index;
+mod landed;
 mod logging;
 mod plan;
 mod record;
@@ -46,6 +50,7 @@ mod tests;
 mod types;
 
 pub use self::types::{
+    gaps,
     BufferError,
     Coverage,
     Failure,
@@ -66,6 +71,7 @@ use self::{
         Extent,
         Index, //
     },
+    landed::Landed,
     record::{
         Records,
         Totals, //
@@ -85,11 +91,13 @@ use kernel::alloc::{
 /// * `durable <= logged <= taken <= last_seq`; records up to `durable` are in the log for good, up to `logged` were written
 ///   to it, up to `taken` were given to the logger.
 /// * The extents of a record in the index have together `live` bytes of it.
-/// * An extent has `io != 0` exactly if that I/O is in flight and the extent lies in its range; such an extent is durable.
+/// * An extent has `io != 0` exactly if that I/O is in flight, or has ended well and waits for a flush (then it is `landed`),
+///   and the extent lies in its range; such an extent is durable in the log.
 pub struct WriteBuffer<B> {
     records: Records<B>,
     index: Index,
     flights: Flights,
+    landed: Landed,
     taken: u64,
     logged: u64,
     durable: u64,
@@ -100,6 +108,8 @@ pub struct WriteBuffer<B> {
     /// Its sweep is for records up to this one.
     sweep: u64,
     next_io: u64,
+    /// Records before this one have nothing left to be written.
+    oldest: u64,
     /// End of the batch that is being replayed.
     open_batch: Option<LogPos>,
     mark: Option<LogPos>,
@@ -122,6 +132,7 @@ impl<B> WriteBuffer<B> {
             records: Records::new(),
             index: Index::new(),
             flights: Flights::new(),
+            landed: Landed::new(),
             taken: 0,
             logged: 0,
             durable: 0,
@@ -129,6 +140,7 @@ impl<B> WriteBuffer<B> {
             elevator: 0,
             sweep: 0,
             next_io: 1,
+            oldest: 0,
             open_batch: None,
             mark: None,
             held_mark: None,
@@ -208,6 +220,7 @@ impl<B> WriteBuffer<B> {
             start: offset,
             seq,
             io: 0,
+            landed: false,
             kind,
         };
         let Self {
@@ -221,8 +234,12 @@ impl<B> WriteBuffer<B> {
         // Last step that can fail.
         index.insert(extent, end, |cut| {
             let bytes = u64::from(cut.bytes);
-            totals.live = totals.live.saturating_sub(bytes);
-            if cut.old.io != 0 {
+            if cut.old.landed {
+                totals.landed = totals.landed.saturating_sub(bytes);
+                if let Some(r) = records.get_mut(cut.old.seq) {
+                    r.landed = r.landed.saturating_sub(cut.bytes);
+                }
+            } else if cut.old.io != 0 {
                 flights.orphan(cut.old.io, cut.bytes);
             } else if cut.old.seq <= *durable {
                 totals.ready = totals.ready.saturating_sub(bytes);
@@ -234,6 +251,7 @@ impl<B> WriteBuffer<B> {
     }
 
     /// Finds buffered data of `offset..offset + length`: appends the newest pieces, in the order of the device, to `out`.
+    /// What the disk has already, flushed or not, is left to the disk.
     /// The handles stay valid, so a reader may take its time to read the disk and lay the pieces over it.
     ///
     /// # Errors
@@ -259,6 +277,10 @@ impl<B> WriteBuffer<B> {
             if extent.start >= end {
                 break;
             }
+            if extent.landed {
+                cursor = here.move_next();
+                continue;
+            }
             let from = extent.start.max(offset);
             let piece = span(from, extent_end.min(end));
             let record = self.records.get(extent.seq);
@@ -282,13 +304,13 @@ impl<B> WriteBuffer<B> {
         })
     }
 
-    /// Whether anything in `offset..offset + length` is buffered.
+    /// Whether anything in `offset..offset + length` is buffered, also what only waits for a flush.
     pub fn overlaps(&self, offset: u64, length: u32) -> bool {
         let end = offset.saturating_add(u64::from(length));
         self.index.overlaps(offset, end)
     }
 
-    /// Whether all records are finished and no I/O is in flight.
+    /// Whether all records are finished, so also durable on the disk, and no I/O is in flight.
     pub fn is_empty(&self) -> bool {
         self.records.queue.is_empty() && self.flights.is_empty()
     }
@@ -312,9 +334,14 @@ impl<B> WriteBuffer<B> {
             .saturating_add(self.records().saturating_mul(record::COST))
     }
 
-    /// Device bytes whose newest data is not on the disk.
+    /// Device bytes whose newest data is not durable on the disk.
     pub fn dirty_bytes(&self) -> u64 {
         self.totals.live
+    }
+
+    /// The part of [`WriteBuffer::dirty_bytes`] that becomes zero: it costs no memory, but time.
+    pub fn plain_bytes(&self) -> u64 {
+        self.totals.plain
     }
 
     /// Device bytes that could be written back now: in the log, and not in flight.
@@ -327,11 +354,6 @@ impl<B> WriteBuffer<B> {
         self.flights.len()
     }
 
-    /// Stamp of the oldest record that is not finished.
-    pub fn oldest_dirty_stamp(&self) -> Option<u64> {
-        self.records.queue.front().map(|r| r.stamp)
-    }
-
     /// Stamp of the oldest record that is not durable in the log.
     pub fn oldest_undurable_stamp(&self) -> Option<u64> {
         self.records
@@ -339,8 +361,7 @@ impl<B> WriteBuffer<B> {
             .map(|r| r.stamp)
     }
 
-    /// How far the disk is: replay has to start here (see the module). Flush the disk *after* asking and *before* telling
-    /// anybody. `None` until the first batch is finished.
+    /// How far the disk is, for good: replay has to start here (see the module). `None` until the first batch is finished.
     pub fn written_position(&self) -> Option<LogPos> {
         self.mark
     }

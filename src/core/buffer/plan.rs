@@ -13,8 +13,10 @@
 use super::{
     index::{
         span,
-        Extent, //
+        Extent,
+        Settled, //
     },
+    landed::Landing,
     BufferError,
     Failure,
     Flights,
@@ -167,7 +169,7 @@ impl<B: Clone> WriteBuffer<B> {
         Ok(run.map_or(Found::Nothing, Found::Run))
     }
 
-    /// I/O `id` has ended. What it wrote is finished; what it could not write will be planned again.
+    /// I/O `id` has ended. What it wrote is finished after the next flush; what it could not write will be planned again.
     pub fn io_done(&mut self, id: u64, ok: bool) {
         let Some(flight) = self.flights.remove(id) else {
             return;
@@ -176,21 +178,34 @@ impl<B: Clone> WriteBuffer<B> {
             index,
             records,
             totals,
-            durable,
             failure,
+            landed,
             ..
         } = self;
+        // Without the memory to note that a flush is needed it counts as not written.
+        let how = if ok && landed.queue.reserve().is_ok() {
+            landed.queue.push(Landing {
+                id,
+                start: flight.start,
+                end: flight.end,
+            });
+            Settled::Landed
+        } else {
+            Settled::Again
+        };
         if !ok {
             totals.io_errors = totals.io_errors.saturating_add(1);
         }
-        index.settle(flight.start, flight.end, id, ok, |seq, bytes| {
-            if ok {
-                totals.live = totals.live.saturating_sub(u64::from(bytes));
-                records.shrink(seq, bytes, None, *durable, totals);
+        index.settle(flight.start, flight.end, id, how, |seq, bytes| {
+            if how == Settled::Landed {
+                totals.landed = totals.landed.saturating_add(u64::from(bytes));
+                if let Some(r) = records.get_mut(seq) {
+                    r.landed = r.landed.saturating_add(bytes);
+                }
                 return;
             }
             totals.ready = totals.ready.saturating_add(u64::from(bytes));
-            if let Some(r) = records.get_mut(seq) {
+            if let Some(r) = records.get_mut(seq).filter(|_| !ok) {
                 if r.errors == 0 {
                     totals.failing = totals.failing.saturating_add(1);
                 }
@@ -203,7 +218,6 @@ impl<B: Clone> WriteBuffer<B> {
                 });
             }
         });
-        self.retire();
     }
 }
 

@@ -25,8 +25,10 @@ pub(super) struct Record<B> {
     /// The newest record that took bytes from it; 0 if none did.
     pub(super) superseder: u64,
     pub(super) length: u32,
-    /// Bytes that are neither on the disk nor superseded.
+    /// Bytes that are neither durable on the disk nor superseded.
     pub(super) live: u32,
+    /// The part of `live` that is on the disk and was not flushed.
+    pub(super) landed: u32,
     pub(super) crc: u32,
     pub(super) kind: Kind,
     /// Failed write-backs.
@@ -42,6 +44,10 @@ pub(super) struct Totals {
     pub(super) unlogged: usize,
     pub(super) undurable: usize,
     pub(super) live: u64,
+    /// The part of `live` that has no payload.
+    pub(super) plain: u64,
+    /// The part of `live` that is on the disk and was not flushed.
+    pub(super) landed: u64,
     /// Durable and not in flight.
     pub(super) ready: u64,
     pub(super) failing: usize,
@@ -94,6 +100,9 @@ impl<B> Records<B> {
         totals.unlogged = totals.unlogged.saturating_add(payload);
         totals.undurable = totals.undurable.saturating_add(payload);
         totals.live = totals.live.saturating_add(u64::from(length));
+        if kind != Kind::Write {
+            totals.plain = totals.plain.saturating_add(u64::from(length));
+        }
         self.queue.push(Record {
             offset,
             stamp,
@@ -102,6 +111,7 @@ impl<B> Records<B> {
             superseder: 0,
             length,
             live: length,
+            landed: 0,
             crc,
             kind,
             errors: 0,
@@ -121,6 +131,10 @@ impl<B> Records<B> {
             return;
         };
         record.live = record.live.saturating_sub(bytes);
+        totals.live = totals.live.saturating_sub(u64::from(bytes));
+        if record.kind != Kind::Write {
+            totals.plain = totals.plain.saturating_sub(u64::from(bytes));
+        }
         record.superseder = record.superseder.max(by.unwrap_or(0));
         record.release(seq <= durable, totals);
     }

@@ -21,18 +21,27 @@ pub(super) fn check(b: &Buffer) {
     assert!(b.records.finished() <= b.durable);
     assert!(b.durable <= b.logged && b.logged <= b.taken && b.taken <= last);
     let mut live = vec![0u64; usize::try_from(last + 1).unwrap()];
-    let (mut all, mut ready) = (0, 0);
+    let mut landed = live.clone();
+    let (mut all, mut ready, mut plain) = (0, 0, 0);
     let mut before = 0;
     for (&end, e) in b.index.tree.iter() {
         assert!(before <= e.start && e.start < end, "extents overlap");
         before = end;
         live[usize::try_from(e.seq).unwrap()] += end - e.start;
         all += end - e.start;
+        plain += if e.kind == Kind::Write {
+            0
+        } else {
+            end - e.start
+        };
         let r = b.records.get(e.seq).expect("an extent has its record");
         assert!(r.offset <= e.start && end <= r.offset + u64::from(r.length));
         assert_eq!(r.kind, e.kind);
         assert_eq!(r.data.is_some(), r.kind == Kind::Write);
-        if e.io != 0 {
+        if e.landed {
+            assert!(e.io != 0 && e.seq <= b.durable);
+            landed[usize::try_from(e.seq).unwrap()] += end - e.start;
+        } else if e.io != 0 {
             assert!(e.seq <= b.durable, "not durable, but in flight");
             assert!(b.flights.overlaps(e.start, end));
         } else if e.seq <= b.durable {
@@ -40,11 +49,14 @@ pub(super) fn check(b: &Buffer) {
         }
     }
     assert_eq!((b.dirty_bytes(), b.ready_bytes()), (all, ready));
+    assert_eq!(b.plain_bytes(), plain);
+    assert_eq!(b.landed_bytes(), landed.iter().sum::<u64>());
     let (mut held, mut failing) = (0, 0);
     let mut logs = [0usize; 3];
     for seq in b.records.finished() + 1..=last {
         let r = b.records.get(seq).unwrap();
         assert_eq!(u64::from(r.live), live[usize::try_from(seq).unwrap()]);
+        assert_eq!(u64::from(r.landed), landed[usize::try_from(seq).unwrap()]);
         let payload = Buffer::payload(r.kind, r.length);
         let needed = r.live > 0 || seq > b.durable;
         assert_eq!(r.data.is_some(), needed && r.kind == Kind::Write);
@@ -101,6 +113,14 @@ fn plan(b: &mut Buffer, max_bytes: u32) -> Vec<WritebackIo<Bytes>> {
     out.drain_all().collect()
 }
 
+/// An I/O that ends well and is flushed.
+fn written(b: &mut Buffer, id: u64) {
+    b.io_done(id, true);
+    assert!(b.flush_begin());
+    check(b);
+    b.flush_end(true);
+}
+
 fn at(pos: u64) -> Option<LogPos> {
     Some(LogPos { number: 1, pos })
 }
@@ -133,7 +153,7 @@ fn given_neighbours_when_planning_then_they_go_in_one_io_in_the_order_of_the_dev
     let first: Vec<_> = ios[0].fragments.iter().map(|f| f.data[0]).collect();
     assert_eq!(first, [2, 3]);
     for io in ios {
-        b.io_done(io.id, true);
+        written(&mut b, io.id);
         check(&b);
     }
     assert!(b.is_empty());
@@ -152,11 +172,11 @@ fn given_an_older_version_in_flight_when_planning_then_the_newer_one_waits() {
     assert!(plan(&mut b, 64).is_empty());
     assert_eq!(b.flights.orphaned(), 4);
     assert_eq!(b.written_position(), None);
-    b.io_done(old[0].id, true);
+    written(&mut b, old[0].id);
     assert_eq!(b.written_position(), at(10));
     let new = plan(&mut b, 64);
     assert_eq!((new[0].offset, new[0].length), (4, 4));
-    b.io_done(new[0].id, true);
+    written(&mut b, new[0].id);
     assert_eq!(b.written_position(), at(20));
     assert!(b.is_empty());
 }
@@ -194,7 +214,7 @@ fn given_a_stream_in_front_of_the_elevator_when_it_never_ends_then_other_records
         let mut out = KVec::new();
         b.plan(8, 2, &mut out).unwrap();
         for io in &out {
-            b.io_done(io.id, true);
+            written(&mut b, io.id);
         }
     }
 }
@@ -217,7 +237,7 @@ fn given_a_failed_io_when_planning_again_then_it_is_repeated_and_reported() {
         assert_eq!((b.failing(), b.last_failure()), (1, Some(failure)));
     }
     let io = plan(&mut b, 64);
-    b.io_done(io[0].id, true);
+    written(&mut b, io[0].id);
     b.io_done(io[0].id, false);
     assert_eq!((b.failing(), b.last_failure(), b.io_errors()), (0, None, 3));
     assert!(b.is_empty());
@@ -245,7 +265,7 @@ fn given_a_batch_that_failed_when_untaken_then_the_logger_gets_it_again() {
     b.untake(Seq(1));
     assert_eq!(b.untaken(), 0);
     for io in plan(&mut b, 999) {
-        b.io_done(io.id, true);
+        written(&mut b, io.id);
     }
     assert_eq!(b.written_position(), Some(LogPos { number: 2, pos: 30 }));
 }
@@ -261,7 +281,7 @@ fn given_a_batch_that_is_admitted_in_part_when_all_of_it_is_written_then_the_mar
         b.admit_durable(Kind::Write, at, 8, 0, 0, data(1, 8), end)
             .unwrap();
         for io in plan(b, 64) {
-            b.io_done(io.id, true);
+            written(b, io.id);
         }
         check(b);
     };
@@ -288,15 +308,15 @@ fn given_waived_records_when_some_are_open_then_the_mark_stands_until_all_are_on
     check(&b);
     assert_eq!((b.undurable(), b.untaken()), (0, 0));
     let mut ios = plan(&mut b, 64);
-    b.io_done(ios.remove(0).id, true);
+    written(&mut b, ios.remove(0).id);
     // The log's version of the first bytes must not be replayed any more, but nobody knows the last ones.
     assert_eq!(b.written_position(), None);
-    b.io_done(ios.remove(0).id, true);
+    written(&mut b, ios.remove(0).id);
     assert_eq!(b.written_position(), at(10));
     write(&mut b, 0, 8, 4);
     log_all(&mut b, 50);
     let ios = plan(&mut b, 64);
-    b.io_done(ios[0].id, true);
+    written(&mut b, ios[0].id);
     assert_eq!(b.written_position(), at(50));
 }
 
@@ -342,12 +362,98 @@ fn given_parts_in_the_buffer_when_looked_up_then_the_pieces_are_the_newest_and_s
         (12, 6, 0, None), //
     ];
     assert_eq!(shape, want);
+    assert_eq!(gaps(2, 16, &out).count(), 0);
     assert_eq!(b.lookup(16, 16, &mut out), Ok(Coverage::Partial));
     assert_eq!(b.lookup(20, 4, &mut out), Ok(Coverage::None));
     assert!(b.overlaps(19, 2) && !b.overlaps(20, 9));
     log_all(&mut b, 1);
     for io in plan(&mut b, 64) {
-        b.io_done(io.id, true);
+        written(&mut b, io.id);
     }
     assert!(b.is_empty() && out[0].data.is_some());
+}
+
+#[test]
+fn given_a_flush_that_failed_when_planning_then_all_since_the_last_good_one_is_written_again() {
+    let mut b = Buffer::new();
+    write(&mut b, 0, 8, 1);
+    log_all(&mut b, 10);
+    let io = plan(&mut b, 64);
+    written(&mut b, io[0].id);
+    assert_eq!(b.written_position(), at(10));
+    assert!(!b.flush_begin(), "nothing to flush");
+
+    for (i, place) in [(2, 8), (3, 32), (4, 64)] {
+        write(&mut b, place, 8, i);
+    }
+    log_all(&mut b, 20);
+    let ios = plan(&mut b, 64);
+    b.io_done(ios[0].id, true);
+    assert!(b.flush_begin() && !b.flush_begin());
+    // Written while the flush is under way, and superseded while it is.
+    b.io_done(ios[1].id, true);
+    write(&mut b, 32, 4, 5);
+    log_all(&mut b, 30);
+    check(&b);
+    assert!(!b.is_landed());
+    b.flush_end(false);
+    check(&b);
+    assert_eq!((b.written_position(), b.landed_bytes()), (at(10), 0));
+    b.io_done(ios[2].id, true);
+    let again: Vec<_> = plan(&mut b, 8);
+    let shape: Vec<_> = again
+        .iter()
+        .map(|io| (io.offset, io.fragments.iter().map(|f| f.data[0]).collect()))
+        .collect();
+    assert_eq!(shape, [(8, vec![2]), (32, vec![5, 3])]);
+    for io in again {
+        b.io_done(io.id, true);
+    }
+    assert!(b.is_landed() && !b.is_empty());
+    assert!(b.flush_begin());
+    b.flush_end(true);
+    assert!(b.is_empty());
+    assert_eq!(b.written_position(), at(30));
+    b.flush_end(false);
+    check(&b);
+}
+
+#[test]
+fn given_pieces_when_asked_for_the_gaps_then_both_together_are_the_range() {
+    let mut b = Buffer::new();
+    let found = |b: &mut Buffer, offset, length| {
+        let mut out = KVec::new();
+        b.lookup(offset, length, &mut out).unwrap();
+        gaps(offset, length, &out).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&mut b, 3, 5), [(3, 5)]);
+    write(&mut b, 8, 8, 1);
+    write(&mut b, 16, 8, 2);
+    write(&mut b, 32, 8, 3);
+    assert_eq!(found(&mut b, 0, 64), [(0, 8), (24, 8), (40, 24)]);
+    assert_eq!(found(&mut b, 10, 24), [(24, 8)]);
+    assert_eq!(found(&mut b, 8, 16), []);
+    assert_eq!(found(&mut b, 20, 8), [(24, 4)]);
+}
+
+#[test]
+fn given_written_records_when_the_oldest_is_asked_for_then_those_that_only_wait_for_a_flush_do_not_count(
+) {
+    let mut b = Buffer::new();
+    for i in 1..=3 {
+        write(&mut b, 8 * u64::from(i), 8, i);
+        log_all(&mut b, u64::from(i));
+        assert_eq!(b.oldest_dirty_stamp(), Some(u64::from(i)));
+        let io = plan(&mut b, 64);
+        b.io_done(io[0].id, true);
+        assert_eq!(b.oldest_dirty_stamp(), None);
+    }
+    // The disk is asked for what it has.
+    assert_eq!(b.lookup(8, 24, &mut KVec::new()), Ok(Coverage::None));
+    assert!(b.overlaps(8, 24));
+    assert!(b.flush_begin());
+    b.flush_end(false);
+    assert_eq!(b.oldest_dirty_stamp(), Some(1));
+    assert_eq!(b.lookup(8, 24, &mut KVec::new()), Ok(Coverage::Full));
+    check(&b);
 }

@@ -2,6 +2,7 @@
 
 //! What goes into the write buffer and what comes out.
 
+use super::index::span;
 use core::fmt;
 use kernel::{
     alloc::{
@@ -41,9 +42,9 @@ impl fmt::Display for LogPos {
 pub enum Kind {
     /// Puts data there.
     Write,
-    /// Puts zeroes there.
+    /// Puts zeroes there; the disk keeps the blocks.
     Zeroes,
-    /// Says that the contents are not needed any more.
+    /// Puts zeroes there; the disk may give up the blocks.
     Discard,
 }
 
@@ -105,6 +106,26 @@ pub struct Overlap<B> {
     pub data: Option<B>,
     /// Where the piece starts in the payload.
     pub data_offset: u32,
+}
+
+/// What of `offset..offset + length` is not in `pieces`, which are in the order of the device: offsets and lengths.
+pub fn gaps<B>(
+    offset: u64,
+    length: u32,
+    pieces: &[Overlap<B>],
+) -> impl Iterator<Item = (u64, u32)> + '_ {
+    let end = offset.saturating_add(u64::from(length));
+    let mut at = offset;
+    let last = [(end, 0u32)];
+    pieces
+        .iter()
+        .map(|p| (p.offset, p.length))
+        .chain(last)
+        .filter_map(move |(start, len)| {
+            let gap = (at, span(at, start));
+            at = at.max(start.saturating_add(u64::from(len)));
+            (gap.1 > 0).then_some(gap)
+        })
 }
 
 /// How much of a range is buffered.

@@ -39,8 +39,11 @@ pub const MAGIC: [u8; 8] = *b"MARSLOG2";
 pub const MAJOR: u16 = 2;
 /// See [`MAJOR`].
 pub const MINOR: u16 = 0;
-/// Features that a reader must know. None so far.
-pub const KNOWN_INCOMPAT: u32 = 0;
+/// The log does not go on where the one before ends: in between the device was written without a log. Who does not know
+/// this must not replay it.
+pub const INCOMPAT_GAP: u32 = 1;
+/// Features that a reader must know.
+pub const KNOWN_INCOMPAT: u32 = INCOMPAT_GAP;
 
 /// Identity of a cluster, `<host>_<sec>.<nsec>`.
 pub type Uuid = Text<96>;
@@ -78,6 +81,8 @@ pub struct LogHeader {
     pub minor: u16,
     /// Features that a reader may ignore.
     pub compat: u32,
+    /// There is a gap between the log before and this one ([`INCOMPAT_GAP`]).
+    pub gap: bool,
     /// Alignment of batches.
     pub align: u32,
     /// Number of the log.
@@ -109,6 +114,7 @@ impl LogHeader {
         Self {
             minor: MINOR,
             compat: 0,
+            gap: false,
             align,
             number,
             log_id,
@@ -145,7 +151,7 @@ impl LogHeader {
         raw.magic = MAGIC;
         raw.major = MAJOR.into();
         raw.minor = self.minor.into();
-        raw.incompat = 0.into();
+        raw.incompat = if self.gap { INCOMPAT_GAP } else { 0 }.into();
         raw.compat = self.compat.into();
         raw.align = self.align.into();
         raw.number = self.number.into();
@@ -185,6 +191,7 @@ impl LogHeader {
         let header = Self {
             minor: raw.minor.get(),
             compat: raw.compat.get(),
+            gap: raw.incompat.get() & INCOMPAT_GAP != 0,
             align: raw.align.get(),
             number: raw.number.get(),
             log_id: raw.log_id,

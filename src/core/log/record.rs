@@ -31,9 +31,9 @@ pub const FLAGS_INCOMPAT: u8 = 0xf0;
 pub enum RecordKind {
     /// Writes its payload to the range.
     Write,
-    /// The contents of the range are no longer needed. They need not become zero.
+    /// The range becomes zero, and the disk may give up its blocks: what is read there afterwards is the same everywhere.
     Discard,
-    /// The range becomes zero.
+    /// The range becomes zero, and its blocks stay allocated.
     WriteZeroes,
     /// Changes nothing: a named point in the log. The payload is the name.
     Marker,

@@ -173,8 +173,14 @@ impl<'a> TreePath<'a> {
         let Place::Resource(_, key) = self.place else {
             return false;
         };
-        [&b"replay-"[..], b"syncstatus-", b"syncpos-", b"syncfrom-"]
-            .iter()
+        let keys: [&[u8]; 5] = [
+            b"replay-",
+            b"syncstatus-",
+            b"syncpos-",
+            b"syncfrom-",
+            b"gap-",
+        ];
+        keys.iter()
             .any(|prefix| key.strip_prefix(*prefix) == Some(me.as_bytes()))
     }
 }
@@ -391,12 +397,13 @@ mod tests {
         assert!(accept("resource-r0/actual-beta/is-primary"));
         assert!(accept("resource-r0/todo-alpha/attach"));
         assert!(accept("ips/ip-alpha"));
-        for key in ["replay", "syncstatus", "syncpos", "syncfrom"] {
+        for key in ["replay", "syncstatus", "syncpos", "syncfrom", "gap"] {
             let own = std::format!("resource-r0/{key}-alpha");
             assert!(!accept(&own), "{own}");
             assert!(accept(&std::format!("resource-r0/{key}-beta")));
             let gone = TreePath::parse(own.as_bytes()).unwrap();
             assert!(gone.accept_from_peer(&me, b".deleted"));
         }
+        assert!(accept("resource-r0/version-000000001-alpha"));
     }
 }

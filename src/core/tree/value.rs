@@ -199,11 +199,13 @@ pub enum StateWord {
     DiskError,
     /// `/mars` is full.
     NoSpace,
+    /// The device works, but nothing is logged for want of room.
+    Emergency,
     /// Being stopped.
     Stopping,
 }
 
-const STATES: [(StateWord, &str); 12] = [
+const STATES: [(StateWord, &str); 13] = [
     (StateWord::Detached, "detached"),
     (StateWord::Recovering, "recovering"),
     (StateWord::Primary, "primary"),
@@ -215,6 +217,7 @@ const STATES: [(StateWord, &str); 12] = [
     (StateWord::DefectiveLog, "defective-log"),
     (StateWord::DiskError, "disk-error"),
     (StateWord::NoSpace, "no-space"),
+    (StateWord::Emergency, "emergency"),
     (StateWord::Stopping, "stopping"),
 ];
 

@@ -52,7 +52,10 @@ pub fn is_request_of(purpose: Purpose, kind: Kind) -> bool {
         ),
         Purpose::Join => matches!(kind, Kind::GetTree | Kind::Join | Kind::Ping | Kind::Reach),
         Purpose::Log => matches!(kind, Kind::LogRead),
-        Purpose::Sync => matches!(kind, Kind::SyncDigest | Kind::SyncRead | Kind::SyncEnd),
+        Purpose::Sync => matches!(
+            kind,
+            Kind::SyncDigest | Kind::SyncRead | Kind::SyncEnd | Kind::DirtyRead
+        ),
     }
 }
 
@@ -67,6 +70,7 @@ pub fn reply_to(request: Kind) -> Option<Kind> {
         Kind::SyncDigest => Kind::SyncDigests,
         Kind::SyncRead => Kind::SyncData,
         Kind::SyncEnd => Kind::SyncPos,
+        Kind::DirtyRead => Kind::DirtyPiece,
         _ => return None,
     })
 }

@@ -101,11 +101,11 @@ class Writer:
         self.host, self.folder = host, folder
         script = _WRITER.replace("MOUNT", MOUNT).replace("FOLDER", folder)
         self._text = ""
-        self._job = host.start(script, check=False)
+        self.job = host.start(script, check=False)
 
     def look(self) -> int:
         """How many files are safe by now."""
-        self._text = self._job.output()[0]
+        self._text = self.job.output()[0]
         return len(self.safe)
 
     @property
@@ -124,11 +124,11 @@ class Writer:
 
     @property
     def running(self) -> bool:
-        return self._job.running
+        return self.job.running
 
     def stop(self) -> None:
-        self._text = self._job.output()[0]
-        self._job.kill()
+        self._text = self.job.output()[0]
+        self.job.kill()
 
 
 def lost(expected: dict[str, str], found: dict[str, str]) -> list[str]:

@@ -80,6 +80,8 @@ fn run(records: u64, dirty: usize, blocks: u64, batch: u64) -> Times {
             for io in ios.iter() {
                 b.io_done(io.id, true);
             }
+            b.flush_begin();
+            b.flush_end(true);
         }
         t.admit += t1 - t0;
         t.log += t2 - t1;

@@ -84,6 +84,8 @@ impl<'a> Machine<'a> {
             }
             self.buffer.io_done(io.id, true);
         }
+        self.buffer.flush_begin();
+        self.buffer.flush_end(true);
     }
 
     /// Replays until something else than a batch comes.

@@ -345,3 +345,56 @@ fn given_one_byte_anywhere_when_looked_at_then_it_is_not_zero() {
         data[at] = 0;
     }
 }
+
+#[test]
+fn given_chunks_that_nobody_wants_when_taken_then_they_count_as_done_and_the_rest_is_compared() {
+    const CHUNK: u32 = 8192;
+    // Far more than the window, with long stretches that are passed over.
+    let size = 1000 * u64::from(CHUNK) + 512;
+    let wanted =
+        |offset: u64, _: u64| [0, 3, 500, 999, 1000].contains(&(offset / u64::from(CHUNK)));
+    let mut plan = SyncPlan::new(size, 0, GRAIN, CHUNK).unwrap();
+    let mut seen = Vec::new();
+    let mut held = Vec::new();
+    loop {
+        match plan.next_wanted(wanted) {
+            Some(c) => {
+                seen.push((c.offset / u64::from(CHUNK), c.len));
+                held.push(c);
+            }
+            None if held.is_empty() => break,
+            None => {
+                // The window is closed until the oldest is done.
+                assert!(plan.progress() <= held[0].offset);
+                plan.done(held.remove(0), ChunkCost::default()).unwrap();
+            }
+        }
+    }
+    assert_eq!(
+        seen,
+        [
+            (0, CHUNK),
+            (3, CHUNK),
+            (500, CHUNK),
+            (999, CHUNK),
+            (1000, 512)
+        ]
+    );
+    assert!(plan.is_complete() && plan.progress() == size);
+    let mut nothing = SyncPlan::new(size, 0, GRAIN, CHUNK).unwrap();
+    assert!(nothing.next_wanted(|_, _| false).is_none() && nothing.is_complete());
+}
+
+#[test]
+fn given_an_unwanted_chunk_before_a_failed_one_when_tried_again_then_only_that_one_comes() {
+    let mut plan = SyncPlan::new(10 * 8192, 0, GRAIN, 8192).unwrap();
+    let wanted = |offset: u64, _: u64| offset == 8192 * 4;
+    let c = plan.next_wanted(wanted).unwrap();
+    assert_eq!(plan.progress(), 8192 * 4);
+    assert!(plan.next_wanted(wanted).is_none() && !plan.is_complete());
+    plan.failed(c).unwrap();
+    let again = plan.next_wanted(wanted).unwrap();
+    assert_eq!(again.offset, c.offset);
+    plan.done(again, ChunkCost::default()).unwrap();
+    assert!(plan.is_complete());
+}

@@ -328,6 +328,18 @@ pub enum Command {
         #[arg(value_name = "PERCENT")]
         percent: String,
     },
+    /// Space limit of this host for a resource: MiB that its logs in /mars may occupy
+    GetSpaceLimit(Resources),
+    /// Set the space limit of this host for a resource
+    ///
+    /// When the logs of the resource occupy more, its primary stops logging (emergency mode) until they are fewer.
+    SetSpaceLimit {
+        #[command(flatten)]
+        resources: ResourcesOne,
+        /// In MiB; 0 is off
+        #[arg(value_name = "MIB")]
+        mib: String,
+    },
     /// List interrupted operations of this host, or forget one
     Ops {
         /// Forget the interrupted operation of this resource (of `cluster` for the cluster's own)

@@ -26,7 +26,7 @@ enum Op {
     Plan(u32, usize),
     Done(usize, bool),
     FlushStart,
-    FlushEnd,
+    FlushEnd(bool),
     Look(usize, usize),
     Starve(u64),
     Crash(usize),
@@ -42,8 +42,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (0..4usize).prop_map(Op::Fail),
         4 => (1..40u32, 1..4usize).prop_map(|(b, n)| Op::Plan(b, n)),
         5 => (0..4usize, prop::bool::weighted(0.85)).prop_map(|(i, ok)| Op::Done(i, ok)),
-        1 => Just(Op::FlushStart),
-        1 => Just(Op::FlushEnd),
+        3 => Just(Op::FlushStart),
+        3 => prop::bool::weighted(0.7).prop_map(Op::FlushEnd),
         2 => range().prop_map(|(o, l)| Op::Look(o, l)),
         1 => (0..4u64).prop_map(Op::Starve),
         1 => (0..3usize).prop_map(Op::Crash),
@@ -62,7 +62,7 @@ impl World {
             Op::Plan(bytes, ios) => self.plan(bytes, ios),
             Op::Done(which, ok) => self.done(which, ok),
             Op::FlushStart => self.flush_start(),
-            Op::FlushEnd => self.flush_end(),
+            Op::FlushEnd(ok) => self.flush_end(ok),
             Op::Look(offset, length) => self.check_look(offset, length),
             Op::Starve(n) => return inject::fail_once_after(n),
             Op::Crash(extra) => {
@@ -77,6 +77,8 @@ impl World {
         let mark = self.buffer.written_position();
         assert!(mark >= self.mark, "P9: the mark went back");
         self.mark = mark;
+        // The mark may be told at any time.
+        self.published = self.published.max(mark);
         assert!(mark.is_none() || self.first_open(mark) <= self.durable);
         self.check_crash();
     }
@@ -126,7 +128,12 @@ fn given_each_allocation_failing_once_when_a_history_runs_then_nothing_is_lost()
         Op::Plan(40, 3),
         Op::Done(0, false),
         Op::Done(0, true),
+        Op::FlushStart,
+        Op::FlushEnd(false),
         Op::Plan(40, 3),
+        Op::Done(0, true),
+        Op::FlushStart,
+        Op::FlushEnd(true),
     ]);
     let tried = inject::for_each_failure(|| {
         let mut world = World::new(7);
@@ -140,6 +147,8 @@ fn given_each_allocation_failing_once_when_a_history_runs_then_nothing_is_lost()
                 Op::Plan(b, n) => world.plan(b, n),
                 Op::Done(i, ok) => world.done(i, ok),
                 Op::Look(o, l) => world.check_look(o, l),
+                Op::FlushStart => world.flush_start(),
+                Op::FlushEnd(ok) => world.flush_end(ok),
                 _ => (),
             }
             check(&world.buffer);

@@ -19,6 +19,11 @@ use super::{
     BulkMessage,
     MAX_POSITION, //
 };
+use crate::dirty::{
+    Geometry,
+    MAX_PIECES,
+    PIECE, //
+};
 use crate::name::Name;
 use crate::num::{
     is_aligned,
@@ -207,9 +212,48 @@ structs! {
         position(m.pos, "pos")?;
         rule(m.pos <= MAX_POSITION, "pos")
     })
+
+    /// Which parts of the device were written without a log, before this log began?
+    struct DirtyRead {
+        /// Of which resource.
+        1 resource: Name,
+        /// Number of the log that the replica can't get to.
+        2 number: u32,
+        /// Who writes it.
+        3 creator: Name,
+        /// Which piece of the map.
+        4 piece: u32,
+    } where (|m: &DirtyRead| {
+        log_number(m.number)?;
+        rule(m.piece < MAX_PIECES, "piece")
+    })
+
+    /// Answer to [`DirtyRead`]. [`SyncStatus::Restart`]: there is no such map, compare everything.
+    struct DirtyPiece<'a> {
+        /// How it went; the rest only counts for [`SyncStatus::Data`].
+        1 status: SyncStatus,
+        /// As asked.
+        2 piece: u32,
+        /// Bytes of the device that the map is for.
+        3 size: u64,
+        /// Bytes of the device for each bit.
+        4 grain: u32,
+        /// Changes when the map is made anew: pieces of different ones don't belong together.
+        5 generation: u64,
+        /// A bit for each grain, the lowest bit of a byte first: set where something was written.
+        15 data: &'a [u8],
+    } where (|m: &DirtyPiece<'_>| {
+        rule(m.piece < MAX_PIECES, "piece")?;
+        if m.status != SyncStatus::Data {
+            return rule(m.data.is_empty(), "data");
+        }
+        let geometry = Geometry::checked(m.size, m.grain).ok_or(WireError::BadValue("grain"))?;
+        rule(m.piece < geometry.pieces(), "piece")?;
+        rule(m.data.is_empty() || m.data.len() == PIECE, "data")
+    })
 }
 
-messages! { LogRead LogData<'a> SyncDigest SyncDigests<'a> SyncRead SyncData<'a> SyncEnd SyncPos }
+messages! { LogRead LogData<'a> SyncDigest SyncDigests<'a> SyncRead SyncData<'a> SyncEnd SyncPos DirtyRead DirtyPiece<'a> }
 
 macro_rules! bulk {
     ($($name:ident)*) => {$(
@@ -222,7 +266,7 @@ macro_rules! bulk {
     )*};
 }
 
-bulk!(LogData SyncDigests SyncData);
+bulk!(LogData SyncDigests SyncData DirtyPiece);
 
 fn log_number(number: u32) -> Result<(), WireError> {
     rule(number <= MAX_LOG_NUMBER, "number")

@@ -208,6 +208,10 @@ numbers! {
         SyncEnd = 0x34,
         /// [`bulk::SyncPos`].
         SyncPos = 0x35,
+        /// [`bulk::DirtyRead`].
+        DirtyRead = 0x36,
+        /// [`bulk::DirtyPiece`].
+        DirtyPiece = 0x37,
     }
 
     /// Why a request or a connection was refused. The text that comes with it says what to do.

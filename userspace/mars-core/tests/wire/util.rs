@@ -41,7 +41,8 @@ pub fn recode(kind: Kind, payload: &[u8]) -> Result<Vec<u8>, WireError> {
         };
     }
     recode!(Hello Challenge Response Welcome GetTree Tree Notify Join PutLink Done Ping Pong Reach
-        Reached LogRead LogData SyncDigest SyncDigests SyncRead SyncData SyncEnd SyncPos)
+        Reached LogRead LogData SyncDigest SyncDigests SyncRead SyncData SyncEnd SyncPos
+        DirtyRead DirtyPiece)
 }
 
 /// One payload of each kind, no field of which has its default.
@@ -78,6 +79,8 @@ pub fn samples() -> Vec<(Kind, Vec<u8>)> {
         SyncData { status: SyncStatus::Data, offset: 8192, data: &[3; 512] }
         SyncEnd { resource: resource }
         SyncPos { status: SyncStatus::Data, number: 17, creator: Some(creator), pos: 8192, size: 1 << 30 }
+        DirtyRead { resource: resource, number: 17, creator: creator, piece: 3 }
+        DirtyPiece { status: SyncStatus::Data, piece: 1, size: 1 << 40, grain: 1 << 16, generation: 4, data: &[] }
     }
     all.push((
         Kind::Tree,

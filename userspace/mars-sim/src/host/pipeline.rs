@@ -57,8 +57,12 @@ pub struct State {
     /// Write-back fails.
     pub disk_error: Option<Errno>,
     last_error: Ns,
+    failures: u32,
+    flush_failed: bool,
     /// Published last.
     pub published: Option<LogPos>,
+    /// When the last record was admitted.
+    admitted_at: Ns,
 }
 
 /// Buffer of one backing disk.
@@ -89,7 +93,10 @@ impl Pipeline {
                 draining: false,
                 disk_error: None,
                 last_error: 0,
+                failures: 0,
+                flush_failed: false,
                 published: None,
+                admitted_at: 0,
             }),
             changed: Cond::default(),
             work: Event::default(),
@@ -123,11 +130,13 @@ impl Pipeline {
             self.log_work.signal(&self.h.ex);
             self.changed.wait(&self.h.ex, 1000 * MS).await;
         }
+        let now = self.h.ex.now();
         let first = self.with(|s| {
             let data = Slice { buf: data, off: 0 };
             s.buffer
                 .admit(Kind::Write, offset, length, stamp, crc, Some(data))
                 .expect("memory");
+            s.admitted_at = now;
             then(s);
             s.buffer.untaken() == 1
         });
@@ -151,10 +160,12 @@ impl Pipeline {
             self.work.signal(&self.h.ex);
             self.changed.wait(&self.h.ex, 100 * MS).await;
         }
+        let now = self.h.ex.now();
         self.with(|s| {
             s.buffer
                 .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
                 .expect("memory");
+            s.admitted_at = now;
         });
         Ok(())
     }
@@ -194,23 +205,27 @@ pub fn spawn(pipe: &Rc<Pipeline>, publish: Publish) -> Rc<Thread> {
 
 async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
     let h = &pipe.h;
-    let mut last_publish = h.ex.now();
+    let mut last_flush = h.ex.now();
+    let mut last_publish = last_flush;
     while !t.should_stop() {
         reap(pipe);
         let now = h.ex.now();
         let real = h.real().as_nanos();
         let mut plan = kernel::alloc::KVec::new();
-        let (decision, mark) = pipe.with(|s| {
+        let decision = pipe.with(|s| {
             let view = writeback::View {
                 dirty_bytes: s.buffer.bytes(),
                 budget: BUDGET,
                 in_flight: pipe.in_flight.get(),
                 draining: s.draining,
-                failing: s.disk_error.is_some(),
+                failures: s.failures,
+                landed_bytes: usize::try_from(s.buffer.landed_bytes()).expect("small"),
+                all_landed: s.buffer.is_landed(),
+                flushing: false,
                 now_ns: now,
-                last_flush_ns: last_publish,
-                unpublished: s.buffer.written_position() != s.published,
+                last_flush_ns: last_flush,
                 idle: s.buffer.undurable() == 0,
+                last_admitted_ns: s.admitted_at,
                 oldest_dirty_ns: s
                     .buffer
                     .oldest_dirty_stamp()
@@ -222,15 +237,20 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
             if d.start > 0 {
                 s.buffer.plan(IO_BYTES, d.start, &mut plan).expect("memory");
             }
-            (d, s.buffer.written_position())
+            d
         });
         let started = plan.len();
         for io in plan.drain_all() {
             submit(pipe, io);
         }
-        if decision.flush && mark != pipe.with(|s| s.published) {
-            last_publish = now;
-            flush_and_publish(pipe, mark, publish).await;
+        let mut news = now - last_publish >= writeback::Policy::default().publish_ns;
+        if decision.flush {
+            last_flush = now;
+            news |= flush(pipe).await;
+        }
+        if news {
+            last_publish = h.ex.now();
+            tell(pipe, publish).await;
         }
         if started == 0 {
             if pipe.in_flight.get() > 0 {
@@ -247,10 +267,8 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
         reap(pipe);
     }
     reap(pipe);
-    let mark = pipe.with(|s| s.buffer.written_position());
-    if mark != pipe.with(|s| s.published) {
-        flush_and_publish(pipe, mark, publish).await;
-    }
+    flush(pipe).await;
+    tell(pipe, publish).await;
 }
 
 fn reap(pipe: &Pipeline) {
@@ -260,10 +278,9 @@ fn reap(pipe: &Pipeline) {
         pipe.with(|s| {
             s.buffer.io_done(id, ok);
             if ok {
-                s.disk_error = None;
+                succeeded(s);
             } else {
-                s.disk_error = Some(Errno::Io);
-                s.last_error = pipe.h.ex.now();
+                failed(s, Errno::Io, pipe.h.ex.now());
             }
         });
     }
@@ -289,23 +306,48 @@ fn submit(pipe: &Rc<Pipeline>, io: WritebackIo<Slice>) {
     });
 }
 
-async fn flush_and_publish(pipe: &Pipeline, mark: Option<LogPos>, publish: &Publish) {
-    let Some(pos) = mark else { return };
-    let flushed = if on("link-before-flush") {
+fn failed(s: &mut State, e: Errno, now: Ns) {
+    s.disk_error = Some(e);
+    s.failures = s.failures.saturating_add(1);
+    s.last_error = now;
+}
+
+fn succeeded(s: &mut State) {
+    s.failures = 0;
+    if !s.flush_failed && s.buffer.failing() == 0 {
+        s.disk_error = None;
+    }
+}
+
+/// Makes durable what was written up to now; whether it was.
+async fn flush(pipe: &Pipeline) -> bool {
+    if !pipe.with(|s| s.buffer.flush_begin()) {
+        return false;
+    }
+    let r = if on("link-before-flush") {
         Ok(())
     } else {
         pipe.h.flush_disk().await
     };
-    match flushed {
-        Ok(()) => {
-            if publish(pos).await {
-                pipe.with(|s| s.published = mark);
-            }
-            pipe.changed.notify(&pipe.h.ex);
+    pipe.with(|s| {
+        s.buffer.flush_end(r.is_ok());
+        s.flush_failed = r.is_err();
+        match r {
+            Ok(()) => succeeded(s),
+            Err(e) => failed(s, e, pipe.h.ex.now()),
         }
-        Err(e) => pipe.with(|s| {
-            s.disk_error = Some(e);
-            s.last_error = pipe.h.ex.now();
-        }),
+    });
+    pipe.changed.notify(&pipe.h.ex);
+    r.is_ok()
+}
+
+/// Lets the replay position move to where the disk is durable.
+async fn tell(pipe: &Pipeline, publish: &Publish) {
+    let mark = pipe.with(|s| s.buffer.written_position());
+    if let Some(pos) = mark.filter(|_| mark != pipe.with(|s| s.published)) {
+        if publish(pos).await {
+            pipe.with(|s| s.published = mark);
+        }
+        pipe.changed.notify(&pipe.h.ex);
     }
 }

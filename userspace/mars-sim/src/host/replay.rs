@@ -261,10 +261,6 @@ impl Session {
     async fn settle(&self, give_up: impl Fn() -> bool) -> Res<()> {
         if !on("switch-without-drain") {
             self.pipe.drain(give_up).await?;
-            self.h.flush_disk().await?;
-        }
-        if let Some(ino) = self.file {
-            self.h.sync_file(ino, true).await?;
         }
         let (log, pos) = (self.at.log, self.at.pos);
         covered(&self.h, &log, pos);

@@ -65,6 +65,12 @@ fn loss(ctx: &Ctx, res: &Resource, own: &Member, old: &Member) {
             old.host
         ));
     }
+    if old.actual.emergency {
+        out::warn(format_args!(
+            "'{}' was in emergency mode: what it has written since its /mars was full is in no log, and is not here",
+            old.host
+        ));
+    }
     let have = [own.fetch_pos.clone(), own.replay.clone()]
         .into_iter()
         .flatten()

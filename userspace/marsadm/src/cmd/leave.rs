@@ -90,6 +90,10 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         op.step(ctx, "logs")?;
         replica::drop_versions(ctx, &res, &BTreeSet::new())?;
         replica::purge_own_logs(ctx, &ctx.resource(name)?)?;
+        if !ctx.is_remote() {
+            // What was written without a log to a disk that does not belong to the resource any more.
+            ctx.store.purge(&res.path(DIRTY_MAP))?;
+        }
         op.step(ctx, "device")?;
         ctx.store.delete(&own("device"))?;
         if res.designated() == Some(me) {
@@ -113,6 +117,9 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         Ok(())
     })
 }
+
+/// The module's file of what was written while `/mars` was full; it is never replicated.
+const DIRTY_MAP: &str = "local-dirty-map";
 
 /// Tombstones all links in a directory; says whether there were any.
 fn delete_in(ctx: &Ctx, dir: &str) -> Result<bool> {
@@ -189,7 +196,11 @@ pub fn delete_resource(ctx: &Ctx, name: &str) -> Result<()> {
             delete_in(ctx, &sub)?;
         }
         for file in files.iter().filter(|f| !f.ends_with("/maxnr")) {
-            ctx.store.delete(file)?;
+            if file.ends_with(DIRTY_MAP) {
+                ctx.store.purge(file)?;
+            } else {
+                ctx.store.delete(file)?;
+            }
         }
         ctx.store.trigger(Trigger::Full)?;
         out::info(format_args!("resource '{name}' is deleted"));

@@ -39,6 +39,30 @@ pub fn set_emergency_limit(ctx: &Ctx, name: &str, percent: &str) -> Result<()> {
     }
 }
 
+/// `get-space-limit`.
+pub fn get_space_limit(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.joined(name)?;
+    out::info(format_args!("{}", ctx.own(&res)?.space_limit.unwrap_or(0)));
+    Ok(())
+}
+
+/// `set-space-limit`.
+pub fn set_space_limit(ctx: &Ctx, name: &str, mib: &str) -> Result<()> {
+    let res = ctx.joined(name)?;
+    match mib.parse::<u64>() {
+        Ok(n) if n <= 1 << 40 => {
+            ctx.store.set(
+                &res.path(&format!("todo-{}/space-limit", ctx.me)),
+                &n.to_string(),
+            )?;
+            ctx.store.trigger(Trigger::Remote)
+        }
+        _ => Err(Failure::refused(format!(
+            "'{mib}' is no number of MiB; 0 is no limit"
+        ))),
+    }
+}
+
 /// `ops`.
 pub fn ops(ctx: &Ctx, forget: Option<&str>) -> Result<()> {
     if let Some(subject) = forget {

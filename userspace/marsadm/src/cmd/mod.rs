@@ -174,6 +174,10 @@ fn dispatch(ctx: &Ctx, command: Command) -> std::result::Result<(), u8> {
         C::SetEmergencyLimit { resources, percent } => each(ctx, &resources.names(), |r| {
             misc::set_emergency_limit(ctx, r, &percent)
         }),
+        C::GetSpaceLimit(r) => each(ctx, &r.resources, |r| misc::get_space_limit(ctx, r)),
+        C::SetSpaceLimit { resources, mib } => each(ctx, &resources.names(), |r| {
+            misc::set_space_limit(ctx, r, &mib)
+        }),
         C::Ops { forget } => one(misc::ops(ctx, forget.as_deref())),
         C::GetLink { path } => one(misc::get_link(ctx, &path)),
         C::SetLink { value, path } => one(misc::set_link(ctx, &value, &path)),

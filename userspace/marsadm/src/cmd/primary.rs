@@ -202,6 +202,13 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
     let Some(old) = old.and_then(|h| res.member(h)) else {
         return Ok(());
     };
+    if old.actual.emergency {
+        return Err(Failure::refused(format!(
+            "'{}' is in emergency mode: its /mars is full, and what it has written since then is in no log",
+            old.host
+        ))
+        .hint(format!("free space in /mars on '{}', and wait until it logs again and this host has followed", old.host)));
+    }
     need_closed(ctx, &res, old)?;
     // A silent host that was primary may still be; one that is none any more only matters for what it has written.
     if !has_all_of(own, old) || old.actual.primary || old.actual.if_on {
@@ -282,7 +289,9 @@ fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadli
             }
             return Ok(Look::Missing(text));
         }
-        if released && !old.replay.as_ref().is_some_and(|p| p.reaches(&end)) {
+        // A disk that fails is a reason to hand over, not against it: what it did not take is in the log, which is here.
+        let broken = old.state_word() == "disk-error";
+        if released && !broken && !old.replay.as_ref().is_some_and(|p| p.reaches(&end)) {
             return Ok(Look::Missing(format!(
                 "'{}' has not written everything back yet",
                 old.host

@@ -82,6 +82,8 @@ pub struct Actual {
     pub state: Option<(String, String)>,
     /// When it said so.
     pub state_stamp: LamportTime,
+    /// Bytes of the disk that replicas may have to compare, because they were written without a log.
+    pub dirty: Option<u64>,
     /// Bytes that the primary still holds in memory.
     pub buffered: Option<u64>,
     /// Messages `msg-err-*` that are not OK: key and text.
@@ -119,6 +121,8 @@ pub struct Member {
     pub versions: BTreeMap<u32, VersionValue>,
     /// Emergency limit in percent.
     pub emergency_limit: Option<u64>,
+    /// MiB that its logs may occupy.
+    pub space_limit: Option<u64>,
 }
 
 /// A regular log file here.
@@ -327,6 +331,7 @@ impl Store {
                 state_stamp: self
                     .link(&format!("{dir}/actual-{host}/state"))
                     .map_or(LamportTime::ZERO, |(_, stamp)| stamp),
+                dirty: actual("dirty-bytes").and_then(|v| v.parse().ok()),
                 buffered: actual("write-back").and_then(|v| v.parse().ok()),
                 errors,
             },
@@ -339,6 +344,7 @@ impl Store {
             actsize: own("actsize").and_then(|v| v.parse().ok()),
             versions: BTreeMap::new(),
             emergency_limit: self.get_u64(&format!("{dir}/todo-{host}/emergency-limit")),
+            space_limit: self.get_u64(&format!("{dir}/todo-{host}/space-limit")),
         }
     }
 }

@@ -113,6 +113,7 @@ struct MemberView {
     lag: Lag,
     errors: Vec<Message>,
     emergency_limit: Option<u64>,
+    space_limit_mib: Option<u64>,
     versions: Vec<String>,
 }
 
@@ -137,6 +138,7 @@ struct Actual {
     holder: Option<String>,
     in_flight: u64,
     buffered_bytes: Option<u64>,
+    dirty_bytes: Option<u64>,
     replay_code: i64,
     disk_error: i64,
 }
@@ -308,6 +310,7 @@ fn member(f: &Found, m: &Member, s: &State) -> MemberView {
             holder: a.holder.clone(),
             in_flight: a.flying,
             buffered_bytes: a.buffered,
+            dirty_bytes: a.dirty,
             replay_code: a.replay_code,
             disk_error: a.disk_error,
         },
@@ -331,6 +334,7 @@ fn member(f: &Found, m: &Member, s: &State) -> MemberView {
             })
             .collect(),
         emergency_limit: m.emergency_limit,
+        space_limit_mib: m.space_limit,
         versions: m
             .versions
             .iter()

@@ -327,7 +327,7 @@ pub fn remedy(res: &Resource, m: &Member) -> Option<String> {
             m.host
         ),
         "split-brain" => Split::remedy(res),
-        "no-space" => format!(
+        "no-space" | "emergency" => format!(
             "free space in /mars on '{}', e.g. `marsadm log-delete-all all`",
             m.host
         ),

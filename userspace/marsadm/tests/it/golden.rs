@@ -416,6 +416,11 @@ fn emergency_limits_are_percentages() {
         c.adm("hosta", "get-emergency-limit mydata").ok().out,
         "50\n"
     );
+    c.adm("hosta", "set-space-limit mydata 700").ok();
+    assert_eq!(c.get("todo-hosta/space-limit").unwrap(), "700");
+    assert_eq!(c.adm("hosta", "get-space-limit mydata").ok().out, "700\n");
+    c.adm("hosta", "set-space-limit mydata many")
+        .failed(2, &["is no number of MiB"]);
     c.adm("hosta", "set-emergency-limit mydata 150")
         .failed(2, &["0..100"]);
 }

@@ -26,6 +26,8 @@ pub struct Behaviour {
     pub silent: BTreeSet<String>,
     /// Hosts that do nothing but say that they live.
     pub lazy: BTreeSet<String>,
+    /// (resource, host): the primary does not log.
+    pub emergency: BTreeSet<(String, String)>,
     /// Syncs do not come to their end.
     pub hold_sync: bool,
     /// (resource, host): word and reason instead of the real state.
@@ -215,8 +217,8 @@ impl Member<'_> {
                 " "
             },
         );
+        self.flag("is-emergency", self.b.emergency.contains(&key));
         for (name, value) in [
-            ("is-emergency", "0"),
             ("has-emergency", "0"),
             ("replay-code", "0"),
             ("disk-error", "0"),

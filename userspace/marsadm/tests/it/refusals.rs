@@ -266,3 +266,33 @@ fn a_host_that_gave_up_the_role_before_it_went_away_is_not_needed() {
     c.adm("hostb", "primary mydata --window 1").ok();
     assert_eq!(c.get("actual-hostb/is-primary").unwrap(), "1");
 }
+
+#[test]
+fn a_primary_that_does_not_log_can_neither_be_copied_nor_be_followed() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    c.create();
+    let join = |host: &str| format!("join-resource mydata {}", c.disk(host));
+    c.adm("hostb", &join("hostb")).ok();
+    c.settle("hostb");
+    let key = ("mydata".to_owned(), "hosta".to_owned());
+    c.kernel().emergency.insert(key.clone());
+    c.until("emergency", || {
+        c.get("actual-hosta/is-emergency").as_deref() == Some("1")
+    });
+    for (host, command) in [
+        ("hostb", "primary mydata".to_owned()),
+        ("hostb", "invalidate mydata".to_owned()),
+        ("hostc", join("hostc")),
+    ] {
+        c.adm(host, &command)
+            .failed(2, &["emergency mode", "free space", "hosta"]);
+    }
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+    let view = c.adm("hostb", "view --json mydata").ok().out;
+    assert!(view.contains("\"disk_state\": \"EmergencyMode\""), "{view}");
+    c.kernel().emergency.remove(&key);
+    c.until("no emergency", || {
+        c.get("actual-hosta/is-emergency").as_deref() == Some("0")
+    });
+    c.adm("hostb", "primary mydata").ok();
+}

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""/mars is full: the application goes on, replicas stay consistent, and later get only what was written meanwhile."""
+
+import marscluster
+import pytest
+from marscase import DEVICE
+from marscase import MOUNT
+from marscase import Writer
+from marscase import cluster_of_two
+from marscase import equal
+from marscase import lost
+from marscase import mount
+from marscase import progress
+from marscase import state_of
+from marscase import sums
+from marscase import umount
+from marscase import wait_state
+from marsvm import wait_until
+from marsvm import util
+
+MIB = 1 << 20
+# Emergency levels begin at 8, 16, 24 and 32 MiB.
+MARS = 256 * MIB
+
+# Each round makes 256 KiB durable somewhere in a part of the device, and says how many milliseconds that took.
+LOAD = f"""
+n=0
+while :; do
+    s=${{EPOCHREALTIME/./}}
+    dd if=/dev/urandom of={DEVICE} bs=64k count=4 seek=$((FIRST + n * 4 % COUNT)) conv=notrunc,fsync oflag=direct status=none || exit
+    n=$((n + 1)); e=${{EPOCHREALTIME/./}}
+    echo "n $n $(((e - s) / 1000))"
+    sleep 0.02
+done
+"""
+
+
+class Load:
+    """Writes and flushes all the time, in the MiB from `first` on."""
+
+    def __init__(self, host, first=0, mib=16):
+        script = LOAD.replace("FIRST", str(first * 16)).replace("COUNT", str(mib * 16))
+        self.job = host.start(script, check=False)
+        wait_until(lambda: self.rounds, 30, "the load has started")
+
+    def _lines(self):
+        lines = self.job.output()[0].splitlines()
+        return [tuple(map(int, line.split()[1:])) for line in lines if line.count(" ") == 2]
+
+    @property
+    def rounds(self):
+        return len(self._lines())
+
+    def worst(self, since=0):
+        return max((ms for _, ms in self._lines()[since:]), default=0)
+
+    def stop(self):
+        assert self.job.running, f"the application failed: {self.job.output()}"
+        self.job.kill()
+
+
+def fill(host):
+    """Takes the last byte of /mars, also those kept for root."""
+    host.run(
+        "dd if=/dev/zero of=/mars/filler bs=1M status=none; dd if=/dev/zero of=/mars/filler2 bs=4k status=none; sync",
+        check=False,
+        timeout=60,
+    )
+
+
+def free(host):
+    host.run("rm -f /mars/filler /mars/filler2; sync")
+
+
+def counter(host, key):
+    line = next(l for l in host.run("cat /proc/sys/mars/info").stdout.splitlines() if l.startswith(key + " "))
+    return int(line.split()[1])
+
+
+def member_json(host, who):
+    return next(m for m in marscluster.view_json(host, "data")["members"] if m["host"] == who.name)
+
+
+def recovered(a, b, timeout=90):
+    """Until logs are written again, and the replica has everything."""
+    wait_state(a, "primary", timeout)
+    wait_until(lambda: state_of(b).split(" ")[0] in ("replaying", "secondary"), timeout, f"recovery of {b.name}", 0.3)
+    marscluster.wait_synced([a, b], timeout=timeout)
+
+
+@pytest.mark.timeout(600)
+def test_filled_from_outside_under_load(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    load = Load(a)
+    progress(2)
+    before = load.rounds
+    fill(a)
+    wait_state(a, "emergency", 30)
+    # The flush of every round is complete, without a log.
+    at = load.rounds
+    wait_until(lambda: load.rounds > at + 20, 60, "the application goes on")
+    print(f"longest round: {load.worst(before)} ms")
+    assert load.worst(before) < util.scaled(5000), "the application stood still"
+
+    seen = member_json(a, a)
+    assert seen["actual"]["emergency"] and seen["disk_state"] == "EmergencyMode", seen
+    assert "log-delete-all" in seen["state_reason"]
+    wait_state(b, "waiting", 30)
+    assert "emergency" in state_of(b)
+    elsewhere = member_json(b, a)
+    assert elsewhere["actual"]["emergency"], elsewhere
+    replica = member_json(b, b)
+    assert replica["consistent"] and replica["synced"], replica
+    stopped = marscluster.member(b).replay
+    progress(2)
+    assert marscluster.member(b).replay[:2] <= stopped[:2] or marscluster.member(b).replay.pos == 0
+
+    sent = counter(a, "served_bytes")
+    free(a)
+    recovered(a, b)
+    load.stop()
+    marscluster.wait_synced([a, b])
+    travelled = counter(b, "synced_bytes")
+    dirty = b.run("dmesg | grep 'may have been written without a log' | tail -1").stdout
+    print(f"recovery: {travelled >> 10} KiB of the disk travelled, {(counter(a, 'served_bytes') - sent) >> 10} KiB in all; {dirty}")
+    # 16 MiB are written again and again; the device has 128.
+    assert 0 < travelled <= 20 * MIB, travelled
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_filled_by_mars_itself_while_the_peer_is_away(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    a.cut_link(b)
+    load = Load(a)
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=48 seek=32 oflag=direct conv=notrunc status=none", timeout=90)
+    # The logs of what is written again and again are what fills /mars.
+    burn = a.start(
+        f"while :; do dd if=/dev/urandom of={DEVICE} bs=1M count=16 seek=16 oflag=direct conv=notrunc status=none || exit; done",
+        check=False,
+    )
+    wait_state(a, "emergency", 180)
+    progress(3)
+    assert burn.running and load.job.running
+    worst = load.worst()
+    burn.kill()
+    print(f"longest round: {worst} ms")
+    end = marscluster.member(a).log_end
+
+    # The peer comes back, gets the logs, and they can go. Nobody does anything.
+    a.heal_link(b)
+    wait_until(lambda: marscluster.member(b).replay.number >= end.number, 120, "the replica has the logs", 0.5)
+    recovered(a, b, 120)
+    load.stop()
+    marscluster.wait_synced([a, b])
+    print(f"recovery: {counter(b, 'synced_bytes') >> 10} KiB of the disk travelled, {counter(b, 'fetched_bytes') >> 10} KiB of logs")
+    assert counter(b, "synced_bytes") <= 40 * MIB
+    equal([a, b])
+
+
+def restart(host):
+    host.boot()
+    host.mount_mars()
+    host.run("modprobe mars", timeout=30)
+
+
+@pytest.mark.timeout(900)
+def test_crashes_in_emergency_mode_and_in_recovery(mars_hosts):
+    """What fsync said is safe is there after each crash, although no log has it."""
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    mount(a)
+    writer = Writer(a, "before")
+    wait_until(lambda: writer.look() >= 5, 60, "files are written")
+    fill(a)
+    wait_state(a, "emergency", 30)
+    known = {"before": writer}
+    for n in range(2):
+        during = Writer(a, f"during{n}")
+        wait_until(lambda: during.look() >= 8, 60, "files are written in emergency mode")
+        for w in known.values():
+            if w.running:
+                w.look()
+        during.look()
+        known[f"during{n}"] = during
+        safe = {folder: w.safe for folder, w in known.items()}
+        a.power_cut()
+        restart(a)
+        marscluster.wait_device(a, timeout=90)
+        wait_state(a, "emergency", 30)
+        mount(a)
+        for folder, files in safe.items():
+            problems = lost(files, sums(a, folder))
+            assert not problems, f"after crash {n}, in {folder}: {problems}"
+    replica = member_json(b, b)
+    assert replica["consistent"] and replica["synced"], replica
+
+    free(a)
+    wait_until(lambda: "without a log" in b.run("dmesg").stdout, 60, "the replica asks for the map", 0.1)
+    a.power_cut()
+    restart(a)
+    marscluster.wait_device(a, timeout=90)
+    recovered(a, b)
+    mount(a)
+    for folder, files in safe.items():
+        problems = lost(files, sums(a, folder))
+        assert not problems, f"in {folder}: {problems}"
+    umount(a)
+    marscluster.wait_synced([a, b])
+    print(f"recovery: {counter(b, 'synced_bytes') >> 10} KiB of the disk travelled")
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_second_gap_before_the_replica_has_recovered_from_the_first(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    a.cut_link(b)
+    for n in range(2):
+        load = Load(a, first=n * 20)
+        fill(a)
+        wait_state(a, "emergency", 30)
+        at = load.rounds
+        wait_until(lambda: load.rounds > at + 10, 60, "the application goes on")
+        load.stop()
+        free(a)
+        wait_state(a, "primary", 60)
+        # What was written without a log is written again with one, so replaying it too early would be seen.
+        a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=8 seek={n * 20 + 4} oflag=direct conv=notrunc status=none")
+    a.heal_link(b)
+    recovered(a, b)
+    gaps = b.run("dmesg | grep -c 'getting what was written without a log'").out
+    assert int(gaps) == 2, gaps
+    travelled = counter(b, "synced_bytes")
+    print(f"recovery: {travelled >> 10} KiB of the disk travelled")
+    # Each time what both gaps have touched, at most, and not the whole of 128 MiB.
+    assert 0 < travelled <= 2 * 48 * MIB, travelled
+    wait_until(lambda: "have recovered" in a.run("dmesg").stdout, 30, "the map is cleared")
+    assert member_json(a, a)["actual"]["dirty_bytes"] == 0
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_down_reload_and_handover_in_emergency_mode(mars_hosts):
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    fill(a)
+    wait_state(a, "emergency", 30)
+    mount(a)
+    writer = Writer(a, "files")
+    wait_until(lambda: writer.look() >= 8, 60, "files are written in emergency mode")
+    writer.stop()
+    umount(a)
+    result = b.run("marsadm primary data --timeout 10", check=False, timeout=40)
+    assert not result.ok and "emergency mode" in result.stderr, result
+
+    a.run("marsadm down data --timeout 30", timeout=40)
+    a.run("rmmod mars", timeout=30)
+    a.run("modprobe mars", timeout=30)
+    a.run("marsadm up data --timeout 30", timeout=40)
+    marscluster.wait_device(a)
+    wait_state(a, "emergency", 30)
+    mount(a)
+    assert not lost(writer.safe, sums(a, "files"))
+    umount(a)
+    a.run("marsadm secondary data --timeout 30", timeout=40)
+    free(a)
+    # The gap is still open: only the old primary can end it.
+    progress(3)
+    assert marscluster.member(b).state.split(" ")[0] != "syncing"
+    a.run("marsadm primary data --timeout 30", timeout=40)
+    recovered(a, b)
+    b.run("marsadm primary data --timeout 60", timeout=70)
+    mount(b)
+    assert not lost(writer.safe, sums(b, "files"))
+    umount(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_forced_failover_in_emergency_mode_is_a_split_brain(mars_hosts):
+    """What no log has is a history of its own: never overwritten without the administrator's word."""
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    mount(a)
+    before = Writer(a, "before")
+    wait_until(lambda: before.look() >= 4, 60, "files are written")
+    before.stop()
+    marscluster.wait_synced([a, b])
+    fill(a)
+    wait_state(a, "emergency", 30)
+    during = Writer(a, "during")
+    wait_until(lambda: during.look() >= 4, 60, "files are written in emergency mode")
+    a.power_cut()
+    b.run("marsadm pause-fetch data --timeout 30; marsadm primary --force data --timeout 60", timeout=100)
+    mount(b)
+    assert not lost(before.safe, sums(b, "before"))
+    b.run(f"echo b > {MOUNT}/b; sync {MOUNT}/b")
+    umount(b)
+
+    restart(a)
+    wait_state(a, "split-brain", 60)
+    progress(3)
+    assert state_of(a).startswith("split-brain")
+    wait_until(lambda: marscluster.view_json(b, "data")["split_brain"], 30, "the split brain is seen on the other host")
+    free(a)
+    a.run("marsadm invalidate data --timeout 60", timeout=70)
+    b.run("marsadm up data --timeout 30", timeout=40)
+    marscluster.wait_synced([b, a], timeout=120)
+    equal([b, a])
