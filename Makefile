@@ -7,7 +7,7 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module selftest userspace man check lint fmt clippy test-cargo test-vm torture demo bench rust-analyzer
+GOALS := all module selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm torture demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
@@ -17,10 +17,13 @@ help:
 	@echo '  selftest       the module build/selftest/mars_selftest.ko, for tests only'
 	@echo '  userspace      the programs in build/cargo/release/'
 	@echo '  man            manual pages in build/man/, shell completions beside them'
-	@echo '  check          everything that is tested: lint, test-cargo, test-vm'
+	@echo '  check          everything that is tested: lint, test-cargo, test-sim, test-vm'
 	@echo '  lint           format, clippy, layer rules, stack depth, licences, ...'
 	@echo '  fmt            formats all Rust files'
 	@echo '  test-cargo     tests of the core and the tools, without a kernel'
+	@echo '  test-sim       the fixed set of runs of the cluster simulator'
+	@echo '  simulate       runs of the simulator: SEEDS=number, FIRST=seed'
+	@echo '  simulate-defects  that the simulator finds each of a list of bugs'
 	@echo '  test-vm        tests that boot kernels in virtual machines; FULL=1: of the system layer, too'
 	@echo '  torture        the same losses of power and crashes as in test-vm, but thousands: many hours'
 	@echo '  demo           a small cluster in virtual machines, step by step'
@@ -89,6 +92,28 @@ test-cargo:
 	+@if [ -e userspace/Cargo.toml ]; then \
 		cargo test --workspace --no-fail-fast --manifest-path userspace/Cargo.toml; \
 	fi
+
+# The same runs each time, so that a failure is one of the change.
+SIM_SET := 3000
+SEEDS ?= 100000
+FIRST ?= 1000000
+sim = build/cargo/release/mars-sim
+
+$(sim):
+	+@cargo build --release --manifest-path userspace/Cargo.toml -p mars-sim
+.PHONY: $(sim)
+
+test-sim: $(sim)
+	@$(sim) seeds 1 $(SIM_SET)
+
+simulate: $(sim)
+	@$(sim) seeds $(FIRST) $(SEEDS)
+
+# Into a folder of its own: nothing else may be built with bugs.
+simulate-defects:
+	+@cargo build --release --manifest-path userspace/Cargo.toml -p mars-sim --features defects \
+		--target-dir build/cargo-defects
+	@build/cargo-defects/release/mars-sim defects
 
 # The tests of the system layer take as long as all others together: FULL=1 runs them, too.
 test-vm: module $(if $(FULL),selftest) userspace

@@ -297,11 +297,6 @@ impl Thread {
         self.stop.get()
     }
 
-    /// Whether it has ended.
-    pub fn is_done(&self) -> bool {
-        self.done.get()
-    }
-
     /// Sleeps, but not beyond a request to stop.
     pub async fn sleep(&self, ex: &Rc<Exec>, ns: Ns) {
         if !self.stop.get() {

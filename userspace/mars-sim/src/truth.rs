@@ -10,7 +10,7 @@ use mars_core::{
     log::{LogName, HEADER_SIZE},
     tree::value::ReplayLink,
 };
-use std::{collections::BTreeMap, rc::Rc};
+use std::rc::Rc;
 
 /// Bytes of a sector: contents are compared sector by sector.
 pub const SECTOR: usize = 512;
@@ -421,14 +421,5 @@ impl Truth {
             }
         }
         Ok(())
-    }
-
-    /// Names of logs by number, for the table at the end.
-    pub fn numbers(&self) -> BTreeMap<u32, usize> {
-        let mut out = BTreeMap::new();
-        for l in self.logs.iter().filter(|l| !l.chain.is_empty()) {
-            *out.entry(l.name.number).or_default() += 1;
-        }
-        out
     }
 }

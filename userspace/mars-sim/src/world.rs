@@ -85,6 +85,8 @@ pub struct Machine {
     pub faults: Cell<Faults>,
     /// It dies after so many more operations.
     pub doom: Cell<Option<(u64, Crash)>>,
+    /// A bit of its logs has changed: only other members can put that right.
+    pub flipped: Cell<bool>,
     /// Slower by this factor.
     pub slow: Cell<u64>,
     /// Where the replay link was last, for P5 and P9.
@@ -201,6 +203,7 @@ impl Sim {
                 drift: Cell::new(0),
                 faults: Cell::default(),
                 doom: Cell::new(None),
+                flipped: Cell::new(false),
                 slow: Cell::new(1),
                 place: Cell::new(None),
                 device: Cell::new(None),
@@ -230,7 +233,11 @@ impl Sim {
             }
             let now = self.ex.now();
             let name = self.machines.get(host).map_or("*", |m| m.name.as_str());
-            t.push_back(format!("{:10.6} {name} {}", now as f64 / 1e9, what()));
+            let line = format!("{:10.6} {name} {}", now as f64 / 1e9, what());
+            if std::env::var_os("MARS_SIM_LIVE").is_some() {
+                eprintln!("{line}");
+            }
+            t.push_back(line);
         }
     }
 
@@ -338,8 +345,11 @@ impl Sim {
         let Some(link) = self.is_good(i) else {
             return;
         };
-        self.counts.checks.set(self.counts.checks.get() + 1);
         let m = &self.machines[i];
+        if m.flipped.get() {
+            return;
+        }
+        self.counts.checks.set(self.counts.checks.get() + 1);
         let device = if live { None } else { m.device.take() };
         let r = self.truth.borrow_mut().after_crash(
             &m.fs.borrow(),

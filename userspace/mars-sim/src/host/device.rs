@@ -7,6 +7,7 @@ use super::{
     Host,
 };
 use crate::{
+    defects::on,
     exec::Cond,
     fs::Res,
     truth::{id_of, pattern, WriteId, SECTOR},
@@ -112,7 +113,15 @@ impl Device {
                     d2.shadow.borrow_mut()[s] = id;
                     d2.writing.borrow_mut()[s].remove(&id);
                 }
-                if fua {
+                if fua && on("fua-early") {
+                    let r =
+                        d2.h.sim
+                            .truth
+                            .borrow_mut()
+                            .flushed(d2.id, s.buffer.last_seq().0);
+                    d2.h.sim.check(d2.h.i, r);
+                    d2.end();
+                } else if fua {
                     d2.wait_durable(s);
                 } else {
                     d2.end();
@@ -151,7 +160,7 @@ impl Device {
         }
         self.begin();
         let idle = self.pipe.with(|s| {
-            let idle = s.buffer.undurable() == 0;
+            let idle = s.buffer.unlogged() == 0 && on("flush-early") || s.buffer.undurable() == 0;
             if !idle {
                 self.wait_durable(s);
             }
@@ -203,6 +212,7 @@ impl Device {
             .pipe
             .with(|s| s.buffer.lookup(off, len, &mut overlaps).expect("memory"));
         let mut data = match c {
+            _ if on("read-ignores-buffer") => return self.h.read_disk(off, SECTOR).await,
             Coverage::Full => vec![0; SECTOR],
             _ => self.h.read_disk(off, SECTOR).await?,
         };

@@ -59,6 +59,19 @@ pub struct Fetch {
 }
 
 impl Fetch {
+    /// For people.
+    pub fn describe(&self) -> String {
+        let s = self.state.borrow();
+        let t = s
+            .target
+            .as_ref()
+            .map(|t| format!("{} from {}: {:?}", t.log, t.source, t.plan));
+        format!(
+            "fetch {t:?}, complete {:?}, avoid {:?}",
+            s.complete, s.avoid
+        )
+    }
+
     /// Log and position up to which it has arrived.
     pub fn position(&self) -> Option<(LogName, u64)> {
         let s = self.state.borrow();
@@ -305,7 +318,7 @@ async fn work(t: &Thread, h: &Rc<Host>) {
             if e == Errno::NoSpc {
                 h.set_trouble(Some("no-space"));
             }
-            give_back(h, &job, e != Errno::Again);
+            give_back(h, &job, true);
             conn = None;
             t.sleep(&h.ex, 500 * MS).await;
         }

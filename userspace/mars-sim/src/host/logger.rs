@@ -7,6 +7,7 @@ use super::{
     Host,
 };
 use crate::{
+    defects::on,
     exec::{thread, Cond, Ns, Thread, MS},
     fs::{Errno, Res},
     truth::{id_of, LogId, Rec, HEADER, SECTOR},
@@ -424,6 +425,9 @@ impl Logger {
                     pos: log.pos,
                 };
                 self.pipe.with(|s| s.buffer.logged(last, end));
+                if on("show-undurable") {
+                    self.h.progress.inner.borrow_mut().ends.durable(log.pos);
+                }
                 self.unflushed_bytes += data.len();
                 if self.unflushed_since == 0 {
                     self.unflushed_since = self.h.ex.now().max(1);
@@ -486,13 +490,15 @@ impl Logger {
     }
 
     async fn sync(&mut self, log: &LogFile) -> Res<()> {
-        if self.suspect {
+        if self.suspect && !on("no-rewrite-after-error") {
             for b in &self.unflushed {
                 self.h.write_file(log.ino, b.pos, &b.data).await?;
             }
         }
         self.suspect = true;
-        self.h.sync_file(log.ino, true).await?;
+        if !on("lose-log-flush") {
+            self.h.sync_file(log.ino, true).await?;
+        }
         self.suspect = false;
         Ok(())
     }

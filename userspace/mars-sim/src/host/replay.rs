@@ -7,6 +7,7 @@ use super::{
     Host,
 };
 use crate::{
+    defects::on,
     exec::{thread, Thread, MS},
     fs::{Errno, Res},
     truth::{Place, HEADER},
@@ -55,6 +56,7 @@ struct Session {
     known: bool,
     synced: u64,
     size: u64,
+    following: bool,
 }
 
 impl Session {
@@ -87,6 +89,7 @@ impl Session {
             known: false,
             synced: 0,
             size,
+            following: false,
         })
     }
 
@@ -95,9 +98,11 @@ impl Session {
         if self.replayer.is_some() {
             match (self.known, extent, self.file) {
                 (false, Extent::Known(_), _) => self.synced = self.at.pos,
+                (true, Extent::Unknown, Some(_)) if on("recovery-stops-early") => (),
                 (true, Extent::Unknown, Some(ino)) => {
+                    let size = self.h.machine().fs.borrow().size(ino) as u64;
                     self.h.sync_file(ino, false).await?;
-                    self.synced = self.h.machine().fs.borrow().size(ino) as u64;
+                    self.synced = size;
                 }
                 _ => (),
             }
@@ -119,11 +124,12 @@ impl Session {
         let Some((ctx, crc)) = read_header(&self.h, ino, &self.at.log).await? else {
             return Ok(false);
         };
+        let size = self.h.machine().fs.borrow().size(ino) as u64;
         self.h.sync_file(ino, false).await?;
         self.h.sync_dir().await?;
         self.synced = match extent {
             Extent::Known(end) => end,
-            Extent::Unknown => self.h.machine().fs.borrow().size(ino) as u64,
+            Extent::Unknown => size,
         };
         self.logs.borrow_mut().push(self.at.log);
         let from = if self.at.pos <= HEADER {
@@ -151,12 +157,21 @@ impl Session {
 
     async fn step(&mut self, extent: Extent, stop: &Thread) -> Res<Looked> {
         if !self.open(extent).await? {
-            return Ok(Looked::Starved);
+            // A header that has arrived and can't be read is damaged.
+            let arrived = matches!(extent, Extent::Known(end) if end >= HEADER);
+            return Ok(if arrived {
+                Looked::Bad(true)
+            } else {
+                Looked::Starved
+            });
         }
         let (Some(ino), Some(replayer)) = (self.file, &mut self.replayer) else {
             return Ok(Looked::Starved);
         };
         if let Extent::Known(end) = extent {
+            if end > self.synced && on("replay-before-log-flush") {
+                self.synced = end;
+            }
             if end > self.synced {
                 if let Err(e) = self.h.sync_file(ino, true).await {
                     let r = self.h.truncate(ino, self.synced).await;
@@ -182,6 +197,9 @@ impl Session {
             }
             let buf = Rc::new(self.h.read_file(ino, self.at.pos, rest).await?);
             let n = buf.len();
+            if self.following && extent == Extent::Unknown {
+                self.h.sync_file(ino, true).await?;
+            }
             let mut used = 0usize;
             loop {
                 let bytes = buf.get(used..n).unwrap_or(&[]);
@@ -189,7 +207,11 @@ impl Session {
                 match replayer.next::<HostDigest>(bytes, eof) {
                     Next::Batch(batch) => {
                         let end = batch.end();
-                        for a in batch.records() {
+                        let mut records: Vec<_> = batch.records().collect();
+                        if on("replay-out-of-order") {
+                            records.reverse();
+                        }
+                        for a in records {
                             let data = (a.kind == Kind::Write).then(|| Slice {
                                 buf: buf.clone(),
                                 off: u32::try_from(used + a.payload_at).expect("small"),
@@ -237,7 +259,9 @@ impl Session {
     }
 
     async fn settle(&self, give_up: impl Fn() -> bool) -> Res<()> {
-        self.pipe.drain(give_up).await?;
+        if !on("switch-without-drain") {
+            self.pipe.drain(give_up).await?;
+        }
         let (log, pos) = (self.at.log, self.at.pos);
         covered(&self.h, &log, pos);
         self.h.advance(&log, pos, pos, true).await
@@ -266,7 +290,7 @@ fn adopt(h: &Host, at: &At, next: &LogName) {
 /// Nothing is in flight: what the disk has beyond the state at a position must come from logs that are here. (Rotation
 /// does not wait for write-back, so a primary's disk may have records of the log after the one that it is replayed from.)
 fn covered(h: &Host, log: &LogName, pos: u64) {
-    if h.sim.is_good(h.i).is_none() {
+    if h.machine().flipped.get() || h.sim.is_good(h.i).is_none() {
         return;
     }
     let link = ReplayLink {
@@ -288,7 +312,7 @@ fn covered(h: &Host, log: &LogName, pos: u64) {
 
 /// Nothing is in flight: the disk must be exactly a state of the truth, if it says of itself that it is one.
 pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
-    if h.sim.is_good(h.i).is_none() {
+    if h.machine().flipped.get() || h.sim.is_good(h.i).is_none() {
         return;
     }
     let Some(place): Option<Place> = h.place(log, pos) else {
@@ -436,7 +460,8 @@ pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<u64>
 
 /// Starts the replay thread of a secondary.
 pub fn start(h: &Rc<Host>) -> Res<Rc<Thread>> {
-    let s = Session::new(h)?;
+    let mut s = Session::new(h)?;
+    s.following = true;
     Ok(thread(&h.ex, h.i, move |t| async move {
         follow(&t, s).await;
     }))

@@ -6,12 +6,10 @@ use super::Host;
 use crate::{
     exec::{Ns, MS},
     fs::{Node, Res},
-    world::DIR,
 };
 use mars_core::{
     lamport::LamportTime,
     log::LogName,
-    name::Name,
     succession::is_passed,
     tree::{
         is_tombstone,
@@ -203,10 +201,5 @@ impl Host {
     /// Random number of this run of the module.
     pub fn instance(&self) -> u64 {
         self.instance
-    }
-
-    /// Path of something of the resource's members, for tools.
-    pub fn own(key: &str, host: &Name) -> String {
-        format!("{DIR}/{key}-{host}")
     }
 }

@@ -7,6 +7,7 @@ use super::{
     Host,
 };
 use crate::{
+    defects::on,
     exec::{thread, Thread, MS},
     fs::{Errno, Res},
 };
@@ -190,10 +191,14 @@ async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
     let Answer::End(Some((log, pos))) = c.call(h, Ask::End, 0).await? else {
         return Err(Errno::Again);
     };
-    h.flush_disk().await?;
+    if !on("sync-status-before-flush") {
+        h.flush_disk().await?;
+    }
     let me = h.me;
     let link = ReplayLink { log, pos, rest: 0 };
-    h.put(&format!("syncpos-{me}"), &link.to_string()).await;
+    if !on("sync-forgets-end") {
+        h.put(&format!("syncpos-{me}"), &link.to_string()).await;
+    }
     h.sync_dir().await?;
     let size = h.size().ok_or(Errno::NoEnt)?;
     h.put(&format!("syncstatus-{me}"), &size.to_string()).await;

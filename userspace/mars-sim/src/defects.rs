@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Bugs on demand: each must be found, or a checker is worth nothing.
+//!
+//! Those of the core are in `src/core` (`defect!`), those of the engine's order of steps in `host/`. Without the feature
+//! `defects` none of them can be switched on.
+
+/// Name, what is wrong, and which promise that breaks first, as a rule.
+pub const ALL: &[(&str, &str)] = &[
+    ("lose-log-flush", "the log is not flushed"),
+    ("no-rewrite-after-error", "after a failed flush, what it may have lost is not written again"),
+    ("show-undurable", "peers see what is not durable"),
+    ("fua-early", "FUA is complete when the write is admitted"),
+    ("flush-early", "a flush is complete when all is written to the log"),
+    ("read-ignores-buffer", "reads do not look at the buffer"),
+    ("write-back-early", "written back before it is durable in the log"),
+    ("overlapping-io", "two I/Os overlap in flight"),
+    ("mark-unfinished", "the mark moves over records that are not written"),
+    ("mark-superseded", "the mark moves over records whose successors are not durable"),
+    ("link-before-flush", "the replay link moves before the disk is flushed"),
+    ("link-goes-back", "a late position moves the replay link back"),
+    ("peers-know-my-disk", "a peer's word about the own disk is taken"),
+    ("replay-before-log-flush", "records are applied before the log is durable here"),
+    ("replay-out-of-order", "the records of a batch are applied in reverse"),
+    ("skip-payload-crc", "payloads are not checked"),
+    ("take-stale-tail", "log id, sequence and chain are not checked"),
+    ("recovery-stops-early", "recovery stops at the end that was published last"),
+    ("switch-without-drain", "replay goes on to the next log before the last one is on the disk"),
+    ("leave-without-drain", "a primary gives up its role before all is written back"),
+    ("rotate-twice", "the next log is made again while the old one is being closed"),
+    ("successor-before-end", "a log is published before the final end of its predecessor"),
+    ("successor-any-end", "what follows a log is taken without looking where it ends"),
+    ("split-brain-blind", "histories that exclude each other are not seen"),
+    ("delete-early", "logs are deleted that are still needed here"),
+    ("merge-older-wins", "older values of the tree win"),
+    ("clock-ignores-peers", "stamps of others do not advance the clock"),
+    ("consistent-early", "consistent before replay has reached the end of the sync"),
+    ("sync-forgets-end", "a sync does not say up to where replay must go"),
+    ("sync-status-before-flush", "a sync is complete before the disk is flushed"),
+    ("sync-and-replay", "sync and replay run at the same time"),
+    ("primary-inconsistent", "an inconsistent replica becomes primary"),
+];
+
+/// Whether a bug is switched on.
+#[cfg(feature = "defects")]
+pub fn on(name: &str) -> bool {
+    debug_assert!(ALL.iter().any(|(n, _)| *n == name));
+    mars_core::defect::is_on(name)
+}
+
+/// Whether a bug is switched on: never.
+#[cfg(not(feature = "defects"))]
+pub const fn on(_: &str) -> bool {
+    false
+}
+
+/// Needs the feature.
+#[cfg(not(feature = "defects"))]
+pub fn all(_: Option<&str>) -> bool {
+    eprintln!("this program was built without defects: make simulate-defects; there are {}", ALL.len());
+    false
+}
+
+/// Switches one on.
+#[cfg(feature = "defects")]
+pub fn switch_on(name: &str) -> bool {
+    mars_core::defect::switch_on(name);
+    ALL.iter().any(|(n, _)| *n == name)
+}
+
+/// Needs the feature.
+#[cfg(not(feature = "defects"))]
+pub fn switch_on(_: &str) -> bool {
+    all(None)
+}
+
+/// Switches on one after the other, and says what found it.
+#[cfg(feature = "defects")]
+pub fn all(only: Option<&str>) -> bool {
+    use std::time::{Duration, Instant};
+
+    let mut missed = 0;
+    let mut found = 0;
+    println!("{:26} {:>7} {:>7}  found by", "defect", "run", "seconds");
+    for (name, what) in ALL.iter().filter(|(n, _)| only.is_none_or(|o| o == *n)) {
+        let start = Instant::now();
+        match search(name, start + Duration::from_secs(120)) {
+            Some((seed, v)) => {
+                found += 1;
+                let v: String = v.chars().take(70).collect();
+                println!("{name:26} {seed:7} {:7.1}  {v}", start.elapsed().as_secs_f64());
+            }
+            None => {
+                missed += 1;
+                println!("{name:26} {:>7} {:>7}  NOT FOUND: {what}", "-", "-");
+            }
+        }
+    }
+    println!("simulate-defects: {found} passed, {missed} failed");
+    missed == 0 && found > 0
+}
+
+/// Searches for a run that breaks a promise with the bug, and keeps all without it.
+#[cfg(feature = "defects")]
+fn search(name: &str, until: std::time::Instant) -> Option<(u64, String)> {
+    let mut from = 1;
+    loop {
+        mars_core::defect::switch_on(name);
+        let (seed, v) = failing(from, until)?;
+        mars_core::defect::switch_on("");
+        if crate::run::run(&crate::script::generate(seed), false)
+            .violation
+            .is_none()
+        {
+            return Some((seed, v));
+        }
+        from = seed + 1;
+    }
+}
+
+/// The first run, from a seed on, that breaks a promise.
+#[cfg(feature = "defects")]
+fn failing(from: u64, until: std::time::Instant) -> Option<(u64, String)> {
+    use crate::{known, run, script::generate};
+    use std::{
+        sync::{
+            atomic::{AtomicBool, AtomicU64, Ordering},
+            Mutex,
+        },
+        time::Instant,
+    };
+
+    let known = known();
+    let next = AtomicU64::new(from);
+    let stop = AtomicBool::new(false);
+    let found = Mutex::new(None);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) && Instant::now() < until {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if known.contains(&seed) {
+                        continue;
+                    }
+                    if let Some(v) = run::run(&generate(seed), false).violation {
+                        stop.store(true, Ordering::Relaxed);
+                        if let Ok(mut f) = found.lock() {
+                            f.get_or_insert((seed, v));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().ok().flatten()
+}
