@@ -2,6 +2,7 @@
 """Discards and writes of zeros: offered, logged, replicated; afterwards all disks hold the same, whatever each of them can."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -21,6 +22,8 @@ from marsvm import HostSpec
 from marsvm import default_disks
 
 MIB = 1 << 20
+# The long ones.
+full = pytest.mark.skipif(not os.environ.get("FULL"), reason="takes long: FULL=1")
 
 
 def spec(discard: bool) -> HostSpec:
@@ -66,7 +69,7 @@ def exercise(host) -> None:
     )
 
 
-@pytest.mark.parametrize("able", ["both", "secondary", "primary"])
+@pytest.mark.parametrize("able", [pytest.param("both", marks=full), pytest.param("secondary", marks=full), "primary"])
 def test_p1_replicas_are_equal_whatever_their_disks_can(mars_hosts, able):
     first, second = spec(able in ("both", "primary")), spec(able in ("both", "secondary"))
     a, b = mars_hosts(2, spec=(first, second))
@@ -118,6 +121,7 @@ def test_p1_replicas_are_equal_whatever_their_disks_can(mars_hosts, able):
     equal([a, b])
 
 
+@full
 def test_discarded_space_is_given_back(mars_hosts):
     a, b = mars_hosts(2, spec=spec(True))
     cluster_of_two((a, b))

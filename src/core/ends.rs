@@ -6,6 +6,7 @@
 //! log where it says so. Hence the rule: nothing is said of a log before the final end of its predecessor was said
 //! (written to the tree, durably enough for its readers). [`LogEnds`] keeps the ends of closed logs until they were.
 
+use crate::defect::defect;
 use crate::log::LogName;
 use kernel::alloc::{
     flags::GFP_KERNEL,
@@ -75,7 +76,7 @@ impl LogEnds {
     /// A rotation is under way, from [`Self::rotate`] until the next log is written. Meanwhile nobody may make that log once
     /// more, also not while the present one is being closed, which takes its time.
     pub fn is_rotating(&self) -> bool {
-        self.rotating
+        self.rotating && !defect!("rotate-twice")
     }
 
     /// Log `name` is written from now on, and is durable up to `end`.
@@ -109,6 +110,9 @@ impl LogEnds {
     /// What is to be said next: the oldest closed log whose end was not said, else the log that is written.
     pub fn news(&self) -> Option<News> {
         match self.closed.first() {
+            _ if defect!("successor-before-end") && self.current.is_some() => {
+                self.current.map(|log| News::Current(log, self.end))
+            }
             Some((log, end)) => Some(News::Closed(*log, *end)),
             None => self.current.map(|log| News::Current(log, self.end)),
         }

@@ -5,6 +5,8 @@
 //! The engine gathers an [`Observed`] (wishes from the tree, facts from disk and device), asks [`decide`] and carries the
 //! [`Step`] out; then it observes again. All knowledge of which role follows which is here.
 
+use crate::defect::defect;
+
 /// Who the tree says shall be primary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Designated {
@@ -101,7 +103,7 @@ pub fn decide(role: Role, o: &Observed) -> Step {
         Role::Secondary if o.designated == Designated::Me => {
             if !o.settled {
                 Step::Stay
-            } else if o.synced && o.consistent {
+            } else if o.synced && o.consistent || defect!("primary-inconsistent") {
                 Step::BecomePrimary
             } else {
                 Step::RefuseInconsistent(work(o))
@@ -117,7 +119,7 @@ fn work(o: &Observed) -> Work {
     let sync = !o.synced && o.sync && !o.split_brain && o.designated == Designated::Other;
     Work {
         fetch: o.fetch && !o.split_brain,
-        replay: o.replay && o.synced && !o.split_brain,
+        replay: o.replay && (o.synced || defect!("sync-and-replay")) && !o.split_brain,
         sync,
     }
 }

@@ -6,6 +6,7 @@
 //! version link that names the end of that log as its predecessor. The engine and the simulator ask here.
 
 use crate::{
+    defect::defect,
     log::{
         chain::VersionPoint,
         LogName,
@@ -80,7 +81,9 @@ impl<'a> Search<'a> {
         let Some(number) = self.log.number.checked_add(1).filter(|_| fits) else {
             return;
         };
-        let ends_here = |p: &VersionPoint| p.log == self.log && p.pos == self.end;
+        let ends_here = |p: &VersionPoint| {
+            p.log == self.log && (p.pos == self.end || defect!("successor-any-end"))
+        };
         let next = theirs
             .iter()
             .find(|v| v.this.log.number == number && v.previous.as_ref().is_some_and(ends_here));
@@ -134,6 +137,7 @@ pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
 /// the sync ended. `syncpos` is [`None`] if there is no such link, and `Some(None)` if it can't be understood.
 pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayLink>) -> bool {
     match (syncpos, replay) {
+        _ if defect!("consistent-early") => true,
         (None | Some(None), _) => true,
         (Some(Some(need)), Some(have)) => {
             (have.log.number, have.pos) >= (need.log.number, need.pos)
@@ -144,12 +148,12 @@ pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayL
 
 /// Whether a replay link may be moved to `pos` of log `number`: it never goes back (P9), whoever comes late.
 pub fn is_forward(have: Option<ReplayLink>, number: u32, pos: u64) -> bool {
-    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos))
+    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos)) || defect!("link-goes-back")
 }
 
 /// Whether a host whose replay link this is no longer needs the file of log `number`.
 pub fn is_passed(number: u32, replay: &ReplayLink) -> bool {
-    number < replay.log.number
+    number < replay.log.number || defect!("delete-early")
 }
 
 #[cfg(test)]

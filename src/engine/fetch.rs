@@ -438,7 +438,9 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>) {
                 if e == ENOSPC || e == EDQUOT {
                     m.set_trouble(Some(("no-space", format_args!("/mars is full: {} can't be fetched; make room (marsadm log-delete-all, or a larger /mars)", job.log))));
                 }
-                give_back(m, &job, e != EAGAIN);
+                // Also who has less than was expected is not asked next: two members that wait for each other would do so for
+                // ever.
+                give_back(m, &job, true);
                 conn = None;
                 ctx.sleep_ms(500);
             }

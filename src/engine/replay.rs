@@ -40,6 +40,7 @@ use mars_core::{
     replay::{
         Defect,
         Extent,
+        Flaw,
         Next,
         Replayer, //
     },
@@ -135,6 +136,8 @@ struct Session {
     size: u64,
     /// This log of a former gap ends here, whatever the file has behind it.
     limit: Option<(LogName, u64)>,
+    /// Fetching goes on beside it.
+    following: bool,
 }
 
 impl Session {
@@ -171,6 +174,7 @@ impl Session {
             synced_at: 0,
             size,
             limit,
+            following: false,
         })
     }
 
@@ -182,6 +186,21 @@ impl Session {
                 Extent::Known(known.min(end))
             }
             _ => extent,
+        }
+    }
+
+    /// A header that has arrived and can't be read is damaged.
+    fn without_header(&self, extent: Extent) -> Looked {
+        let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+        match extent {
+            Extent::Known(end) if end >= header => Looked::Bad(Defect {
+                at: LogPos {
+                    number: self.at.log.number,
+                    pos: 0,
+                },
+                what: Flaw::Scan(EndReason::BadCrc),
+            }),
+            _ => Looked::Starved,
         }
     }
 
@@ -198,8 +217,9 @@ impl Session {
                         Extent::Known(_) => self.at.pos,
                         // What is known to be good has been replayed; now to whatever end the file has.
                         Extent::Unknown => {
+                            let size = file.size();
                             file.sync()?;
-                            file.size()
+                            size
                         }
                     };
                     *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size);
@@ -215,11 +235,11 @@ impl Session {
         };
         let file = match File::open(&path, flags, 0o600) {
             Ok(f) => f,
-            Err(e) if e == ENOENT => return Ok(Some(Looked::Starved)),
+            Err(e) if e == ENOENT => return Ok(Some(self.without_header(extent))),
             Err(e) => return Err(e),
         };
         let Some((ctx, crc, gap)) = read_header(&self.m, &file, &self.at.log)? else {
-            return Ok(Some(Looked::Starved));
+            return Ok(Some(self.without_header(extent)));
         };
         let header = u64::try_from(HEADER_SIZE)?;
         if gap && self.at.pos <= header && !self.m.has_passed_gap(&self.at.log) {
@@ -227,12 +247,14 @@ impl Session {
         }
         // What a crash left in the page cache, or in a drive's, is not durable yet. Nor are perhaps the file's name and the
         // links that say that everything before this log is on the disk; once its first record is, they must be.
+        // Fetching may go on meanwhile: what comes after this moment is not durable when the sync has ended.
+        let size = file.size();
         file.sync()?;
         paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
         self.synced = match extent {
             Extent::Known(end) => end,
-            Extent::Unknown => file.size(),
+            Extent::Unknown => size,
         };
         let file = Arc::new(file, GFP_KERNEL)?;
         self.files
@@ -306,6 +328,10 @@ impl Session {
             }
             let mut buf = Buf::new(rest)?;
             let n = read(file, &mut buf, self.at.pos)?;
+            if self.following && extent == Extent::Unknown {
+                // Fetching may just have begun to cut the file and to fill it again.
+                file.datasync()?;
+            }
             let buf = Arc::new(buf, GFP_KERNEL)?;
             let mut used = 0usize;
             loop {
@@ -649,7 +675,8 @@ impl Worker {
     /// Starts replaying at the replay link.
     pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let name = CString::try_from_fmt(format_args!("mars_rpl/{}", m.name))?;
-        let session = Session::new(m, bdev)?;
+        let mut session = Session::new(m, bdev)?;
+        session.following = true;
         let pipe = session.pipe.clone();
         Ok(Self {
             _thread: Thread::spawn(&name, move |ctx| follow(ctx, session))?,

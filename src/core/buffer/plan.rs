@@ -26,6 +26,7 @@ use super::{
     WriteBuffer,
     WritebackIo, //
 };
+use crate::defect::defect;
 use kernel::alloc::{
     flags::GFP_KERNEL,
     KVec, //
@@ -141,9 +142,13 @@ impl<B: Clone> WriteBuffer<B> {
             }
             *visits = visits.saturating_sub(1);
             let (&end, extent) = here.current_mut();
-            let free = extent.seq <= *durable && extent.io == 0;
+            let logged = extent.seq <= *durable || defect!("write-back-early");
+            let free = logged && extent.io == 0;
             let takes = match &run {
-                None => free && extent.seq <= *sweep && !flights.overlaps(extent.start, end),
+                None => {
+                    let apart = !flights.overlaps(extent.start, end) || defect!("overlapping-io");
+                    free && apart && (extent.seq <= *sweep || defect!("write-back-early"))
+                },
                 Some(r) => free && r.takes(extent, end, max_bytes, flights),
             };
             if takes {
@@ -236,7 +241,7 @@ impl<B: Clone> Run<B> {
             && extent.kind == self.kind
             && end.saturating_sub(self.start) <= u64::from(limit)
             && self.fragments.len() < FRAGMENTS
-            && !flights.overlaps(extent.start, end)
+            && (!flights.overlaps(extent.start, end) || defect!("overlapping-io"))
     }
 
     /// Appends an extent; `false` if only its beginning could be kept.

@@ -3,6 +3,7 @@
 //! The rule by which the trees of all members become equal (P10): newest wins.
 
 use super::tombstone::is_tombstone;
+use crate::defect::defect;
 use crate::lamport::{
     check_future,
     LamportTime, //
@@ -59,7 +60,7 @@ pub fn merge(
 
 /// The total order of the versions of one path.
 pub fn is_newer(a: Version<'_>, b: Version<'_>) -> bool {
-    (a.stamp, a.value) > (b.stamp, b.value)
+    ((a.stamp, a.value) > (b.stamp, b.value)) != defect!("merge-older-wins")
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! name a file outside the tree, a temporary name, or something whose meaning is not known (P6).
 
 use super::tombstone::is_tombstone;
+use crate::defect::defect;
 use crate::name::Name;
 use core::fmt;
 
@@ -163,7 +164,7 @@ impl<'a> TreePath<'a> {
     ///
     /// That a host is no member any more, and so has no disk, anybody may say.
     pub fn accept_from_peer(&self, me: &Name, value: &[u8]) -> bool {
-        self.actual_of() != Some(*me) && (!self.is_of_disk(me) || is_tombstone(value))
+        self.actual_of() != Some(*me) && (!self.is_of_disk(me) || is_tombstone(value) || defect!("peers-know-my-disk"))
     }
 
     /// Whether it says what is on the disk of `me`.
@@ -396,8 +397,11 @@ mod tests {
         assert!(accept("resource-r0/todo-alpha/attach"));
         assert!(accept("ips/ip-alpha"));
         for key in ["replay", "syncstatus", "syncpos", "syncfrom", "gap"] {
-            assert!(!accept(&format!("resource-r0/{key}-alpha")));
-            assert!(accept(&format!("resource-r0/{key}-beta")));
+            let own = std::format!("resource-r0/{key}-alpha");
+            assert!(!accept(&own), "{own}");
+            assert!(accept(&std::format!("resource-r0/{key}-beta")));
+            let gone = TreePath::parse(own.as_bytes()).unwrap();
+            assert!(gone.accept_from_peer(&me, b".deleted"));
         }
         assert!(accept("resource-r0/version-000000001-alpha"));
     }
