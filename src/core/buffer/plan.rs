@@ -148,7 +148,7 @@ impl<B: Clone> WriteBuffer<B> {
                 None => {
                     let apart = !flights.overlaps(extent.start, end) || defect!("overlapping-io");
                     free && apart && (extent.seq <= *sweep || defect!("write-back-early"))
-                },
+                }
                 Some(r) => free && r.takes(extent, end, max_bytes, flights),
             };
             if takes {

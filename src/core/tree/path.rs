@@ -164,7 +164,8 @@ impl<'a> TreePath<'a> {
     ///
     /// That a host is no member any more, and so has no disk, anybody may say.
     pub fn accept_from_peer(&self, me: &Name, value: &[u8]) -> bool {
-        self.actual_of() != Some(*me) && (!self.is_of_disk(me) || is_tombstone(value) || defect!("peers-know-my-disk"))
+        self.actual_of() != Some(*me)
+            && (!self.is_of_disk(me) || is_tombstone(value) || defect!("peers-know-my-disk"))
     }
 
     /// Whether it says what is on the disk of `me`.
