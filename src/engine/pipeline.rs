@@ -583,7 +583,7 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
                 ),
                 landed_bytes: usize::try_from(landed).unwrap_or(usize::MAX),
                 all_landed: s.buffer.is_landed(),
-                budget: budget,
+                budget,
                 in_flight: writes,
                 flushing: self.flushing,
                 draining: s.draining,
