@@ -8,37 +8,97 @@
 /// Name, what is wrong, and which promise that breaks first, as a rule.
 pub const ALL: &[(&str, &str)] = &[
     ("lose-log-flush", "the log is not flushed"),
-    ("no-rewrite-after-error", "after a failed flush, what it may have lost is not written again"),
+    (
+        "no-rewrite-after-error",
+        "after a failed flush, what it may have lost is not written again",
+    ),
     ("show-undurable", "peers see what is not durable"),
     ("fua-early", "FUA is complete when the write is admitted"),
-    ("flush-early", "a flush is complete when all is written to the log"),
+    (
+        "flush-early",
+        "a flush is complete when all is written to the log",
+    ),
     ("read-ignores-buffer", "reads do not look at the buffer"),
-    ("write-back-early", "written back before it is durable in the log"),
+    (
+        "write-back-early",
+        "written back before it is durable in the log",
+    ),
     ("overlapping-io", "two I/Os overlap in flight"),
-    ("mark-unfinished", "the mark moves over records that are not written"),
-    ("mark-superseded", "the mark moves over records whose successors are not durable"),
-    ("link-before-flush", "the replay link moves before the disk is flushed"),
-    ("link-goes-back", "a late position moves the replay link back"),
-    ("peers-know-my-disk", "a peer's word about the own disk is taken"),
-    ("replay-before-log-flush", "records are applied before the log is durable here"),
-    ("replay-out-of-order", "the records of a batch are applied in reverse"),
+    (
+        "mark-unfinished",
+        "the mark moves over records that are not written",
+    ),
+    (
+        "mark-superseded",
+        "the mark moves over records whose successors are not durable",
+    ),
+    (
+        "link-before-flush",
+        "the replay link moves before the disk is flushed",
+    ),
+    (
+        "link-goes-back",
+        "a late position moves the replay link back",
+    ),
+    (
+        "peers-know-my-disk",
+        "a peer's word about the own disk is taken",
+    ),
+    (
+        "replay-before-log-flush",
+        "records are applied before the log is durable here",
+    ),
+    (
+        "replay-out-of-order",
+        "the records of a batch are applied in reverse",
+    ),
     ("skip-payload-crc", "payloads are not checked"),
-    ("take-stale-tail", "log id, sequence and chain are not checked"),
-    ("recovery-stops-early", "recovery stops at the end that was published last"),
-    ("switch-without-drain", "replay goes on to the next log before the last one is on the disk"),
-    ("leave-without-drain", "a primary gives up its role before all is written back"),
-    ("rotate-twice", "the next log is made again while the old one is being closed"),
-    ("successor-before-end", "a log is published before the final end of its predecessor"),
-    ("successor-any-end", "what follows a log is taken without looking where it ends"),
-    ("split-brain-blind", "histories that exclude each other are not seen"),
-    ("delete-early", "logs are deleted that are still needed here"),
+    (
+        "recovery-stops-early",
+        "recovery stops at the end that was published last",
+    ),
+    (
+        "switch-without-drain",
+        "replay goes on to the next log before the last one is on the disk",
+    ),
+    (
+        "leave-without-drain",
+        "a primary gives up its role before all is written back",
+    ),
+    (
+        "rotate-twice",
+        "the next log is made again while the old one is being closed",
+    ),
+    (
+        "successor-before-end",
+        "a log is published before the final end of its predecessor",
+    ),
+    (
+        "successor-any-end",
+        "what follows a log is taken without looking where it ends",
+    ),
+    (
+        "split-brain-blind",
+        "histories that exclude each other are not seen",
+    ),
+    (
+        "delete-early",
+        "logs are deleted that are still needed here",
+    ),
     ("merge-older-wins", "older values of the tree win"),
-    ("clock-ignores-peers", "stamps of others do not advance the clock"),
-    ("consistent-early", "consistent before replay has reached the end of the sync"),
-    ("sync-forgets-end", "a sync does not say up to where replay must go"),
-    ("sync-status-before-flush", "a sync is complete before the disk is flushed"),
+    (
+        "clock-ignores-peers",
+        "stamps of others do not advance the clock",
+    ),
+    (
+        "sync-forgets-end",
+        "a sync does not say up to where replay must go",
+    ),
+    (
+        "sync-status-before-flush",
+        "a sync is complete before the disk is flushed",
+    ),
     ("sync-and-replay", "sync and replay run at the same time"),
-    ("primary-inconsistent", "an inconsistent replica becomes primary"),
 ];
 
 /// Whether a bug is switched on.
@@ -57,7 +117,10 @@ pub const fn on(_: &str) -> bool {
 /// Needs the feature.
 #[cfg(not(feature = "defects"))]
 pub fn all(_: Option<&str>) -> bool {
-    eprintln!("this program was built without defects: make simulate-defects; there are {}", ALL.len());
+    eprintln!(
+        "this program was built without defects: make simulate-defects; there are {}",
+        ALL.len()
+    );
     false
 }
 
@@ -88,7 +151,10 @@ pub fn all(only: Option<&str>) -> bool {
             Some((seed, v)) => {
                 found += 1;
                 let v: String = v.chars().take(70).collect();
-                println!("{name:26} {seed:7} {:7.1}  {v}", start.elapsed().as_secs_f64());
+                println!(
+                    "{name:26} {seed:7} {:7.1}  {v}",
+                    start.elapsed().as_secs_f64()
+                );
             }
             None => {
                 missed += 1;

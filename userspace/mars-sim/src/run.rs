@@ -268,7 +268,7 @@ fn flip(sim: &Rc<Sim>, i: usize, n: u64) {
     let ino = logs[at(n, logs.len())];
     let byte = at(n >> 8, fs.size(ino));
     m.flipped.set(true);
-    fs.flip(ino, byte, u32::try_from(n >> 4 & 7).unwrap_or(0));
+    fs.flip(ino, byte, u32::try_from((n >> 4) & 7).unwrap_or(0));
 }
 
 /// All faults end, and administrators do what the status asks for.

@@ -2,11 +2,7 @@
 
 //! Makes a failing script as short as it gets, by leaving out events as long as the same promise is still broken.
 
-use crate::{
-    run,
-    script::Script,
-    truth::Violation,
-};
+use crate::{run, script::Script, truth::Violation};
 
 /// Runs that are tried at most.
 const TRIES: usize = 3000;

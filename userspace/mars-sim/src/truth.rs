@@ -25,7 +25,7 @@ pub type WriteId = u64;
 pub fn pattern(id: WriteId, at: usize) -> [u8; SECTOR] {
     let mut out = [0; SECTOR];
     if id != 0 {
-        let word = (id << 16 | at as u64).to_le_bytes();
+        let word = ((id << 16) | at as u64).to_le_bytes();
         for w in out.chunks_exact_mut(8) {
             w.copy_from_slice(&word);
         }
