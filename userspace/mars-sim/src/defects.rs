@@ -37,10 +37,6 @@ pub const ALL: &[(&str, &str)] = &[
         "the replay link moves before the disk is flushed",
     ),
     (
-        "link-goes-back",
-        "a late position moves the replay link back",
-    ),
-    (
         "peers-know-my-disk",
         "a peer's word about the own disk is taken",
     ),
