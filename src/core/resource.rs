@@ -103,7 +103,7 @@ pub fn decide(role: Role, o: &Observed) -> Step {
         Role::Secondary if o.designated == Designated::Me => {
             if !o.settled {
                 Step::Stay
-            } else if o.synced && o.consistent || defect!("primary-inconsistent") {
+            } else if o.synced && o.consistent {
                 Step::BecomePrimary
             } else {
                 Step::RefuseInconsistent(work(o))

@@ -137,7 +137,6 @@ pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
 /// the sync ended. `syncpos` is [`None`] if there is no such link, and `Some(None)` if it can't be understood.
 pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayLink>) -> bool {
     match (syncpos, replay) {
-        _ if defect!("consistent-early") => true,
         (None | Some(None), _) => true,
         (Some(Some(need)), Some(have)) => {
             (have.log.number, have.pos) >= (need.log.number, need.pos)
@@ -148,7 +147,7 @@ pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayL
 
 /// Whether a replay link may be moved to `pos` of log `number`: it never goes back (P9), whoever comes late.
 pub fn is_forward(have: Option<ReplayLink>, number: u32, pos: u64) -> bool {
-    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos)) || defect!("link-goes-back")
+    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos))
 }
 
 /// Whether a host whose replay link this is no longer needs the file of log `number`.

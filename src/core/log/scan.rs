@@ -291,7 +291,7 @@ impl Scanner {
                 EndReason::BadMagic
             });
         }
-        if raw.log_id != self.ctx.short_id() && !defect!("take-stale-tail") {
+        if raw.log_id != self.ctx.short_id() {
             return Err(EndReason::OtherLog);
         }
         if raw.version != batch::VERSION {
@@ -326,9 +326,6 @@ impl Scanner {
     fn check_place(&self, raw: &RawBatch) -> Result<(), EndReason> {
         if raw.pos.get() != self.at.pos {
             return Err(EndReason::BadPos);
-        }
-        if defect!("take-stale-tail") {
-            return Ok(());
         }
         if self.at.seq.is_some_and(|seq| seq != raw.seq.get()) {
             return Err(EndReason::BadSeq);

@@ -37,10 +37,6 @@ pub const ALL: &[(&str, &str)] = &[
         "the replay link moves before the disk is flushed",
     ),
     (
-        "link-goes-back",
-        "a late position moves the replay link back",
-    ),
-    (
         "peers-know-my-disk",
         "a peer's word about the own disk is taken",
     ),
@@ -53,10 +49,6 @@ pub const ALL: &[(&str, &str)] = &[
         "the records of a batch are applied in reverse",
     ),
     ("skip-payload-crc", "payloads are not checked"),
-    (
-        "take-stale-tail",
-        "log id, sequence and chain are not checked",
-    ),
     (
         "recovery-stops-early",
         "recovery stops at the end that was published last",
@@ -95,10 +87,6 @@ pub const ALL: &[(&str, &str)] = &[
         "stamps of others do not advance the clock",
     ),
     (
-        "consistent-early",
-        "consistent before replay has reached the end of the sync",
-    ),
-    (
         "sync-forgets-end",
         "a sync does not say up to where replay must go",
     ),
@@ -107,10 +95,6 @@ pub const ALL: &[(&str, &str)] = &[
         "a sync is complete before the disk is flushed",
     ),
     ("sync-and-replay", "sync and replay run at the same time"),
-    (
-        "primary-inconsistent",
-        "an inconsistent replica becomes primary",
-    ),
 ];
 
 /// Whether a bug is switched on.
