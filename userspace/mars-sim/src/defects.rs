@@ -83,10 +83,6 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     ("merge-older-wins", "older values of the tree win"),
     (
-        "clock-ignores-peers",
-        "stamps of others do not advance the clock",
-    ),
-    (
         "sync-forgets-end",
         "a sync does not say up to where replay must go",
     ),
