@@ -37,7 +37,8 @@ impl Logger<'_> {
         let next = log.name.number.saturating_add(1);
         if let Err(e) = self.dirty.open_gap(self.clock.now(), log.name, end, next) {
             crate::sys::log::log_err!(
-                "the dirty map can't be written: {:?}; writes wait until there is room in /mars\n",
+                "{}: the dirty map can't be written: {:?}; writes wait until there is room in /mars\n",
+                self.resource(),
                 e
             );
             return false;
@@ -59,7 +60,7 @@ impl Logger<'_> {
         self.full = false;
         self.failures = 0;
         self.progress.fail(None);
-        pr_err!("EMERGENCY MODE: no room for {:?}, which ends at {}; from here on nothing is logged, replicas stay where they are. Make room in /mars\n", log.name, end);
+        pr_err!("{}: EMERGENCY MODE: no room for {:?}, which ends at {}; from here on nothing is logged, replicas stay where they are. Make room in /mars\n", self.resource(), log.name, end);
         true
     }
 
@@ -81,7 +82,7 @@ impl Logger<'_> {
             if !quiet {
                 self.failures = self.failures.saturating_add(1);
                 if stopping && self.failures > LAST_TRIES {
-                    pr_err!("without a log and with a disk or map that fails, what was not flushed is given up\n");
+                    pr_err!("{}: without a log and with a disk or map that fails, what was not flushed is given up\n", self.resource());
                     return After::End;
                 }
                 let now = time::mono_ns();
@@ -126,7 +127,7 @@ impl Logger<'_> {
         };
         let (first, last) = (first.seq, last.seq);
         if let Err(e) = self.dirty.mark(items) {
-            crate::sys::log::log_err!("the dirty map can't be written: {:?}; writes wait\n", e);
+            crate::sys::log::log_err!("{}: the dirty map can't be written: {:?}; writes wait\n", self.resource(), e);
             self.progress.fail(Some(e));
             self.pipe.with(|s| s.buffer.untake(first));
             return None;
@@ -135,7 +136,6 @@ impl Logger<'_> {
         self.progress.fail(None);
         self.pipe.with(|s| {
             s.buffer.waive(last);
-            s.undurable_since = None;
             s.cap = s.cap.min(s.buffer.bytes()).max(BUFFER);
         });
         self.pipe.work.signal();
@@ -158,7 +158,8 @@ impl Logger<'_> {
             }
             Err(e) => {
                 crate::sys::log::log_err!(
-                    "flushing without a log failed: {:?}; it is tried again\n",
+                    "{}: flushing without a log failed: {:?}; it is tried again\n",
+                    self.resource(),
                     e
                 );
                 false
@@ -211,7 +212,7 @@ impl Logger<'_> {
                 while let Some(bio) = self.waiting.pop() {
                     bio.complete(Ok(()));
                 }
-                pr_info!("emergency mode is over: logging to {:?}\n", next.name);
+                pr_info!("{}: emergency mode is over: logging to {:?}\n", self.resource(), next.name);
                 Ok(next)
             }
             Err(_) => Err(next),
