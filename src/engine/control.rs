@@ -39,6 +39,7 @@ use mars_core::{
         next_number, //
     },
     tree::value::ReplayLink,
+    writeback::Policy,
     zeroes, //
 };
 
@@ -547,7 +548,7 @@ impl Control {
         name: LogName,
     ) -> Result<KBox<Primary>> {
         let m = &self.m;
-        let pipe = Pipeline::new(bdev.clone(), m.env.buffer_budget())?;
+        let pipe = Pipeline::new(bdev.clone(), m.env.buffer_budget(), Policy::primary())?;
         let res = m.name;
         let thread = |kind: &str| CString::try_from_fmt(format_args!("mars_{kind}/{res}"));
         let publisher = m.clone();

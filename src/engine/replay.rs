@@ -50,7 +50,8 @@ use mars_core::{
         Purpose,
         Search, //
     },
-    tree::value::ReplayLink, //
+    tree::value::ReplayLink,
+    writeback::Policy, //
 };
 
 use crate::{
@@ -146,7 +147,7 @@ impl Session {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
         let (at, limit) = start(&m, &link);
         let size = m.size().ok_or(EINVAL)?;
-        let pipe = Pipeline::new(bdev, m.env.buffer_budget())?;
+        let pipe = Pipeline::new(bdev, m.env.buffer_budget(), Policy::replica())?;
         let files = Arc::pin_init(
             pin_init!(Files { list <- new_mutex!(KVec::new()) }),
             GFP_KERNEL,

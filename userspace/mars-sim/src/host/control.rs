@@ -21,6 +21,7 @@ use mars_core::{
     split_brain::{compare, Relation},
     succession::{is_consistent, next_number},
     tree::value::ReplayLink,
+    writeback::Policy,
 };
 use std::rc::Rc;
 
@@ -280,7 +281,7 @@ impl Control {
         links.await.map_err(|_| "no-space")?;
         self.note_maxnr(number).await;
         h.sync_dir().await.map_err(|_| "disk-error")?;
-        let pipe = Pipeline::new(&h);
+        let pipe = Pipeline::new(&h, Policy::primary());
         let h2 = h.clone();
         let publish = move |pos| {
             let h = h2.clone();

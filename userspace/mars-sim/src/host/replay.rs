@@ -19,6 +19,7 @@ use mars_core::{
     replay::{Extent, Next, Replayer},
     succession::{own_next, reported_end, Purpose},
     tree::value::ReplayLink,
+    writeback::Policy,
 };
 use mars_host_digest::HostDigest;
 use std::{cell::RefCell, rc::Rc};
@@ -63,7 +64,7 @@ impl Session {
     fn new(h: &Rc<Host>) -> Res<Self> {
         let link = h.replay_link(&h.me).ok_or(Errno::NoEnt)?;
         let size = h.size().ok_or(Errno::NoEnt)?;
-        let pipe = Pipeline::new(h);
+        let pipe = Pipeline::new(h, Policy::replica());
         let logs: Known = Rc::default();
         let (h2, logs2) = (h.clone(), logs.clone());
         let publish = move |pos| {
