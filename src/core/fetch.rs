@@ -9,6 +9,7 @@
 //!
 //! Pure: no clock, no socket; the caller holds the lock. Positions are bytes of the log file.
 
+use crate::log::LogName;
 use kernel::alloc::{
     flags::GFP_KERNEL,
     AllocError,
@@ -54,6 +55,30 @@ pub enum FetchError {
 impl From<AllocError> for FetchError {
     fn from(_: AllocError) -> Self {
         Self::NoMemory
+    }
+}
+
+/// A place of a log from which on the local copy is not to be relied on. There is one at a time: replay goes through one log
+/// after the other, and does not pass one of which there is doubt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Doubt {
+    log: LogName,
+    from: u64,
+}
+
+impl Doubt {
+    /// Everything of `log` before `from` is known to be good. What was in doubt before stays so.
+    pub fn new(log: LogName, from: u64, before: Option<Self>) -> Self {
+        let old = before.filter(|d| d.log == log).map_or(u64::MAX, |d| d.from);
+        Self {
+            log,
+            from: from.min(old),
+        }
+    }
+
+    /// From where on `log` is in doubt.
+    pub fn of(doubt: Option<Self>, log: &LogName) -> Option<u64> {
+        doubt.filter(|d| d.log == *log).map(|d| d.from)
     }
 }
 
@@ -266,6 +291,26 @@ mod tests {
         }
         assert!(p.is_complete());
         assert!(got.iter().all(|n| *n == 1));
+    }
+
+    #[test]
+    fn p1_given_a_failed_sync_when_others_follow_then_the_first_doubtful_place_counts() {
+        let log = |number| LogName {
+            number,
+            creator: crate::name::Name::new(b"a").unwrap(),
+        };
+        let first = Some(Doubt::new(log(1), 500, None));
+        assert_eq!(Doubt::of(first, &log(1)), Some(500));
+        assert_eq!(Doubt::of(first, &log(2)), None);
+        let later = Some(Doubt::new(log(1), 900, first));
+        assert_eq!(Doubt::of(later, &log(1)), Some(500));
+        let earlier = Some(Doubt::new(log(1), 0, later));
+        assert_eq!(Doubt::of(earlier, &log(1)), Some(0));
+        assert_eq!(
+            Doubt::of(Some(Doubt::new(log(2), 7, later)), &log(2)),
+            Some(7)
+        );
+        assert_eq!(Doubt::of(None, &log(1)), None);
     }
 
     #[test]

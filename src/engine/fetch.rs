@@ -24,6 +24,7 @@ use kernel::{
 
 use mars_core::{
     fetch::{
+        Doubt,
         FetchPlan,
         Task, //
     },
@@ -78,6 +79,11 @@ struct State {
     complete: KVec<(LogName, u64)>,
     /// Members that did not have what was asked, since the last success.
     avoid: KVec<Name>,
+    /// A sync of the local file failed: what is behind may not be on the disk, although reading it gives it, and the next
+    /// sync would say yes without having written it. Outlives [`Fetch::forget`].
+    unsynced: Option<Doubt>,
+    /// The local file is damaged, or can't be read.
+    damaged: Option<Doubt>,
     busy: bool,
 }
 
@@ -111,6 +117,8 @@ impl Fetch {
                     epoch: 0,
                     complete: KVec::new(),
                     avoid: KVec::new(),
+                    unsynced: None,
+                    damaged: None,
                     busy: false,
                 }),
                 changed <- new_condvar!(),
@@ -196,21 +204,36 @@ impl Fetch {
         s.epoch = s.epoch.wrapping_add(1);
     }
 
-    /// The local copy of `log` is damaged at `pos`: it is cut there and fetched again, from another member if possible.
+    /// The local copy of `log` is damaged at `pos`: it is fetched again from there on, from another member if possible. It is
+    /// not cut: the disk may have what stands behind, and then is a state of the primary only together with it.
     pub(crate) fn again_from(&self, log: &LogName, pos: u64) {
         let mut s = self.state.lock();
         s.epoch = s.epoch.wrapping_add(1);
         s.complete.retain(|(l, _)| l.number < log.number);
+        s.damaged = Some(Doubt::new(*log, pos, s.damaged));
         let Some(t) = s.target.take() else { return };
         let _ = s.avoid.push(t.source, GFP_KERNEL);
-        let same = t.log == *log;
         drop(s);
-        if same {
-            if let Err(e) = t.file.truncate(pos) {
-                pr_err!("{:?} can't be cut at {}: {:?}\n", log, pos, e);
-            }
-        }
         self.changed.notify_all();
+    }
+
+    /// A sync of the local file of `log` has failed; before `pos` it is on the disk.
+    pub(crate) fn not_synced(&self, log: &LogName, pos: u64) {
+        let mut s = self.state.lock();
+        s.unsynced = Some(Doubt::new(*log, pos, s.unsynced));
+    }
+
+    /// From where on the local file of `log` may not be on the disk.
+    pub(crate) fn unsynced(&self, log: &LogName) -> Option<u64> {
+        Doubt::of(self.state.lock().unsynced, log)
+    }
+
+    /// What was not on the disk of `log` has been written once more, and is.
+    pub(crate) fn synced(&self, log: &LogName) {
+        let mut s = self.state.lock();
+        if Doubt::of(s.unsynced, log).is_some() {
+            s.unsynced = None;
+        }
     }
 }
 
@@ -350,12 +373,16 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
         ..OpenFlags::default()
     };
     let file = File::open(&path, flags, 0o600)?;
-    let end = replay::valid_end(m, &file, &log, from)?;
-    if file.size() > end {
+    let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
+    if whole && file.size() > end {
         file.truncate(end)?;
     }
     let file = Arc::new(file, GFP_KERNEL)?;
     let mut s = m.fetch.state.lock();
+    if let Some(damaged) = Doubt::of(s.damaged, &log) {
+        end = end.min(damaged);
+        s.damaged = None;
+    }
     s.epoch = s.epoch.wrapping_add(1);
     s.target = Some(Target {
         log,

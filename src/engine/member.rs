@@ -39,6 +39,7 @@ use crate::{
             News,
             Progress, //
         },
+        paths,
         store::Value,
         sync::Sync,
         text, //
@@ -299,6 +300,9 @@ impl Member {
             match news {
                 News::Closed(log, end) => {
                     self.set_version(&log, end).ok()?;
+                    // A crash must not bring back an older one beside the link of the next log, which would then be made anew
+                    // from it and name an end that is too early.
+                    paths::sync_resource_dir(&self.name).ok()?;
                     self.progress.told(&log);
                 }
                 News::Current(log, end) => {

@@ -12,7 +12,7 @@ use crate::{
     fs::{Errno, Res},
 };
 use mars_core::{
-    fetch::{FetchPlan, Task},
+    fetch::{Doubt, FetchPlan, Task},
     log::LogName,
     name::Name,
     succession::Purpose,
@@ -37,6 +37,8 @@ struct State {
     epoch: u64,
     complete: Vec<(LogName, u64)>,
     avoid: Vec<Name>,
+    unsynced: Option<Doubt>,
+    damaged: Option<Doubt>,
     busy: bool,
 }
 
@@ -67,8 +69,8 @@ impl Fetch {
             .as_ref()
             .map(|t| format!("{} from {}: {:?}", t.log, t.source, t.plan));
         format!(
-            "fetch {t:?}, complete {:?}, avoid {:?}",
-            s.complete, s.avoid
+            "fetch {t:?}, complete {:?}, avoid {:?}, unsynced {:?}, damaged {:?}",
+            s.complete, s.avoid, s.unsynced, s.damaged
         )
     }
 
@@ -143,20 +145,35 @@ impl Fetch {
         s.epoch += 1;
     }
 
-    /// The local copy is damaged: it is cut and fetched again.
-    pub async fn again_from(&self, h: &Host, log: &LogName, pos: u64) {
-        let target = {
-            let mut s = self.state.borrow_mut();
-            s.epoch += 1;
-            s.complete.retain(|(l, _)| l.number < log.number);
-            let Some(t) = s.target.take() else { return };
-            s.avoid.push(t.source);
-            t
-        };
-        if target.log == *log {
-            let _ = h.truncate(target.ino, pos).await;
-        }
+    /// The local copy is damaged: it is fetched again from there on. It is not cut.
+    pub fn again_from(&self, h: &Host, log: &LogName, pos: u64) {
+        let mut s = self.state.borrow_mut();
+        s.epoch += 1;
+        s.complete.retain(|(l, _)| l.number < log.number);
+        s.damaged = Some(Doubt::new(*log, pos, s.damaged));
+        let Some(t) = s.target.take() else { return };
+        s.avoid.push(t.source);
+        drop(s);
         self.changed.notify(&h.ex);
+    }
+
+    /// A sync of the local file has failed; before a position it is on the disk.
+    pub fn not_synced(&self, log: &LogName, pos: u64) {
+        let mut s = self.state.borrow_mut();
+        s.unsynced = Some(Doubt::new(*log, pos, s.unsynced));
+    }
+
+    /// From where on the local file may not be on the disk.
+    pub fn unsynced(&self, log: &LogName) -> Option<u64> {
+        Doubt::of(self.state.borrow().unsynced, log)
+    }
+
+    /// It is.
+    pub fn synced(&self, log: &LogName) {
+        let mut s = self.state.borrow_mut();
+        if Doubt::of(s.unsynced, log).is_some() {
+            s.unsynced = None;
+        }
     }
 }
 
@@ -253,11 +270,15 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
     let source = pick_source(h, &log).ok_or(Errno::NoEnt)?;
     h.fs_io().await?;
     let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
-    let end = replay::valid_end(h, ino, &log, from).await?;
-    if h.machine().fs.borrow().size(ino) as u64 > end {
+    let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
+    if whole && h.machine().fs.borrow().size(ino) as u64 > end {
         h.truncate(ino, end).await?;
     }
     let mut s = h.fetch.state.borrow_mut();
+    if let Some(damaged) = Doubt::of(s.damaged, &log) {
+        end = end.min(damaged);
+        s.damaged = None;
+    }
     s.epoch += 1;
     s.target = Some(Target {
         log,

@@ -17,6 +17,7 @@ pub mod store;
 pub mod sync;
 
 use crate::{
+    defects::on,
     exec::{never, Cond, Event, Exec, Lock, Ns, MS, SEC},
     fs::{Errno, Res},
     truth::{Place, HEADER},
@@ -329,6 +330,9 @@ impl Host {
             match news {
                 News::Closed(log, end) => {
                     self.set_version(&log, end).await.ok()?;
+                    if !on("closed-end-undurable") {
+                        self.sync_dir().await.ok()?;
+                    }
                     self.progress.told(&log);
                 }
                 News::Current(log, end) => {
