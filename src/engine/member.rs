@@ -25,7 +25,11 @@ use mars_core::{
         HEADER_SIZE, //
     },
     name::Name,
-    succession::is_forward,
+    succession::{
+        course,
+        is_forward,
+        Course, //
+    },
     tree::value::ReplayLink, //
 };
 
@@ -332,6 +336,16 @@ impl Member {
             }
         })?;
         failed.map(|()| out)
+    }
+
+    /// What the history of the designated primary, another host, says about `log`.
+    pub(crate) fn course(&self, log: &LogName) -> Course {
+        let Some(primary) = self.designated().filter(|h| *h != self.me()) else {
+            return Course::Open(0);
+        };
+        let of = |n| self.version(n, &primary).map(|(_, v)| v);
+        let next = log.number.checked_add(1).and_then(of);
+        course(log, of(log.number).as_ref(), next.as_ref())
     }
 
     /// Calls `f` for each member of the resource (`data-<host>` exists).

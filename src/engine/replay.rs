@@ -333,6 +333,14 @@ impl Session {
     #[inline(never)]
     fn step(&mut self, extent: Extent, stop: &impl Fn() -> bool) -> Result<Looked> {
         let extent = self.clip(extent);
+        // What a forced failover has cut off does not count, if nothing of it is on this disk.
+        let stop_at = if self.following {
+            let log = &self.at.log;
+            let reach = self.m.fetch.reach();
+            reach.stop(log, &self.m.me(), self.m.course(log))
+        } else {
+            None
+        };
         if let Some(looked) = self.open(extent)? {
             return Ok(looked);
         }
@@ -354,6 +362,8 @@ impl Session {
             Extent::Known(end) => end,
             Extent::Unknown => self.synced,
         };
+        replayer.stop_at(stop_at);
+        let limit = limit.min(stop_at.unwrap_or(u64::MAX));
         let mut want = CHUNK;
         let mut admitted = false;
         loop {
@@ -376,6 +386,8 @@ impl Session {
                 }
             }
             let buf = Arc::new(buf, GFP_KERNEL)?;
+            let upto = self.at.pos.saturating_add(u64::try_from(n)?);
+            self.m.fetch.apply(&self.at.log, upto);
             let mut used = 0usize;
             loop {
                 let bytes = buf.get(used..n).unwrap_or(&[]);
@@ -425,11 +437,24 @@ impl Session {
 
     /// Goes on with the next log. Everything of the present one has been written back and published.
     fn switch(&mut self, next: LogName) -> Result {
+        if let Some(file) = self.file.as_ref().filter(|f| f.size() > self.at.pos) {
+            // Else recovery after a crash, from an older link, would go on in what a forced failover has cut off.
+            pr_warn!(
+                "{}: {:?} ends at {} for good; cutting off the {} bytes that were here behind it\n",
+                self.m.name.as_str(),
+                self.at.log,
+                self.at.pos,
+                file.size().saturating_sub(self.at.pos)
+            );
+            file.truncate(self.at.pos)?;
+            file.sync()?;
+        }
         // The version link of the next log is made from that of the present one, also after a crash: an older one must not
         // come back beside it.
         paths::sync_resource_dir(&self.m.name)?;
         self.m.set_version(&next, 0)?;
         self.m.advance(&next, 0, 0, false)?;
+        self.m.fetch.begin_replay(&next);
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };

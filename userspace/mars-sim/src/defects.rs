@@ -82,6 +82,10 @@ pub const ALL: &[(&str, &str)] = &[
         "what follows a log is taken without looking where it ends",
     ),
     (
+        "no-course",
+        "a log is followed behind the place where a forced failover has cut it off",
+    ),
+    (
         "split-brain-blind",
         "histories that exclude each other are not seen",
     ),

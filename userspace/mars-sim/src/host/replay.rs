@@ -205,6 +205,13 @@ impl Session {
     }
 
     async fn step(&mut self, extent: Extent, stop: &Thread) -> Res<Looked> {
+        let stop_at = if self.following {
+            let log = &self.at.log;
+            let reach = self.h.fetch.reach();
+            reach.stop(log, &self.h.me, self.h.course(log))
+        } else {
+            None
+        };
         if let Some(looked) = self.open(extent).await? {
             return Ok(looked);
         }
@@ -227,6 +234,8 @@ impl Session {
             Extent::Known(end) => end,
             Extent::Unknown => self.synced,
         };
+        replayer.stop_at(stop_at);
+        let limit = limit.min(stop_at.unwrap_or(u64::MAX));
         let mut want = CHUNK;
         loop {
             let left = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX);
@@ -236,6 +245,7 @@ impl Session {
             }
             let buf = Rc::new(self.h.read_file(ino, self.at.pos, rest).await?);
             let n = buf.len();
+            self.h.fetch.apply(&self.at.log, self.at.pos + n as u64);
             if self.following && extent == Extent::Unknown {
                 if let Err(e) = self.h.sync_file(ino, true).await {
                     let from = self.at.pos;
@@ -291,11 +301,19 @@ impl Session {
         let (h, at) = (self.h.clone(), self.at);
         h.say(|| format!("goes on from {} {} to {next}", at.log, at.pos));
         adopt(&h, &at, &next);
+        if let Some(ino) = self.file {
+            if h.machine().fs.borrow().size(ino) as u64 > at.pos {
+                h.say(|| format!("cuts {} at {}", at.log, at.pos));
+                h.truncate(ino, at.pos).await?;
+                h.sync_file(ino, false).await?;
+            }
+        }
         if !on("closed-end-undurable") {
             h.sync_dir().await?;
         }
         h.set_version(&next, 0).await?;
         h.advance(&next, 0, 0, false).await?;
+        h.fetch.begin_replay(&next);
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
