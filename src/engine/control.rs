@@ -255,7 +255,16 @@ impl Control {
                 };
             }
         });
-        r.is_err() || diverged
+        r.is_err() || diverged || self.sync_is_cut_off()
+    }
+
+    /// Whether this disk was filled from what the designated primary's history does not have: it can never become a state
+    /// of that.
+    fn sync_is_cut_off(&self) -> bool {
+        let me = self.m.me();
+        let syncpos = self.m.get(format_args!("syncpos-{me}"));
+        let need = syncpos.and_then(|v| ReplayLink::parse(v.as_bytes()));
+        need.is_some_and(|n| !self.is_consistent() && !self.m.course(&n.log).may_reach(n.pos))
     }
 
     fn act(&mut self, step: Step, ctx: &ThreadCtx) {
