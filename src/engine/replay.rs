@@ -512,19 +512,33 @@ fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
     file.read_direct(buf, 0, len, pos)
 }
 
-/// Writes what can be read of a part of a log once more, so that the next sync brings it to the disk.
+/// Writes what can be read of a part of a log once more, so that the next sync brings it to the disk. What the page cache has
+/// can always be read; what it does not have and can't be read is for replay to meet.
 #[cold]
 fn write_again(file: &File, from: u64, end: u64) -> Result {
+    const PAGE: usize = 4096;
     let mut buf = Buf::new(CHUNK)?;
     let mut pos = from;
+    let mut piece = CHUNK;
     while pos < end {
-        let want = usize::try_from(end - pos).unwrap_or(CHUNK).min(CHUNK);
-        let part = buf.get_mut(..want).ok_or(EIO)?;
-        let n = file.read_at(part, pos)?;
-        if n == 0 {
-            break;
-        }
-        file.write_at(buf.get(..n).ok_or(EIO)?, pos)?;
+        let to_page = PAGE.saturating_sub(usize::try_from(pos % 4096)?);
+        let most = if piece == PAGE { to_page } else { piece };
+        let want = usize::try_from(end.saturating_sub(pos))
+            .unwrap_or(most)
+            .min(most);
+        let n = match file.read_at(buf.get_mut(..want).ok_or(EIO)?, pos) {
+            Ok(0) => break,
+            Ok(n) => {
+                file.write_at(buf.get(..n).ok_or(EIO)?, pos)?;
+                n
+            }
+            Err(e) if is_unreadable(e) && piece > PAGE => {
+                piece = PAGE;
+                continue;
+            }
+            Err(e) if is_unreadable(e) => want,
+            Err(e) => return Err(e),
+        };
         pos = pos.saturating_add(u64::try_from(n)?);
     }
     Ok(())

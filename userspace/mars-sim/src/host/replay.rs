@@ -387,7 +387,8 @@ pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
     h.sim.check(h.i, r);
 }
 
-/// Writes what can be read of a part of a log once more.
+/// Writes what can be read of a part of a log once more. (In the kernel, what the page cache has can always be read, and a place
+/// that can't be is passed over. Here any read may fail.)
 async fn write_again(h: &Host, ino: u32, from: u64, end: u64) -> Res<()> {
     let mut pos = from;
     while pos < end {
