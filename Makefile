@@ -54,9 +54,14 @@ kbuild = $(MAKE) --no-print-directory $(jobs) -C $(MARS_KDIR) CC=$(MARS_KCC) \
 
 all: module userspace
 
-module:
-	+@mkdir -p build/module
-	+@$(call kbuild,module,modules)
+# Two folders, so that the product and the module with the fault injector lie side by side.
+module: $(if $(INJECT),inject)
+	+@$(if $(INJECT),:,mkdir -p build/module)
+	+@$(if $(INJECT),:,$(call kbuild,module,modules))
+
+inject:
+	+@mkdir -p build/inject
+	+@$(call kbuild,inject,MARS_INJECT=1 modules)
 
 # For make lint: each warning is an error, and the results of the build proper
 # stay as they are.

@@ -180,7 +180,9 @@ impl Rule {
         for word in words {
             let (name, value) = word.split_once('=').ok_or(RuleError::Condition)?;
             let which = rule.condition(name, value).ok_or(RuleError::Condition)?;
-            let first = seen.get_mut(which).is_some_and(|s| !core::mem::replace(s, true));
+            let first = seen
+                .get_mut(which)
+                .is_some_and(|s| !core::mem::replace(s, true));
             if !first {
                 return Err(RuleError::Condition);
             }
@@ -567,7 +569,8 @@ mod tests {
     }
 
     #[test]
-    fn given_a_rule_that_has_fired_as_often_as_it_may_when_somebody_still_waits_then_it_holds_until_removed() {
+    fn given_a_rule_that_has_fired_as_often_as_it_may_when_somebody_still_waits_then_it_holds_until_removed(
+    ) {
         let mut rules = armed(&["append stall times=1"]);
         let hit = rules.pass(0, 0, 0, 1000).unwrap();
         assert_eq!(rules.pass(0, 0, 0, 1000), None);

@@ -38,6 +38,7 @@ use mars_core::{
 use crate::{
     engine::{
         digest::KernelDigest,
+        inject,
         member::Member,
         paths,
         pipeline::Slice, //
@@ -88,6 +89,7 @@ impl Open {
             let Some(at) = self.map.next_write::<KernelDigest>(block) else {
                 break;
             };
+            inject::at!(DirtyWrite, at, BLOCK)?;
             if self.direct {
                 self.file.write_direct(&self.block, 0, BLOCK, at)?;
             } else {
@@ -95,7 +97,9 @@ impl Open {
                 self.file.write_at(block, at)?;
             }
         }
-        self.file.datasync()
+        inject::at!(DirtySync)?;
+        self.file.datasync()?;
+        inject::at!(DirtySaved)
     }
 }
 
@@ -426,6 +430,7 @@ fn create(m: &Member, map: KBox<DirtyMap>) -> Result<Open> {
     };
     let r = open
         .save()
+        .and_then(|()| inject::at!(DirtyCreate))
         .and_then(|()| dir::rename(&temporary, &path(m, NAME)?))
         .and_then(|()| paths::sync_resource_dir(&m.name));
     if let Err(e) = r {

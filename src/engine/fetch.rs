@@ -42,6 +42,7 @@ use crate::{
             Conn,
             Purpose, //
         },
+        inject,
         member::Member,
         paths,
         replay,
@@ -206,9 +207,11 @@ impl Fetch {
         let same = t.log == *log;
         drop(s);
         if same {
-            if let Err(e) = t.file.truncate(pos) {
+            let r = inject::at!(FetchCut, pos, 0).and_then(|()| t.file.truncate(pos));
+            if let Err(e) = r {
                 pr_err!("{:?} can't be cut at {}: {:?}\n", log, pos, e);
             }
+            inject::pass!(FetchCutDone);
         }
         self.changed.notify_all();
     }
@@ -352,6 +355,7 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
     let file = File::open(&path, flags, 0o600)?;
     let end = replay::valid_end(m, &file, &log, from)?;
     if file.size() > end {
+        inject::at!(FetchBeginCut, end, 0)?;
         file.truncate(end)?;
     }
     let file = Arc::new(file, GFP_KERNEL)?;
@@ -408,6 +412,7 @@ struct Job {
 fn work(ctx: &ThreadCtx, m: &Arc<Member>) {
     let mut conn: Option<Conn> = None;
     while !ctx.should_stop() {
+        inject::pass!(FetchRound);
         let Some(job) = next_job(m) else {
             let mut s = m.fetch.state.lock();
             if !ctx.should_stop() {
@@ -483,6 +488,20 @@ fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
 /// Writes what has arrived to the local copy, past the page cache where position and length allow that: everything is
 /// read only once, by replay, and soon.
 fn keep(file: &File, data: &[u8], offset: u64) -> Result {
+    #[cfg(MARS_INJECT)]
+    let mut copy = KVec::new();
+    #[cfg(MARS_INJECT)]
+    let data = {
+        copy.extend_from_slice(data, GFP_KERNEL)?;
+        match inject::data!(FetchWrite, offset, &mut copy)? {
+            Some(n) => {
+                return file
+                    .write_at(copy.get(..n).ok_or(EIO)?, offset)
+                    .and(Err(EIO))
+            }
+            None => &copy[..],
+        }
+    };
     let align = usize::try_from(file.dio_align())?;
     let start = usize::try_from(offset)?;
     if align == 0 || start % align != 0 || data.len() % align != 0 {
@@ -508,6 +527,7 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
         wait_ms,
         log_id: 0,
     };
+    inject::at!(FetchRequest, offset, 0)?;
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
@@ -529,6 +549,7 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     }
     if !data.is_empty() {
         keep(&job.file, data, offset)?;
+        inject::at!(FetchWritten, offset, data.len())?;
     } else if matches!(job.task, Task::Read(_)) {
         // The source said that it has these bytes and gave none.
         return Err(EAGAIN);

@@ -35,6 +35,7 @@ use crate::{
     engine::{
         clock::Clock,
         dirty::Dirty,
+        inject,
         logfile::LogFile,
         pipeline::{
             self,
@@ -378,6 +379,7 @@ impl Logger<'_> {
                 log.pos = self.progress.inner.lock().ends.end();
                 break;
             }
+            inject::pass!(LoggerRound);
             items.clear();
             self.give_up_flushes();
             let rest = self.take(&mut items);
@@ -394,8 +396,10 @@ impl Logger<'_> {
             if rotate && self.unflushed_since == 0 {
                 let next = self.progress.inner.lock().next.take();
                 if let Some(next) = next {
+                    inject::pass!(Rotate);
                     self.close(log);
                     self.progress.start(next.name, next.pos);
+                    inject::pass!(Rotated);
                     log = next;
                     kick();
                 }
@@ -549,6 +553,7 @@ impl Logger<'_> {
             let logged = self.logged;
             // Said first: a sync reads the raw disk and then asks for this end, so the disk must never have more.
             self.progress.durable(log.pos, &mut self.unflushed);
+            inject::pass!(FlushComplete);
             self.pipe.with(|s| {
                 s.buffer.durable(logged);
                 s.undurable_since = None;

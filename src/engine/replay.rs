@@ -56,6 +56,7 @@ use mars_core::{
 use crate::{
     engine::{
         digest::KernelDigest,
+        inject,
         member::Member,
         paths,
         pipeline::{
@@ -249,6 +250,7 @@ impl Session {
         // links that say that everything before this log is on the disk; once its first record is, they must be.
         // Fetching may go on meanwhile: what comes after this moment is not durable when the sync has ended.
         let size = file.size();
+        inject::at!(ReplayOpenSync)?;
         file.sync()?;
         paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
@@ -296,10 +298,12 @@ impl Session {
         };
         if let Extent::Known(end) = extent {
             if end > self.synced {
-                if let Err(e) = file.datasync() {
+                let r = inject::at!(ReplaySync, self.synced, 0).and_then(|()| file.datasync());
+                if let Err(e) = r {
                     // The page cache takes it for clean now, but a part of it may not be on the disk, and the next sync would
                     // not write it either: it has to come once more.
-                    let r = file.truncate(self.synced);
+                    let r = inject::at!(ReplayCut, self.synced, 0)
+                        .and_then(|()| file.truncate(self.synced));
                     self.m.fetch.again_from(&self.at.log, self.synced);
                     self.replayer = None;
                     self.file = None;
@@ -328,6 +332,8 @@ impl Session {
             }
             let mut buf = Buf::new(rest)?;
             let n = read(file, &mut buf, self.at.pos)?;
+            let bytes = buf.get_mut(..n).ok_or(EIO)?;
+            let n = inject::data!(ReplayRead, self.at.pos, bytes)?.unwrap_or(n);
             if self.following && extent == Extent::Unknown {
                 // Fetching may just have begun to cut the file and to fill it again.
                 file.datasync()?;
@@ -353,7 +359,9 @@ impl Session {
                                 }
                                 _ => None,
                             };
-                            if let Err(e) = self.pipe.admit_replayed(&a, data, end, stop) {
+                            let r = inject::at!(ReplayAdmit, end.pos, 0)
+                                .and_then(|()| self.pipe.admit_replayed(&a, data, end, stop));
+                            if let Err(e) = r {
                                 replayer.put_back();
                                 return Err(e);
                             }
@@ -382,7 +390,9 @@ impl Session {
 
     /// Goes on with the next log. Everything of the present one has been written back and published.
     fn switch(&mut self, next: LogName) -> Result {
+        inject::at!(SwitchLog)?;
         self.m.set_version(&next, 0)?;
+        inject::at!(SwitchLink)?;
         self.m.advance(&next, 0, 0, false)?;
         self.replayer = None;
         self.file = None;
@@ -395,6 +405,7 @@ impl Session {
     #[inline(never)]
     fn settle(&self, give_up: impl Fn() -> bool) -> Result {
         self.pipe.drain(give_up)?;
+        inject::at!(ReplaySettled, self.at.pos, 0)?;
         self.m.set_replay(&self.at.log, self.at.pos, self.at.pos)?;
         self.m.set_version(&self.at.log, self.at.pos)
     }
@@ -572,7 +583,9 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
         s.settle(|| ctx.should_stop())?;
         if let Some(f) = &s.file {
             if f.size() > s.at.pos {
+                inject::at!(RecoverySettled, s.at.pos, 0)?;
                 f.truncate(s.at.pos)?;
+                inject::at!(RecoveryCut, s.at.pos, 0)?;
                 f.sync()?;
             }
         } else if s.at.pos > 0 || known > u64::try_from(HEADER_SIZE)? {
@@ -695,6 +708,7 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
     let mut repairs = 0;
     let stop = || ctx.should_stop();
     while !ctx.should_stop() {
+        inject::pass!(ReplayRound);
         let mut limit = m.fetch.available(&s.at.log);
         if limit.fetched && limit.end.saturating_sub(s.synced) < GATHER_BYTES {
             // Each sync of the file is a commit of its file system's journal: a little more may come meanwhile.

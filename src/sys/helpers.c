@@ -1692,3 +1692,15 @@ int mars_c_nodename(char *buf, size_t size)
 {
 	return strscpy(buf, init_utsname()->nodename, size);
 }
+
+#ifdef MARS_INJECT
+/*
+ * The fault injector's loss of power: a restart without a shutdown. Nothing is
+ * printed, which would give the other processors time.
+ */
+void mars_c_die(void)
+{
+	local_irq_disable();
+	emergency_restart();
+}
+#endif

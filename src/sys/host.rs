@@ -18,6 +18,16 @@ pub(crate) fn nodename() -> Result<KVec<u8>> {
     Ok(name)
 }
 
+/// Restarts this machine at once: nothing is written, flushed or told to anybody before.
+#[cfg(MARS_INJECT)]
+pub(crate) fn die() -> ! {
+    // SAFETY: Does not come back. What is lost is what a loss of power would take.
+    unsafe { generated::mars_c_die() };
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
 /// Bytes of main memory that the kernel manages.
 pub(crate) fn memory_bytes() -> u64 {
     // SAFETY: No more than reading a counter.

@@ -35,13 +35,16 @@ impl Logger<'_> {
         // Behind this nobody has ever seen anything.
         let end = self.progress.inner.lock().ends.end();
         let next = log.name.number.saturating_add(1);
-        if let Err(e) = self.dirty.open_gap(self.clock.now(), log.name, end, next) {
+        let r = inject::at!(GapOpen)
+            .and_then(|()| self.dirty.open_gap(self.clock.now(), log.name, end, next));
+        if let Err(e) = r {
             crate::sys::log::log_err!(
                 "the dirty map can't be written: {:?}; writes wait until there is room in /mars\n",
                 e
             );
             return false;
         }
+        inject::pass!(GapOpened);
         log.pos = end;
         // A log that was made for a rotation goes on where this one ends, and must not begin behind a gap.
         self.progress.drop_next();
@@ -125,12 +128,13 @@ impl Logger<'_> {
             return (rest == 0).then_some(false);
         };
         let (first, last) = (first.seq, last.seq);
-        if let Err(e) = self.dirty.mark(items) {
+        if let Err(e) = inject::at!(GapMark).and_then(|()| self.dirty.mark(items)) {
             crate::sys::log::log_err!("the dirty map can't be written: {:?}; writes wait\n", e);
             self.progress.fail(Some(e));
             self.pipe.with(|s| s.buffer.untake(first));
             return None;
         }
+        inject::pass!(GapMarked);
         self.logged = last;
         self.progress.fail(None);
         self.pipe.with(|s| {
@@ -185,6 +189,7 @@ impl Logger<'_> {
             }
         }
         self.pipe.write_all()?;
+        inject::at!(GapWritten)?;
         self.dirty.settle()
     }
 
@@ -197,8 +202,10 @@ impl Logger<'_> {
         self.pipe.hold();
         let r = self
             .write_out(items)
+            .and_then(|()| inject::at!(GapClose))
             .and_then(|()| self.dirty.close_gap(next.name.number));
         if r.is_ok() {
+            inject::pass!(GapClosed);
             self.progress.start(next.name, next.pos);
             self.pipe.with(|s| {
                 s.unlogged = false;
