@@ -58,20 +58,9 @@ def test_p1_p2_any_state_after_a_loss_of_power_recovers(mars_hosts):
     print(f"{len(recording.entries)} requests, {len(recording.flushes())} flushes, last known: {known[-1].block_writes} writes, {len(known[-1].files)} files")
     assert known[-1].block_writes > 50 and len(known[-1].files) > 3, "the workload has done too little"
     host.kill()
-    (second,) = mars_hosts(1, powerloss.spec(record=False))
-    (third,) = mars_hosts(1, powerloss.spec(record=True))
-    judge = powerloss.Judge(second, work.seed)
-    for n, cut in enumerate(powerloss.states(recording, rng, STATES, known[0].at)):
-        need = powerloss.acknowledged(known, cut.at)
-        if n % TWICE == TWICE - 1:
-            cut = again(third, cut, rng)
-        judge.load(cut)
-        last = judge.recover(need, f"state {n}: {cut}")
-        print(f"state {n}: {cut}: {len(need.files)} files, {need.block_writes} <= {last} writes")
+    judge_all(mars_hosts, work, recording, known, rng, ordered=True)
 
 
-# It has failed once after the last merge, not understood yet: Documentation/emergency.md, "What is not there".
-@pytest.mark.xfail(strict=False, reason="known failure, see Documentation/emergency.md")
 @pytest.mark.timeout(300 + 30 * STATES)
 def test_p2_any_state_after_a_loss_of_power_recovers_also_in_emergency_mode(mars_hosts):
     """/mars fills up, applications go on, it gets room again: what was flushed is there after a loss of power at any time."""
@@ -79,10 +68,17 @@ def test_p2_any_state_after_a_loss_of_power_recovers_also_in_emergency_mode(mars
     (host,) = mars_hosts(1, powerloss.spec(record=True))
     work = powerloss.Workload(host, rng.randrange(1 << 32))
     recording, known = work.record(16, full=(3, 10))
-    states = (host.log().count("EMERGENCY MODE"), host.log().count("emergency mode is over"))
+    # Once at least: writes are so fast that the logs may fill /mars again.
+    log = host.log()
+    for message in ("EMERGENCY MODE", "emergency mode is over"):
+        assert all(f"{name}: {message}" in log for name in ("files", "blocks")), f"'{message}' is missing:\n{log[-3000:]}"
     print(f"{len(recording.entries)} requests, {len(recording.flushes())} flushes, last known: {known[-1].block_writes} writes, {len(known[-1].files)} files")
-    assert states == (2, 2), f"both resources should have been in emergency mode once: {states}"
     host.kill()
+    judge_all(mars_hosts, work, recording, known, rng, ordered=False)
+
+
+def judge_all(mars_hosts, work, recording, known, rng, ordered):
+    """Looks at STATES states that a loss of power during the recorded run may leave."""
     (second,) = mars_hosts(1, powerloss.spec(record=False))
     (third,) = mars_hosts(1, powerloss.spec(record=True))
     judge = powerloss.Judge(second, work.seed)
@@ -91,7 +87,7 @@ def test_p2_any_state_after_a_loss_of_power_recovers_also_in_emergency_mode(mars
         if n % TWICE == TWICE - 1:
             cut = again(third, cut, rng)
         judge.load(cut)
-        last = judge.recover(need, f"state {n}: {cut}", ordered=False)
+        last = judge.recover(need, f"state {n}: {cut}", ordered)
         print(f"state {n}: {cut}: {len(need.files)} files, {need.block_writes} <= {last} writes")
 
 

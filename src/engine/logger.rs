@@ -26,7 +26,8 @@ use mars_core::{
         Seq, //
     },
     ends::LogEnds,
-    log::LogName, //
+    log::LogName,
+    name::Name, //
 };
 
 pub(crate) use mars_core::ends::News;
@@ -88,6 +89,8 @@ struct Inner {
 /// Shared between logger, control thread and server.
 #[pin_data]
 pub(crate) struct Progress {
+    /// Name of the resource, for messages.
+    resource: Name,
     #[pin]
     inner: Mutex<Inner>,
     #[pin]
@@ -96,10 +99,11 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Nothing reached yet.
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    pub(crate) fn new(resource: Name) -> Result<Arc<Self>> {
         let ends = LogEnds::new()?;
         Arc::pin_init(
             try_pin_init!(Self {
+                resource,
                 inner <- new_mutex!(Inner {
                     ends,
                     recent: KVec::new(),
@@ -263,7 +267,7 @@ impl Progress {
     fn finished(&self, name: LogName, end: u64) {
         // `rotate_to` and `new` have made room.
         if !self.inner.lock().ends.close(name, end) {
-            pr_err!("the end of log {} can't be reported\n", name.number);
+            pr_err!("{}: the end of {:?} can't be reported\n", self.resource.as_str(), name);
         }
         self.changed.notify_all();
     }
@@ -372,7 +376,8 @@ impl Logger<'_> {
             }
             if stopping && self.failures > LAST_TRIES {
                 pr_err!(
-                    "{:?} can't be written; what was admitted and not made durable is given up\n",
+                    "{}: {:?} can't be written; what was admitted and not made durable is given up\n",
+                    self.resource(),
                     log.name
                 );
                 // Only what is known to be durable may ever count as its end.
@@ -427,13 +432,19 @@ impl Logger<'_> {
         After::End
     }
 
+    /// Name of the resource, for messages.
+    fn resource(&self) -> &str {
+        self.progress.resource.as_str()
+    }
+
     /// Takes the next records and, if no earlier ones are open, the flushes that wait. Gives how many records are left.
     fn take(&mut self, items: &mut KVec<LogItem<Slice>>) -> usize {
         let waiting = &mut self.waiting;
         let target = &mut self.target;
+        let resource = self.progress.resource.as_str();
         self.pipe.with(|s| {
             if let Err(e) = s.buffer.take_for_log(BATCH_RECORDS, BATCH_BYTES, items) {
-                crate::sys::log::log_warn!("the logger waits for memory: {:?}\n", Error::from(e));
+                crate::sys::log::log_warn!("{}: the logger waits for memory: {:?}\n", resource, Error::from(e));
             }
             if waiting.is_empty() && !s.waiting.is_empty() {
                 waiting.append(&mut s.waiting);
@@ -475,7 +486,7 @@ impl Logger<'_> {
             }
             Err(e) => {
                 if self.failures == 0 {
-                    pr_err!("appending to {:?} failed: {:?}; writes wait in memory until it succeeds. Is /mars full?\n", log.name, e);
+                    pr_err!("{}: appending to {:?} failed: {:?}; writes wait in memory until it succeeds. Is /mars full?\n", self.resource(), log.name, e);
                 }
                 self.failed(e);
                 if let Some(first) = items.first() {
@@ -544,7 +555,7 @@ impl Logger<'_> {
         if self.unflushed_since != 0 {
             if let Err(e) = self.sync(log) {
                 if self.failures == 0 {
-                    pr_err!("flushing {:?} failed: {:?}; flushes of the application wait until it succeeds\n", log.name, e);
+                    pr_err!("{}: flushing {:?} failed: {:?}; flushes of the application wait until it succeeds\n", self.resource(), log.name, e);
                 }
                 self.failed(e);
                 return false;
@@ -556,7 +567,6 @@ impl Logger<'_> {
             inject::pass!(FlushComplete);
             self.pipe.with(|s| {
                 s.buffer.durable(logged);
-                s.undurable_since = None;
             });
             self.unflushed_bytes = 0;
             self.unflushed_since = 0;
@@ -589,7 +599,8 @@ impl Logger<'_> {
         let pos = log.pos;
         if let Err(e) = KBox::into_inner(log).close() {
             pr_err!(
-                "closing {:?} failed: {:?}; it is cut to its end at the next start\n",
+                "{}: closing {:?} failed: {:?}; it is cut to its end at the next start\n",
+                self.resource(),
                 name,
                 e
             );

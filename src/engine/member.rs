@@ -105,7 +105,7 @@ pub(crate) struct Member {
 impl Member {
     /// Makes the shared part of resource `name`.
     pub(crate) fn new(name: Name, env: Arc<Env>) -> Result<Arc<Self>> {
-        let progress = Progress::new()?;
+        let progress = Progress::new(name)?;
         let fetch = Fetch::new()?;
         let sync = Sync::new()?;
         let dirty = Dirty::new()?;

@@ -125,8 +125,6 @@ pub(crate) struct State {
     pub(crate) cap: usize,
     /// Monotonic time when the last record was admitted.
     pub(crate) admitted_at: u64,
-    /// Monotonic time when the oldest record that is not yet durable was admitted.
-    pub(crate) undurable_since: Option<u64>,
 }
 
 impl State {
@@ -225,7 +223,6 @@ impl Pipeline {
                     held_up: false,
                     cap: usize::MAX,
                     admitted_at: 0,
-                    undurable_since: None,
                 }),
                 changed <- new_condvar!(),
                 work <- Event::new(),
@@ -303,11 +300,7 @@ impl Pipeline {
                 Err(e) => return Err(e),
             }
         }
-        let now = time::mono_ns();
-        state.admitted_at = now;
-        if state.undurable_since.is_none() {
-            state.undurable_since = Some(now);
-        }
+        state.admitted_at = time::mono_ns();
         let r = then(&mut state);
         let first = state.buffer.untaken() == 1;
         drop(state);

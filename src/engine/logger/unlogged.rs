@@ -39,7 +39,8 @@ impl Logger<'_> {
             .and_then(|()| self.dirty.open_gap(self.clock.now(), log.name, end, next));
         if let Err(e) = r {
             crate::sys::log::log_err!(
-                "the dirty map can't be written: {:?}; writes wait until there is room in /mars\n",
+                "{}: the dirty map can't be written: {:?}; writes wait until there is room in /mars\n",
+                self.resource(),
                 e
             );
             return false;
@@ -62,7 +63,7 @@ impl Logger<'_> {
         self.full = false;
         self.failures = 0;
         self.progress.fail(None);
-        pr_err!("EMERGENCY MODE: no room for {:?}, which ends at {}; from here on nothing is logged, replicas stay where they are. Make room in /mars\n", log.name, end);
+        pr_err!("{}: EMERGENCY MODE: no room for {:?}, which ends at {}; from here on nothing is logged, replicas stay where they are. Make room in /mars\n", self.resource(), log.name, end);
         true
     }
 
@@ -84,7 +85,7 @@ impl Logger<'_> {
             if !quiet {
                 self.failures = self.failures.saturating_add(1);
                 if stopping && self.failures > LAST_TRIES {
-                    pr_err!("without a log and with a disk or map that fails, what was not flushed is given up\n");
+                    pr_err!("{}: without a log and with a disk or map that fails, what was not flushed is given up\n", self.resource());
                     return After::End;
                 }
                 let now = time::mono_ns();
@@ -129,7 +130,7 @@ impl Logger<'_> {
         };
         let (first, last) = (first.seq, last.seq);
         if let Err(e) = inject::at!(GapMark).and_then(|()| self.dirty.mark(items)) {
-            crate::sys::log::log_err!("the dirty map can't be written: {:?}; writes wait\n", e);
+            crate::sys::log::log_err!("{}: the dirty map can't be written: {:?}; writes wait\n", self.resource(), e);
             self.progress.fail(Some(e));
             self.pipe.with(|s| s.buffer.untake(first));
             return None;
@@ -139,7 +140,6 @@ impl Logger<'_> {
         self.progress.fail(None);
         self.pipe.with(|s| {
             s.buffer.waive(last);
-            s.undurable_since = None;
             s.cap = s.cap.min(s.buffer.bytes()).max(BUFFER);
         });
         self.pipe.work.signal();
@@ -162,7 +162,8 @@ impl Logger<'_> {
             }
             Err(e) => {
                 crate::sys::log::log_err!(
-                    "flushing without a log failed: {:?}; it is tried again\n",
+                    "{}: flushing without a log failed: {:?}; it is tried again\n",
+                    self.resource(),
                     e
                 );
                 false
@@ -218,7 +219,7 @@ impl Logger<'_> {
                 while let Some(bio) = self.waiting.pop() {
                     bio.complete(Ok(()));
                 }
-                pr_info!("emergency mode is over: logging to {:?}\n", next.name);
+                pr_info!("{}: emergency mode is over: logging to {:?}\n", self.resource(), next.name);
                 Ok(next)
             }
             Err(_) => Err(next),
