@@ -267,7 +267,11 @@ impl Progress {
     fn finished(&self, name: LogName, end: u64) {
         // `rotate_to` and `new` have made room.
         if !self.inner.lock().ends.close(name, end) {
-            pr_err!("{}: the end of {:?} can't be reported\n", self.resource.as_str(), name);
+            pr_err!(
+                "{}: the end of {:?} can't be reported\n",
+                self.resource.as_str(),
+                name
+            );
         }
         self.changed.notify_all();
     }
@@ -444,7 +448,11 @@ impl Logger<'_> {
         let resource = self.progress.resource.as_str();
         self.pipe.with(|s| {
             if let Err(e) = s.buffer.take_for_log(BATCH_RECORDS, BATCH_BYTES, items) {
-                crate::sys::log::log_warn!("{}: the logger waits for memory: {:?}\n", resource, Error::from(e));
+                crate::sys::log::log_warn!(
+                    "{}: the logger waits for memory: {:?}\n",
+                    resource,
+                    Error::from(e)
+                );
             }
             if waiting.is_empty() && !s.waiting.is_empty() {
                 waiting.append(&mut s.waiting);

@@ -18,14 +18,11 @@ pub(crate) fn nodename() -> Result<KVec<u8>> {
     Ok(name)
 }
 
-/// Restarts this machine at once: nothing is written, flushed or told to anybody before.
+/// Stops this machine at once, by a panic: nothing is written, flushed or told to anybody before. May sleep.
 #[cfg(MARS_INJECT)]
-pub(crate) fn die() -> ! {
-    // SAFETY: Does not come back. What is lost is what a loss of power would take.
+pub(crate) fn die() {
+    // SAFETY: May be called wherever one may sleep. What is lost is what a loss of power would take.
     unsafe { generated::mars_c_die() };
-    loop {
-        core::hint::spin_loop();
-    }
 }
 
 /// Bytes of main memory that the kernel manages.

@@ -130,7 +130,11 @@ impl Logger<'_> {
         };
         let (first, last) = (first.seq, last.seq);
         if let Err(e) = inject::at!(GapMark).and_then(|()| self.dirty.mark(items)) {
-            crate::sys::log::log_err!("{}: the dirty map can't be written: {:?}; writes wait\n", self.resource(), e);
+            crate::sys::log::log_err!(
+                "{}: the dirty map can't be written: {:?}; writes wait\n",
+                self.resource(),
+                e
+            );
             self.progress.fail(Some(e));
             self.pipe.with(|s| s.buffer.untake(first));
             return None;
@@ -219,7 +223,11 @@ impl Logger<'_> {
                 while let Some(bio) = self.waiting.pop() {
                     bio.complete(Ok(()));
                 }
-                pr_info!("{}: emergency mode is over: logging to {:?}\n", self.resource(), next.name);
+                pr_info!(
+                    "{}: emergency mode is over: logging to {:?}\n",
+                    self.resource(),
+                    next.name
+                );
                 Ok(next)
             }
             Err(_) => Err(next),

@@ -1,0 +1,442 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The host dies at each named point of the engine (src/engine/inject.rs): before and after each durable step.
+
+After the death everything is lost that no flush had made durable, at random: the disks are recorded. Then what was reported as
+durable is there, the replica converges by itself, and the disks are the same byte by byte.
+
+MARS_POINTS: how many points are looked at, chosen at random (MARS_SEED repeats a choice); "all"; or names with commas.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+import typing
+
+import pytest
+
+import marscluster
+from marscase import DEVICE
+from marscase import MOUNT
+from marscase import Writer
+from marscase import inject
+from marscase import lost
+from marscase import mount
+from marscase import seeded
+from marscase import state_of
+from marscase import sums
+from marscase import wait_state
+from marsvm import Host
+from marsvm import Job
+from marsvm import VmError
+from marsvm import util
+from marsvm import wait_until
+
+POINTS = os.environ.get("MARS_POINTS", "10")
+SIZE = "48M"
+LOGS = "/mars/resource-data/log-*"
+
+# Writes without any flush, and some of zeros.
+LOAD = (
+    f"cd {MOUNT} && mkdir -p load && cd load && while :; do dd if=/dev/urandom of=f$((RANDOM % 3)) bs=64k count=40 status=none; "
+    f"sleep 0.2; done"
+)
+
+
+class Pair:
+    """A cluster of two with a file system, a writer, and what must be in it."""
+
+    def __init__(self, hosts, rng):
+        self.a, self.b = hosts
+        self.rng = rng
+        self.known: dict[str, dict[str, str]] = {}
+        self.round = 0
+        self.writer: Writer | None = None
+        self.load: Job
+        a, b = self.a, self.b
+        marscluster.setup_cluster([a, b])
+        a.run(f"marsadm create-resource data {a.disk('data').dev} data {SIZE} --timeout 60", timeout=70)
+        marscluster.wait_device(a)
+        a.run(f"mkfs.ext4 -q -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 {DEVICE}", timeout=60)
+        mount(a)
+        marscluster.join_resource(b)
+        marscluster.wait_synced([a, b])
+
+    def write(self, least: int = 1) -> None:
+        """Starts to write files with an fsync each, and other things without."""
+        self.round += 1
+        self.load = self.a.start(LOAD, check=False)
+        self.writer = Writer(self.a, f"round{self.round}")
+        writer = self.writer
+        wait_until(lambda: writer.look() >= least, 60, "files are written", 0.1)
+
+    def look(self) -> None:
+        """Notes what is safe by now."""
+        if self.writer:
+            with contextlib.suppress(VmError):
+                self.writer.look()
+            self.known[self.writer.folder] = self.writer.safe
+
+    def quiet(self) -> None:
+        """Nobody writes any more."""
+        self.look()
+        if self.writer:
+            for job in (self.writer.job, self.load):
+                job.kill()
+            self.writer = None
+        self.a.run("sync", timeout=60)
+
+    def leave(self) -> None:
+        """The file system is not mounted, the host is secondary."""
+        self.quiet()
+        self.a.run(f"umount {MOUNT}")
+        marscluster.wait_synced([self.a, self.b])
+        self.a.run("marsadm secondary data --timeout 60", timeout=70)
+
+    def dies(self, victim: Host, *rules: str, then: str = "", on: Host | None = None, timeout: float = 60) -> None:
+        """With these rules, and after this command, the victim dies; so do its disks' caches."""
+        with victim.expect_panic(inject.DEATH):
+            # It may die before the command has ended.
+            with contextlib.suppress(VmError):
+                if rules:
+                    inject.arm(victim, *rules)
+                if then:
+                    (on or victim).start(then, check=False)
+            end = time.monotonic() + util.scaled(timeout)
+            while not victim.is_lost and time.monotonic() < end:
+                self.look()
+                time.sleep(0.1)
+            if not victim.is_lost:
+                raise AssertionError(f"{victim.name} lives: {self.listing(victim)}")
+        if victim is self.a:
+            self.writer = None
+        print(f"    {victim.name} is dead, lost: {inject.lose_cache(victim, self.rng)}")
+
+    @staticmethod
+    def listing(host: Host) -> str:
+        return host.run(f"grep -A99 rules {inject.FILE}; marsadm view data", check=False).stdout
+
+    def start(self, host: Host, *rules: str) -> None:
+        """What the start of the system does; the rules hold before anything happens."""
+        host.boot()
+        host.mount_mars()
+        host.run("modprobe mars" + (f" && {inject.shell(*rules)}" if rules else ""), timeout=30)
+
+    def verify(self) -> None:
+        """Nothing is lost, and both are the same."""
+        a, b = self.a, self.b
+        for host in (a, b):
+            if not host.is_on:
+                self.start(host)
+            inject.reset(host)
+            host.run("rm -f /mars/filler*")
+        for command in ("up", "resume-fetch", "resume-replay", "resume-sync"):
+            for host in (a, b):
+                host.run(f"marsadm {command} data --timeout 60", timeout=70)
+        if not a.run(f"[ -b {DEVICE} ]", check=False).ok:
+            # Who is designated may be nobody, if it died while it left.
+            wait_until(lambda: a.run("marsadm primary data --timeout 20", check=False, timeout=40).ok, 120, "a is primary", 1)
+            marscluster.wait_device(a)
+        wait_state(a, "primary", 90)
+        self.quiet()
+        if not a.run(f"mountpoint -q {MOUNT}", check=False).ok:
+            mount(a)
+        for folder, files in self.known.items():
+            problems = lost(files, sums(a, folder)) if files else []
+            assert not problems, f"{folder}: {problems}"
+        marscluster.wait_synced([a, b], timeout=120)
+        wait_until(lambda: not marscluster.differences([a, b]), 30, "the disks are the same", 0.5)
+        self.known.clear()
+        a.run(f"rm -rf {MOUNT}/round* {MOUNT}/load; marsadm log-rotate data; sleep 1; marsadm log-delete-all data", check=False)
+
+    # --- situations ----------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        self.a.run(
+            "dd if=/dev/zero of=/mars/filler bs=1M status=none; dd if=/dev/zero of=/mars/filler2 bs=4k status=none; sync",
+            check=False,
+            timeout=60,
+        )
+
+    def number(self, host: Host) -> int:
+        """Of the newest log."""
+        return int(host.run(f"ls {LOGS} | tail -1").out.split("-")[2])
+
+
+Run = typing.Callable[[Pair, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """How a host comes to a point. `rule` is "POINT die" and conditions."""
+
+    point: str
+    run: Run
+    after: int = 0
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(*names: str, after: int = 0):
+    """This is how one gets to these points; the first up to `after` times nothing happens."""
+
+    def add(run: Run) -> Run:
+        for name in names:
+            assert name not in CASES, name
+            CASES[name] = Case(name, run, after)
+        return run
+
+    return add
+
+
+# --- the primary writes ----------------------------------------------------------------------------------
+
+
+@case("append-memory", "append-write", "append-done", "flush-log", "flush-log-done", "flush-complete", after=20)
+@case("link-write", "link-written", "write-memory", "admit-memory", "plan-memory", after=40)
+@case("version-link", "replay-link", "replay-link-moved", "disk-flush", "disk-flushed", "publish", after=3)
+@case("write-back", "write-back-done", "write-back-round", "logger-round", "net-send", "net-received", after=20)
+@case("control-round", "peer-round", "merge-link", "scan", after=10)
+@case("cluster-round", after=2)
+@case("log-extend", after=1)
+def writing(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.a, rule)
+
+
+@case("write-back-zero")
+def zeros(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.a, rule, then=f"rm -rf {MOUNT}/load; sync; fstrim {MOUNT}")
+
+
+@case("log-rewrite")
+def failed_flush(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.a, "flush-log error times=1", rule)
+
+
+@case("log-create", "log-header", "log-create-sync", "log-created", "rotate", "log-close-cut", "log-close-sync", "rotated")
+@case("dir-sync", "dir-synced")
+def rotation(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.a, rule, then="marsadm log-rotate data")
+
+
+@case("log-unlink", "log-unlinked")
+def short_of_space(pair: Pair, rule: str) -> None:
+    pair.write()
+    first = pair.number(pair.a)
+    pair.a.run("marsadm log-rotate data")
+    wait_until(lambda: marscluster.member(pair.b).replay.number > first, 60, "the other host goes on")
+    wait_until(lambda: marscluster.member(pair.a).replay.number > first, 60, "the old log is written back")
+    # Emergency level 1: nothing is stopped.
+    pair.dies(pair.a, rule, then="fallocate -l $(($(stat -f -c '%a * %S' /mars) - (7 << 20))) /mars/filler")
+
+
+@case("serve-log")
+def catching_up(pair: Pair, rule: str) -> None:
+    pair.b.run("marsadm pause-fetch data --timeout 60", timeout=70)
+    pair.write(3)
+    # More than what is kept in memory for those that follow closely.
+    pair.a.run(f"dd if=/dev/urandom of={MOUNT}/load/big bs=1M count=18 conv=fsync status=none", timeout=60)
+    pair.dies(pair.a, rule, then="marsadm resume-fetch data", on=pair.b)
+
+
+@case("serve-sync")
+def serving_a_sync(pair: Pair, rule: str) -> None:
+    spoil(pair)
+    pair.write()
+    pair.dies(pair.a, rule, then="marsadm invalidate data", on=pair.b)
+
+
+# --- roles -------------------------------------------------------------------------------------------------
+
+
+@case("leave-begin", "leave-device", "leave-closed", "leave-published", "leave-drained", "leave-link")
+def leaving(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.quiet()
+    pair.a.run(f"umount {MOUNT}")
+    pair.dies(pair.a, rule, then="marsadm secondary data --timeout 60")
+
+
+@case("recovered", "primary-links", "primary-device", "primary-ready")
+def becoming(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.leave()
+    pair.dies(pair.a, rule, then="marsadm primary data --timeout 60")
+
+
+@case("recovery-settled", "recovery-cut")
+def recovering(pair: Pair, rule: str) -> None:
+    pair.write(3)
+    pair.look()
+    pair.a.power_cut()
+    pair.writer = None
+    inject.lose_cache(pair.a, pair.rng)
+    with pair.a.expect_panic(inject.DEATH), contextlib.suppress(VmError):
+        pair.start(pair.a, rule)
+    print(f"    {pair.a.name} is dead, lost: {inject.lose_cache(pair.a, pair.rng)}")
+
+
+# --- the secondary follows --------------------------------------------------------------------------------
+
+
+@case("fetch-request", "fetch-write", "fetch-written", "replay-sync", "replay-read", "replay-admit", after=5)
+@case("fetch-round", "replay-round", after=20)
+def following(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.b, rule)
+
+
+@case("replay-open-sync", "replay-settled", "switch-log", "switch-link")
+def going_on(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.b, rule, then="marsadm log-rotate data", on=pair.a)
+
+
+@case("log-delete", "log-deleted")
+def deletion(pair: Pair, rule: str) -> None:
+    pair.write()
+    first = pair.number(pair.a)
+    pair.a.run("marsadm log-rotate data")
+    for host in (pair.a, pair.b):
+        wait_until(lambda h=host: marscluster.member(h).replay.number > first, 60, "all is replayed")
+    pair.dies(pair.b, rule, then="while :; do marsadm log-delete-all data; sleep 1; done", on=pair.a)
+
+
+@case("fetch-cut", "fetch-cut-done")
+def damage(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.b, "fetch-write flip times=1", rule)
+
+
+@case("replay-cut")
+def fetched_log_not_durable(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.dies(pair.b, "replay-sync error times=1", rule)
+
+
+@case("fetch-begin-cut")
+def torn_copy(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.b.run("marsadm down data --timeout 60", timeout=70)
+    pair.b.run(f"head -c 5000 /dev/urandom >> $(ls {LOGS} | tail -1)")
+    pair.dies(pair.b, rule, then="marsadm up data")
+
+
+# --- the secondary syncs ----------------------------------------------------------------------------------
+
+
+def spoil(pair: Pair) -> None:
+    """Parts of the replica's disk are something else."""
+    pair.b.run("marsadm down data --timeout 60", timeout=70)
+    dev = pair.b.disk("data").dev
+    pair.b.run(f"for i in 3 11 20 29 37; do dd if=/dev/urandom of={dev} bs=64k count=6 seek=$((i * 16)) oflag=direct conv=notrunc status=none; done")
+
+
+@case("sync-start", "sync-begin", "sync-flush", "sync-finish", "sync-pos", "sync-durable", "dial")
+@case("sync-read", "sync-write", "sync-round", after=2)
+def syncing(pair: Pair, rule: str) -> None:
+    spoil(pair)
+    pair.write()
+    pair.dies(pair.b, rule, then="marsadm up data; marsadm invalidate data --timeout 60")
+
+
+@case("sync-save")
+def long_sync(pair: Pair, rule: str) -> None:
+    spoil(pair)
+    pair.write()
+    pair.dies(pair.b, "sync-read delay=900", rule, then="marsadm up data; marsadm invalidate data --timeout 60")
+
+
+# --- emergency mode ---------------------------------------------------------------------------------------
+
+
+@case("gap-open", "gap-opened", "gap-mark", "gap-marked", "gap-written", "dirty-write", "dirty-sync", "dirty-saved")
+def becoming_full(pair: Pair, rule: str) -> None:
+    pair.write(3)
+    inject.arm(pair.a, rule)
+    pair.dies(pair.a, then="dd if=/dev/zero of=/mars/filler bs=1M status=none; dd if=/dev/zero of=/mars/filler2 bs=4k status=none")
+
+
+@case("gap-close", "gap-closed")
+def getting_room(pair: Pair, rule: str) -> None:
+    pair.write(3)
+    pair.fill()
+    wait_state(pair.a, "emergency", 30)
+    pair.dies(pair.a, rule, then="rm -f /mars/filler*; sync")
+
+
+@case("gap-ask", "gap-map")
+def recovering_from_a_gap(pair: Pair, rule: str) -> None:
+    pair.write(3)
+    pair.fill()
+    wait_state(pair.a, "emergency", 30)
+    wait_state(pair.b, "waiting", 30)
+    pair.dies(pair.b, rule, then="rm -f /mars/filler*; sync", on=pair.a, timeout=90)
+
+
+@case("dirty-create")
+def new_map(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.b.run("marsadm down data --timeout 60 && rm /mars/resource-data/local-dirty-map", timeout=70)
+    pair.dies(pair.b, rule, then="marsadm up data")
+
+
+# --- the tests ---------------------------------------------------------------------------------------------
+
+
+def chosen(rng) -> list[str]:
+    if POINTS == "all":
+        return list(CASES)
+    if POINTS.isdigit():
+        return sorted(rng.sample(list(CASES), min(int(POINTS), len(CASES))), key=list(CASES).index)
+    return POINTS.split(",")
+
+
+def one(pair: Pair, name: str) -> None:
+    c = CASES[name]
+    after = pair.rng.randint(0, c.after) if c.after else 0
+    c.run(pair, f"{name} die after={after}" if after else f"{name} die")
+    pair.verify()
+
+
+@pytest.mark.timeout(100000)
+def test_the_host_dies_at_a_point_and_nothing_is_lost(mars_hosts):
+    rng = seeded(f"points: MARS_POINTS={POINTS} ")
+    names = chosen(rng)
+    failed = []
+    pair = None
+    for name in names:
+        begin = time.monotonic()
+        if pair is None:
+            pair = Pair(mars_hosts(2, inject.spec(record=True)), rng)
+        print(f"  {name} ({CASES[name].run.__name__})")
+        try:
+            one(pair, name)
+        except (AssertionError, VmError) as e:
+            if len(names) == 1 or POINTS.isdigit():
+                raise
+            # All others are looked at as well, by new machines.
+            print(f"    FAILED: {e}")
+            failed.append(name)
+            for host in (pair.a, pair.b):
+                host.save_state()
+                host.kill()
+            pair = None
+        else:
+            print(f"    {time.monotonic() - begin:.1f} s", flush=True)
+    print(f"{len(names)} points, {len(failed)} failed")
+    assert not failed, failed
+
+
+def test_every_point_has_a_case(mars_hosts):
+    """No point without a workload that passes it, so none that is never reached."""
+    (host,) = mars_hosts(1, inject.spec(record=False))
+    host.mount_mars()
+    host.run("modprobe mars")
+    found = {name for name, p in inject.points(host).items() if p.kind != "clock"}
+    assert found == set(CASES), found ^ set(CASES)
