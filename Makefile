@@ -7,13 +7,15 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm torture demo bench rust-analyzer
+GOALS := all module inject selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm torture demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
 	@echo 'Targets:'
 	@echo '  all            module and userspace (default)'
 	@echo '  module         the kernel module build/module/mars.ko'
+	@echo '  inject         the same with the fault injector, for tests only: build/inject/mars.ko'
+	@echo '                 (also: make module INJECT=1)'
 	@echo '  selftest       the module build/selftest/mars_selftest.ko, for tests only'
 	@echo '  userspace      the programs in build/cargo/release/'
 	@echo '  man            manual pages in build/man/, shell completions beside them'
@@ -25,7 +27,7 @@ help:
 	@echo '  simulate       runs of the simulator: SEEDS=number, FIRST=seed'
 	@echo '  simulate-defects  that the simulator finds each of a list of bugs'
 	@echo '  test-vm        tests that boot kernels in virtual machines; FULL=1: of the system layer, too'
-	@echo '  torture        the same losses of power and crashes as in test-vm, but thousands: many hours'
+	@echo '  torture        the same losses of power and crashes as in test-vm, but thousands, and at all points: many hours'
 	@echo '  demo           a small cluster in virtual machines, step by step'
 	@echo '  bench          measurements'
 	@echo '  rust-analyzer  rust-project.json for editors'
@@ -121,16 +123,18 @@ simulate-defects:
 	@build/cargo-defects/release/mars-sim defects
 
 # The tests of the system layer take as long as all others together: FULL=1 runs them, too.
-test-vm: module $(if $(FULL),selftest) userspace
+test-vm: module inject $(if $(FULL),selftest) userspace
 	@exec python3 -m pytest tests $(if $(FULL),,--ignore=tests/test_sys.py --ignore=tests/test_sys_block.py) $(ARGS)
 
 # Each can be set: make torture MARS_STATES=300
 MARS_STATES ?= 5000
 MARS_CRASHES ?= 100
 MARS_REPEAT ?= 10
-torture: module userspace
-	@MARS_STATES=$(MARS_STATES) MARS_CRASHES=$(MARS_CRASHES) MARS_REPEAT=$(MARS_REPEAT) exec python3 -m pytest -rA \
-		tests/test_power_loss.py tests/test_crash_primary.py tests/test_crash_secondary.py tests/test_reload.py $(ARGS)
+MARS_POINTS ?= all
+torture: module inject userspace
+	@MARS_POINTS=$(MARS_POINTS) MARS_STATES=$(MARS_STATES) MARS_CRASHES=$(MARS_CRASHES) MARS_REPEAT=$(MARS_REPEAT) exec python3 -m pytest -rA \
+		tests/test_power_loss.py tests/test_crash_primary.py tests/test_crash_secondary.py tests/test_crash_points.py \
+		tests/test_reload.py $(ARGS)
 
 demo: module userspace
 	@exec scripts/demo $(ARGS)

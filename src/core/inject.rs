@@ -63,6 +63,8 @@ impl fmt::Display for Action {
 pub enum Kind {
     /// A step that can fail.
     Step,
+    /// Memory is needed, and nothing else can fail.
+    Memory,
     /// A place that is only passed.
     Pass,
     /// A step that can fail, and has data in its hands.
@@ -76,7 +78,8 @@ impl Kind {
     pub fn can(self, action: Action) -> bool {
         match action {
             Action::Die | Action::Delay(_) | Action::Stall => self != Self::Clock,
-            Action::Error(_) | Action::NoMemory => matches!(self, Self::Step | Self::Data),
+            Action::NoMemory => matches!(self, Self::Step | Self::Memory | Self::Data),
+            Action::Error(_) => matches!(self, Self::Step | Self::Data),
             Action::Truncate(_) | Action::Flip(_) => self == Self::Data,
             Action::Jump(_) => self == Self::Clock,
         }
@@ -86,6 +89,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Step => "step",
+            Self::Memory => "memory",
             Self::Pass => "pass",
             Self::Data => "data",
             Self::Clock => "clock",
@@ -422,6 +426,7 @@ mod tests {
             "flush" => Some((1, Kind::Step)),
             "round" => Some((2, Kind::Pass)),
             "clock" => Some((3, Kind::Clock)),
+            "memory" => Some((4, Kind::Memory)),
             _ => None,
         }
     }
@@ -525,6 +530,8 @@ mod tests {
             ("flush jump=1", Cannot),
             ("round error", Cannot),
             ("round nomem", Cannot),
+            ("memory error", Cannot),
+            ("memory flip", Cannot),
             ("clock die", Cannot),
             ("clock stall", Cannot),
         ] {

@@ -41,7 +41,7 @@ macro_rules! points {
 #[cfg(MARS_INJECT)]
 points! {
     // The primary's log. Positions are of the log.
-    Step AppendMemory "append-memory": "Memory for a batch is needed.",
+    Memory AppendMemory "append-memory": "Memory for a batch is needed.",
     Step LogExtend "log-extend": "Zeros are written ahead of the end.",
     Data AppendWrite "append-write": "A batch is written.",
     Step AppendDone "append-done": "A batch was written; nobody knows yet.",
@@ -99,9 +99,9 @@ points! {
     Pass WriteBackRound "write-back-round": "The write-back looks what there is to do.",
 
     // Memory on the way of a write.
-    Step WriteMemory "write-memory": "Memory for the data of a write is needed.",
-    Step AdmitMemory "admit-memory": "Memory for a record is needed.",
-    Step PlanMemory "plan-memory": "Memory for the plan of the write-back is needed.",
+    Memory WriteMemory "write-memory": "Memory for the data of a write is needed.",
+    Memory AdmitMemory "admit-memory": "Memory for a record is needed.",
+    Memory PlanMemory "plan-memory": "Memory for the plan of the write-back is needed.",
 
     // Fetch. Positions are of the log.
     Step Dial "dial": "A connection is made.",
@@ -124,7 +124,7 @@ points! {
     Step ReplaySync "replay-sync": "A fetched log is made durable.",
     Step ReplayCut "replay-cut": "A fetched log that could not be made durable is cut.",
     Data ReplayRead "replay-read": "Bytes of a log were read.",
-    Step ReplayAdmit "replay-admit": "Memory for a record of a log is needed.",
+    Memory ReplayAdmit "replay-admit": "Memory for a record of a log is needed.",
     Step ReplaySettled "replay-settled": "All of a log is on the disk; the link says less.",
     Step SwitchLog "switch-log": "Replay goes on with the next log.",
     Step SwitchLink "switch-link": "The next log has its version link, the replay link is in the old one.",

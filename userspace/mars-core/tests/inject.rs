@@ -79,9 +79,9 @@ proptest! {
     fn given_any_words_of_the_grammar_when_they_are_read_then_what_is_taken_is_within_its_kind(
         action in "[a-z]{3,8}(=-?[0-9]{1,6})?",
         rest in "( (after|times|range|for|probability)=[0-9/-]{1,8}){0,3}",
-        kind in 0usize..4,
+        kind in 0usize..5,
     ) {
-        let kind = [Kind::Step, Kind::Pass, Kind::Data, Kind::Clock][kind];
+        let kind = [Kind::Step, Kind::Memory, Kind::Pass, Kind::Data, Kind::Clock][kind];
         if let Ok(rule) = Rule::parse(&format!("p {action}{rest}"), |_| Some((0, kind))) {
             prop_assert!(kind.can(rule.action));
             prop_assert!(rule.one_in > 0);
