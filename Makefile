@@ -68,8 +68,9 @@ inject:
 # For make lint: each warning is an error, and the results of the build proper
 # stay as they are.
 clippy:
-	+@mkdir -p build/clippy
+	+@mkdir -p build/clippy build/clippy-inject
 	+@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
+	+@$(call kbuild,clippy-inject,MARS_INJECT=1 CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
 
 selftest:
 	+@mkdir -p build/selftest

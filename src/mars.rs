@@ -12,6 +12,14 @@ use kernel::{
     sync::Arc, //
 };
 
+#[cfg_attr(
+    not(MARS_INJECT),
+    allow(
+        clippy::bind_instead_of_map,
+        clippy::unnecessary_lazy_evaluations,
+        reason = "without the injector its points are the constant Ok"
+    )
+)]
 mod engine;
 #[allow(
     dead_code,

@@ -6,7 +6,7 @@ durable is there, the replica converges by itself, and the disks are the same by
 the point fails, waits, stalls, has no memory, or spoils what it has in its hands.
 
 MARS_POINTS: how many points are looked at, chosen at random (MARS_SEED repeats a choice); "all"; or names with commas. For faults
-also with the action: "append-write truncate=512".
+also with the action, "append-write truncate=512", and the workload, if it is not that of the point: "… @getting_room".
 """
 
 import contextlib
@@ -161,7 +161,9 @@ class Pair:
             marscluster.wait_device(a)
         wait_state(a, "primary", 90)
         for command in ("resume-fetch", "resume-replay", "resume-sync"):
-            b.run(f"marsadm {command} data --timeout 60", timeout=70)
+            # Refused as long as it has not heard that the primary's /mars has room again.
+            resume = f"marsadm {command} data --timeout 20"
+            wait_until(lambda r=resume: b.run(r, check=False, timeout=30).ok, 60, resume, 0.5)
         self.quiet()
         if not a.run(f"mountpoint -q {MOUNT}", check=False).ok:
             mount(a)
@@ -444,12 +446,15 @@ def look_at(mars_hosts, names: list[str], rng, record: bool, rule: typing.Callab
             pair = Pair(mars_hosts(2, inject.spec(record)), rng)
             pair.deadly = record
         c = CASES[name.split()[0]]
+        name, _, where = name.partition(" @")
+        run = next(o.run for o in CASES.values() if o.run.__name__ == where) if where else c.run
         text = rule(name)
-        after = rng.randint(0, c.after) if c.after else 0
+        # A rule with a time would be over before.
+        after = rng.randint(0, c.after) if c.after and not where and "for=" not in text else 0
         text += f" after={after}" if after else ""
-        print(f"  {text} ({c.run.__name__})", flush=True)
+        print(f"  {text} ({run.__name__})", flush=True)
         try:
-            c.run(pair, text)
+            run(pair, text)
             pair.verify()
         except (AssertionError, VmError) as e:
             if POINTS != "all":
@@ -473,18 +478,27 @@ def test_the_host_dies_at_a_point_and_nothing_is_lost(mars_hosts):
     look_at(mars_hosts, chosen(rng, [n for n in CASES if n != "clock-read"]), rng, True, lambda name: f"{name} die")
 
 
-# What each kind of point is made to do. Errors end by themselves, as those of a disk or a line that come back.
+# What each kind of point is made to do. Errors end by themselves, as those of a disk or a line that come back; a stall when
+# the rules are taken back.
 FAULTS = {
-    "step": ("error times=3", "error=28 times=2", "nomem times=3", "delay=300 times=5", "stall for=2500", "error probability=1/4 for=2000"),
-    "memory": ("nomem times=10", "nomem probability=1/3 for=2000", "delay=100 times=5"),
-    "pass": ("delay=300 times=5", "stall for=2500"),
+    "step": ("error times=3", "error=28 times=2", "nomem times=3", "delay=300 times=5", "stall times=1", "error probability=1/4 for=8000"),
+    "memory": ("nomem times=10", "nomem probability=1/3 for=8000", "delay=100 times=5"),
+    "pass": ("delay=300 times=5", "stall times=1"),
     "data": ("error times=2", "truncate=512 times=2", "truncate=5000 times=2", "flip times=2", "delay=300 times=5"),
-    "clock": ("jump=4000 for=2000", "jump=-4000 for=2000"),
+    "clock": ("jump=4000 for=8000", "jump=-4000 for=8000"),
 }
 
 # What no program could find out: data that are spoilt in memory before or after their checksums count. For a log that
 # the primary itself writes wrong there is a test of its own.
 SILENT = {"append-write": "flip", "serve-sync": "flip"}
+
+
+# Bugs of once: the map of emergency mode could not be written (its header is in the first two blocks) when a gap began, and
+# when it ended.
+FOUND = [
+    "dirty-write error=28 times=2 range=0-8191 @becoming_full",
+    "dirty-write error=5 times=3 range=0-8191 @getting_room",
+]
 
 
 @pytest.mark.timeout(100000 if POINTS == "all" else 900)
@@ -500,12 +514,20 @@ def test_something_fails_at_a_point_and_nothing_is_lost(mars_hosts):
     def rule(name: str) -> str:
         if " " in name:
             return name
-        faults = [f for f in FAULTS[kinds[name]] if f.split()[0] != SILENT.get(name)]
+        # At random only where one comes by often.
+        faults = [
+            f
+            for f in FAULTS[kinds[name]]
+            if f.split()[0] != SILENT.get(name) and (CASES[name].after > 1 or "probability" not in f)
+        ]
         return f"{name} {rng.choice(faults)}"
 
     names = chosen(rng, list(CASES))
     if POINTS.isdigit():
-        names = names[: max(1, len(names) * 2 // 3)]
+        # One fault more, of those that found something once.
+        names = names[: max(1, len(names) * 2 // 3)] + [rng.choice(FOUND)]
+    elif POINTS == "all":
+        names += FOUND
     look_at(mars_hosts, names, rng, False, rule)
 
 
@@ -521,10 +543,14 @@ def test_bit_flipped_on_its_way_into_the_log(mars_hosts):
     assert writer
     at = writer.look()
     wait_until(lambda: writer.look() > at + 3, 60, "the application goes on")
-    stopped = marscluster.member(b).replay
+    assert "log-rotate" in marscluster.member(b).state
+    # A new replica begins with the log that the primary is in: that must be another one.
+    damaged = marscluster.member(b).replay
+    a.run("marsadm log-rotate data")
+    wait_until(lambda: marscluster.member(a).replay.number > damaged.number, 60, "the primary is in the next log")
     b.run("marsadm invalidate data --timeout 60", timeout=70)
     pair.verify()
-    assert marscluster.member(b).replay.reaches(stopped)
+    assert marscluster.member(b).replay.number > damaged.number
     # All lose their rules when the module goes, so nobody is stalled for ever.
     pair.leave_all()
     for host in (a, b):

@@ -277,12 +277,13 @@ impl Dirty {
     ///
     /// The map can't be written: the log must not be used.
     pub(crate) fn close_gap(&self, next: u32) -> Result {
-        self.change(|map| {
-            if map.is_open() {
-                map.close_gap(next).map_err(|_| EINVAL)?;
-            }
-            Ok(())
-        })
+        let mut inner = self.inner.lock();
+        let open = (*inner).as_mut().ok_or(ENODEV)?;
+        if open.map.is_open() {
+            open.map.close_gap(next).map_err(|_| EINVAL)?;
+        }
+        // Whatever the disk has now is right as long as nothing more is written; before that, the map is written again.
+        open.save().inspect_err(|_| open.map.reopen())
     }
 
     /// The disk is about to be filled by a sync: what was said of it counts no more.
@@ -293,11 +294,14 @@ impl Dirty {
     pub(crate) fn clear(&self) -> Result {
         let mut inner = self.inner.lock();
         match &mut *inner {
-            Some(open) if open.map.gap() != Gap::None => {
-                open.map.clear();
+            Some(open) => {
+                if open.map.gap() != Gap::None {
+                    open.map.clear();
+                }
+                // Also what an earlier attempt could not write.
                 open.save()
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

@@ -315,6 +315,7 @@ pub(crate) fn spawn(
             failures: 0,
             suspect: false,
             full: false,
+            gap_begun: false,
         }
         .run(ctx, log, &kick)
     })
@@ -337,6 +338,9 @@ struct Logger<'a> {
     suspect: bool,
     /// There was no room for the last batch.
     full: bool,
+    /// A gap was begun, and the map could not be written: on the disk it may be open or not. Nothing may be logged behind
+    /// its beginning, since recovery would not look there.
+    gap_begun: bool,
 }
 
 /// What comes when a log, or the time without one, has ended.
@@ -377,6 +381,11 @@ impl Logger<'_> {
             if self.is_out_of_room() && self.open_gap(&mut log) {
                 self.close(log);
                 return After::Gap;
+            }
+            if self.gap_begun && !(stopping && self.failures > LAST_TRIES) {
+                self.give_up_flushes();
+                time::sleep_ms(200);
+                continue;
             }
             if stopping && self.failures > LAST_TRIES {
                 pr_err!(

@@ -832,7 +832,7 @@ fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
     } else {
         m.set_trouble(Some((
             "defective-log",
-            format_args!("{} can't be replayed at {defect}; if no member has a good copy, run 'marsadm invalidate {}' here", at.log, m.name),
+            format_args!("{} can't be replayed at {defect}; if no member has a good copy, run 'marsadm log-rotate {}' on the primary, and after that 'marsadm invalidate {}' here", at.log, m.name, m.name),
         )));
         time::sleep_ms(2000);
     }

@@ -22,14 +22,16 @@ const BUFFER: usize = 32 << 20;
 impl Logger<'_> {
     /// Whether this log can't or shall not be written any more.
     pub(super) fn is_out_of_room(&self) -> bool {
-        self.full || self.progress.inner.lock().must_stop
+        self.full || self.gap_begun || self.progress.inner.lock().must_stop
     }
 
     /// Ends `log` at its durable end and begins a gap. `false`: not now; nothing has changed.
     #[inline(never)]
     pub(super) fn open_gap(&mut self, log: &mut LogFile) -> bool {
         let fresh = self.progress.inner.lock().ends.reserve().is_ok();
-        if !fresh || (self.unflushed_since != 0 && !self.flush(log) && !self.full) {
+        // Once a gap was begun its beginning stays where it is.
+        let flush = self.unflushed_since != 0 && !self.gap_begun;
+        if !fresh || (flush && !self.flush(log) && !self.full) {
             return false;
         }
         // Behind this nobody has ever seen anything.
@@ -43,6 +45,10 @@ impl Logger<'_> {
                 self.resource(),
                 e
             );
+            self.gap_begun = self.dirty.is_open();
+            if self.gap_begun {
+                self.failed(e);
+            }
             return false;
         }
         inject::pass!(GapOpened);
@@ -61,6 +67,7 @@ impl Logger<'_> {
         self.unflushed_since = 0;
         self.suspect = false;
         self.full = false;
+        self.gap_begun = false;
         self.failures = 0;
         self.progress.fail(None);
         pr_err!("{}: EMERGENCY MODE: no room for {:?}, which ends at {}; from here on nothing is logged, replicas stay where they are. Make room in /mars\n", self.resource(), log.name, end);
