@@ -7,7 +7,7 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module inject selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm torture demo bench rust-analyzer
+GOALS := all module inject selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm check-debug torture demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo '  simulate       runs of the simulator: SEEDS=number, FIRST=seed'
 	@echo '  simulate-defects  that the simulator finds each of a list of bugs'
 	@echo '  test-vm        tests that boot kernels in virtual machines; FULL=1: of the system layer, too'
+	@echo '  check-debug    the tests of test-vm FULL=1 on a kernel with KASAN, lockdep, kmemleak ...: hours'
 	@echo '  torture        the same losses of power and crashes as in test-vm, but thousands, and at all points: many hours'
 	@echo '  demo           a small cluster in virtual machines, step by step'
 	@echo '  bench          measurements'
@@ -35,6 +36,7 @@ help:
 	@echo
 	@echo 'Settings:'
 	@echo '  MARS_CACHE=DIR where the build environment is (default ~/.cache/mars)'
+	@echo '  MARS_LANE=debug  module, selftest and test-vm with the kernel of check-debug, into build/debug/'
 	@echo '  V=1            show the commands of the module build'
 	@echo '  ARGS=...       further arguments for pytest, demo and bench'
 
@@ -50,30 +52,33 @@ else
 
 jobs := $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
+# What belongs to one kernel: scripts/in-env sets MARS_KERNEL_LANE.
+build := build$(if $(MARS_KERNEL_LANE),/$(MARS_KERNEL_LANE))
+
 # $(call kbuild,folder for the results[,variables])
-kbuild = $(MAKE) --no-print-directory $(jobs) -C $(MARS_KDIR) CC=$(MARS_KCC) \
-	M=$(CURDIR) MO=$(CURDIR)/build/$(1) $(2)
+kbuild = $(MAKE) --no-print-directory $(jobs) -C $(MARS_KDIR) CC=$(MARS_KCC) $(if $(MARS_KLD),LD=$(MARS_KLD)) \
+	M=$(CURDIR) MO=$(CURDIR)/$(build)/$(1) $(2)
 
 all: module userspace
 
 # Two folders, so that the product and the module with the fault injector lie side by side.
 module: $(if $(INJECT),inject)
-	+@$(if $(INJECT),:,mkdir -p build/module)
+	+@$(if $(INJECT),:,mkdir -p $(build)/module)
 	+@$(if $(INJECT),:,$(call kbuild,module,modules))
 
 inject:
-	+@mkdir -p build/inject
+	+@mkdir -p $(build)/inject
 	+@$(call kbuild,inject,MARS_INJECT=1 modules)
 
 # For make lint: each warning is an error, and the results of the build proper
 # stay as they are.
 clippy:
-	+@mkdir -p build/clippy build/clippy-inject
+	+@mkdir -p $(build)/clippy $(build)/clippy-inject
 	+@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
 	+@$(call kbuild,clippy-inject,MARS_INJECT=1 CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
 
 selftest:
-	+@mkdir -p build/selftest
+	+@mkdir -p $(build)/selftest
 	+@$(call kbuild,selftest,MARS_SELFTEST=1 modules)
 
 userspace:
@@ -126,6 +131,15 @@ simulate-defects:
 # The tests of the system layer take as long as all others together: FULL=1 runs them, too.
 test-vm: module inject $(if $(FULL),selftest) userspace
 	@exec python3 -m pytest tests $(if $(FULL),,--ignore=tests/test_sys.py --ignore=tests/test_sys_block.py) $(ARGS)
+
+# Whoever has found something runs single tests: make check-debug ARGS="tests/test_reload.py -x"
+ifeq ($(MARS_KERNEL_LANE),debug)
+check-debug: module inject selftest userspace
+	@exec python3 -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(ARGS)
+else
+check-debug:
+	+@scripts/debug-kernel && MARS_LANE=debug exec scripts/in-env make --no-print-directory $@
+endif
 
 # Each can be set: make torture MARS_STATES=300
 MARS_STATES ?= 5000

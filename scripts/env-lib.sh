@@ -13,6 +13,8 @@ export MARS_ROOT MARS_CACHE
 MARS_SUITE=trixie MARS_SERIES=7.3 MARS_FLAVOUR=cloud-amd64
 # Raise it when the way a tree is built changes, not only its packages.
 MARS_TOOLS_REVISION=1
+# The same for the kernel of the debug lane and its configuration.
+MARS_DEBUG_REVISION=1
 
 die()
 {
@@ -40,6 +42,23 @@ tools_id()
 env_file()
 {
 	echo "$MARS_CACHE/env-$(tools_id).sh"
+}
+
+# The lines of the debug kernel's configuration that mean something.
+debug_options()
+{
+	grep -E '^(CONFIG_[A-Z0-9_]+=|# CONFIG_[A-Z0-9_]+ is not set$)' "$MARS_ROOT/scripts/debug-kernel.config"
+}
+
+# Where the kernel of the debug lane is, once the tree's settings are known.
+debug_folder()
+{
+	local sum
+	sum=$({
+		echo "$MARS_KVERSION $MARS_DEBUG_REVISION"
+		debug_options
+	} | sha256sum) || return
+	echo "${MARS_KSRC%/*}/debug-${sum:0:12}"
 }
 
 # enter_tree TREE CMD [ARG...]: see scripts/env-enter.

@@ -53,7 +53,7 @@ def pytest_sessionfinish():
 def _folder(item, n):
     """For the consoles of a test's n-th cluster; what an earlier run left is removed."""
     name = re.sub(r"[^\w.=-]+", "_", item.nodeid.replace("tests/", "", 1)).strip("_")
-    path = util.BUILD / "vm" / name
+    path = util.KERNEL_BUILD / "vm" / name
     if n == 0:
         shutil.rmtree(path, ignore_errors=True)
         return path
@@ -121,6 +121,8 @@ def mars_hosts(request):
         if not request.node.stash.get(_failed, False):
             for cluster in (used[i] for i in unload):
                 errors += _unload(cluster)
+            for cluster in used:
+                errors += _leaks(cluster)
     finally:
         for cluster in used:
             cluster.close()
@@ -136,6 +138,15 @@ def _unload(cluster):
     except VmError as e:
         return [f"at the end of the test: {e}"]
     return [f"when the module was removed: {p}" for host in running for p in host.check()]
+
+
+def _leaks(cluster):
+    running = [h for h in cluster if h.is_on]
+    try:
+        found = cluster.each(lambda host: host.leaks(), running)
+    except VmError as e:
+        return [f"when leaks were looked for: {e}"]
+    return sum(found, []) + [f"when leaks were looked for: {p}" for host in running for p in host.check()]
 
 
 @pytest.fixture

@@ -347,16 +347,25 @@ def deletion(pair: Pair, rule: str) -> None:
     pair.hit(pair.b, rule, then="while :; do marsadm log-delete-all data; sleep 1; done", on=pair.a)
 
 
-@case("fetch-cut", "fetch-cut-done")
+@case("fetch-again")
 def damage(pair: Pair, rule: str) -> None:
     pair.write()
     pair.hit(pair.b, "fetch-write flip times=1", rule)
 
 
-@case("replay-cut")
+@case("replay-rewrite")
 def fetched_log_not_durable(pair: Pair, rule: str) -> None:
     pair.write()
     pair.hit(pair.b, "replay-sync error times=1", rule)
+
+
+@case("switch-cut", "switch-cut-sync")
+def long_copy(pair: Pair, rule: str) -> None:
+    pair.write()
+    pair.quiet()
+    marscluster.wait_synced([pair.a, pair.b])
+    pair.b.run(f"head -c 5000 /dev/urandom >> $(ls {LOGS} | tail -1)")
+    pair.hit(pair.b, rule, then="marsadm log-rotate data", on=pair.a)
 
 
 @case("fetch-begin-cut")

@@ -12,7 +12,7 @@ import pytest
 from marsvm import util
 from marsvm import wait_until
 
-MODULE = util.BUILD / "selftest" / "mars_selftest.ko"
+MODULE = util.KERNEL_BUILD / "selftest" / "mars_selftest.ko"
 PROC = "/proc/sys/mars_selftest"
 LOOPBACK = ("127.0.0.1", "::1")
 

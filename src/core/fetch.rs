@@ -9,6 +9,7 @@
 //!
 //! Pure: no clock, no socket; the caller holds the lock. Positions are bytes of the log file.
 
+use crate::log::LogName;
 use kernel::alloc::{
     flags::GFP_KERNEL,
     AllocError,
@@ -57,6 +58,30 @@ impl From<AllocError> for FetchError {
     }
 }
 
+/// A place of a log from which on the local copy is not to be relied on. There is one at a time: replay goes through one log
+/// after the other, and does not pass one of which there is doubt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Doubt {
+    log: LogName,
+    from: u64,
+}
+
+impl Doubt {
+    /// Everything of `log` before `from` is known to be good. What was in doubt before stays so.
+    pub fn new(log: LogName, from: u64, before: Option<Self>) -> Self {
+        let old = before.filter(|d| d.log == log).map_or(u64::MAX, |d| d.from);
+        Self {
+            log,
+            from: from.min(old),
+        }
+    }
+
+    /// From where on `log` is in doubt.
+    pub fn of(doubt: Option<Self>, log: &LogName) -> Option<u64> {
+        doubt.filter(|d| d.log == *log).map(|d| d.from)
+    }
+}
+
 /// State of fetching one log.
 ///
 /// # Invariants
@@ -68,6 +93,8 @@ pub struct FetchPlan {
     cursor: u64,
     known_end: u64,
     closed_at: Option<u64>,
+    /// Nothing behind this counts, whoever has it.
+    ends_at: Option<u64>,
     done: KVec<Span>,
     again: KVec<Span>,
     polling: bool,
@@ -81,6 +108,7 @@ impl FetchPlan {
             cursor: start,
             known_end: start,
             closed_at: None,
+            ends_at: None,
             done: KVec::new(),
             again: KVec::new(),
             polling: false,
@@ -89,7 +117,23 @@ impl FetchPlan {
 
     /// Everything before this position has arrived.
     pub fn contiguous(&self) -> u64 {
-        self.contiguous
+        self.clip(self.contiguous)
+    }
+
+    /// The log ends here, whatever its sources have: a forced failover has cut it off.
+    pub fn end_at(&mut self, end: u64) {
+        self.ends_at = Some(end);
+        self.known_end = self.clip(self.known_end);
+        self.closed_at = Some(end);
+    }
+
+    /// Where it was said to end.
+    pub fn ends_at(&self) -> Option<u64> {
+        self.ends_at
+    }
+
+    fn clip(&self, pos: u64) -> u64 {
+        pos.min(self.ends_at.unwrap_or(u64::MAX))
     }
 
     /// Durable end of the log at the source, as far as it is known.
@@ -99,13 +143,17 @@ impl FetchPlan {
 
     /// Whether the log is closed at the source and has arrived whole.
     pub fn is_complete(&self) -> bool {
-        self.closed_at == Some(self.contiguous)
+        self.closed_at == Some(self.contiguous())
     }
 
     /// What a worker is to do next; at most `max` bytes at a time.
     pub fn next(&mut self, max: u32) -> Task {
-        if let Some(span) = self.again.pop() {
-            return Task::Read(span);
+        while let Some(span) = self.again.pop() {
+            let rest = self.clip(span.end()).saturating_sub(span.start);
+            let len = u32::try_from(rest).unwrap_or(u32::MAX);
+            if len > 0 {
+                return Task::Read(Span { len, ..span });
+            }
         }
         let rest = self.known_end.saturating_sub(self.cursor);
         if rest > 0 {
@@ -126,8 +174,8 @@ impl FetchPlan {
 
     /// Notes what the source said about the end of its log; ends never go back.
     pub fn source_end(&mut self, end: u64, closed: bool) {
-        self.known_end = self.known_end.max(end);
-        if closed {
+        self.known_end = self.clip(self.known_end.max(end));
+        if closed && self.ends_at.is_none() {
             self.closed_at = Some(self.known_end);
         }
     }
@@ -169,7 +217,7 @@ impl FetchPlan {
         self.polling = false;
         let span = Span { start, len };
         self.cursor = span.end();
-        self.known_end = self.known_end.max(self.cursor);
+        self.known_end = self.clip(self.known_end.max(self.cursor));
         self.complete(span)
     }
 
@@ -266,6 +314,62 @@ mod tests {
         }
         assert!(p.is_complete());
         assert!(got.iter().all(|n| *n == 1));
+    }
+
+    #[test]
+    fn p1_given_a_failed_sync_when_others_follow_then_the_first_doubtful_place_counts() {
+        let log = |number| LogName {
+            number,
+            creator: crate::name::Name::new(b"a").unwrap(),
+        };
+        let first = Some(Doubt::new(log(1), 500, None));
+        assert_eq!(Doubt::of(first, &log(1)), Some(500));
+        assert_eq!(Doubt::of(first, &log(2)), None);
+        let later = Some(Doubt::new(log(1), 900, first));
+        assert_eq!(Doubt::of(later, &log(1)), Some(500));
+        let earlier = Some(Doubt::new(log(1), 0, later));
+        assert_eq!(Doubt::of(earlier, &log(1)), Some(0));
+        assert_eq!(
+            Doubt::of(Some(Doubt::new(log(2), 7, later)), &log(2)),
+            Some(7)
+        );
+        assert_eq!(Doubt::of(None, &log(1)), None);
+    }
+
+    #[test]
+    fn p10_given_a_log_that_was_cut_off_when_its_source_has_less_then_it_is_complete_there() {
+        let mut p = FetchPlan::new(0);
+        p.source_end(300, true);
+        let Task::Read(a) = p.next(200) else { panic!() };
+        let Task::Read(b) = p.next(200) else { panic!() };
+        p.arrived(a, 100).unwrap();
+        p.end_at(250);
+        p.source_end(400, true);
+        // What another source does not have is not asked for again.
+        p.failed(Task::Read(b)).unwrap();
+        assert!(!p.is_complete());
+        let mut left = 150u32;
+        while let Task::Read(s) = p.next(200) {
+            assert!(s.end() <= 250);
+            left -= s.len;
+            p.arrived(s, s.len).unwrap();
+        }
+        assert_eq!((left, p.contiguous(), p.known_end()), (0, 250, 250));
+        assert!(p.is_complete());
+        assert_eq!(p.next(9), Task::Idle);
+    }
+
+    #[test]
+    fn given_more_of_a_log_than_counts_when_it_is_cut_off_then_it_is_complete_at_once() {
+        let mut p = FetchPlan::new(900);
+        assert_eq!(p.next(9), Task::Poll(900));
+        p.end_at(800);
+        assert!(p.is_complete());
+        assert_eq!(p.contiguous(), 800);
+        p.polled(900, 20).unwrap();
+        assert_eq!((p.contiguous(), p.known_end()), (800, 800));
+        assert_eq!(p.next(9), Task::Idle);
+        assert_eq!(p.ends_at(), Some(800));
     }
 
     #[test]

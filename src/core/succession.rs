@@ -41,6 +41,8 @@ pub struct Search<'a> {
     purpose: Purpose,
     primary: Option<Name>,
     found: Option<LogName>,
+    /// The primary's history says that nothing follows here.
+    decided: bool,
 }
 
 impl<'a> Search<'a> {
@@ -60,12 +62,13 @@ impl<'a> Search<'a> {
             purpose,
             primary,
             found: None,
+            decided: false,
         }
     }
 
     /// Whether the history of `host` could still change the result.
     pub fn wants(&self, host: &Name) -> bool {
-        self.found.is_none() || self.primary == Some(*host)
+        !self.decided && (self.found.is_none() || self.primary == Some(*host))
     }
 
     /// Looks at the history of `host`, another member.
@@ -81,6 +84,17 @@ impl<'a> Search<'a> {
         let Some(number) = self.log.number.checked_add(1).filter(|_| fits) else {
             return;
         };
+        if self.primary == Some(*host) {
+            // What it knows of this number is all that counts: others may be on a way that was cut off.
+            let here = |v: &&VersionLink| v.this.log.number == self.log.number;
+            let there = |v: &&VersionLink| v.this.log.number == number;
+            let (same, next) = (theirs.iter().find(here), theirs.iter().find(there));
+            if !course(&self.log, same, next).has(self.end) {
+                self.found = None;
+                self.decided = true;
+                return;
+            }
+        }
         let ends_here = |p: &VersionPoint| {
             p.log == self.log && (p.pos == self.end || defect!("successor-any-end"))
         };
@@ -95,6 +109,101 @@ impl<'a> Search<'a> {
     /// The log that follows, if anybody knows one.
     pub fn found(&self) -> Option<LogName> {
         self.found
+    }
+}
+
+/// What the history of the designated primary says about a log that is fetched or replayed here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Course {
+    /// That history has it at least up to here, and does not say where it ends.
+    Open(u64),
+    /// It counts up to here. What a copy has behind was cut off by a forced failover.
+    EndsAt(u64),
+    /// It is no part of that history.
+    Elsewhere,
+}
+
+/// Looks `log` up in the history of the designated primary: `same` is its version link of the number of `log`, `next` that
+/// of the number after it.
+pub fn course(log: &LogName, same: Option<&VersionLink>, next: Option<&VersionLink>) -> Course {
+    if defect!("no-course") {
+        return Course::Open(0);
+    }
+    let before = next.and_then(|v| v.previous);
+    if let Some(p) = before.filter(|p| p.log.number == log.number) {
+        return if p.log == *log {
+            Course::EndsAt(p.pos)
+        } else {
+            Course::Elsewhere
+        };
+    }
+    match same.filter(|v| v.this.log.number == log.number) {
+        Some(v) if v.this.log != *log => Course::Elsewhere,
+        Some(v) => Course::Open(v.this.pos),
+        None => Course::Open(0),
+    }
+}
+
+impl Course {
+    /// Whether a log that ends at `end` here lies on it.
+    pub fn has(&self, end: u64) -> bool {
+        match self {
+            Self::Open(at) => *at <= end,
+            Self::EndsAt(at) => *at == end,
+            Self::Elsewhere => false,
+        }
+    }
+
+    /// Whether a disk that has something of the log up to `pos` may still be on it.
+    pub fn may_reach(&self, pos: u64) -> bool {
+        match self {
+            Self::Open(_) => true,
+            Self::EndsAt(end) => pos <= *end,
+            Self::Elsewhere => false,
+        }
+    }
+}
+
+/// How far a disk may have been written from the log at its replay link. While replay runs that is known, but a crash leaves
+/// a link that is older, and then everything counts that the local file had when it was looked at first.
+///
+/// This says whether a replica may stop where a forced failover has cut a log off, and follow the new history from there: only
+/// if it has nothing of what is behind. Else it goes on to what it has, and is in split brain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reach(Option<(LogName, u64)>);
+
+impl Reach {
+    /// After the start the file of `log`, in which the replay link is, is good up to `end`.
+    pub fn found(&mut self, log: LogName, end: u64) {
+        if self.0.is_none_or(|(l, _)| l != log) {
+            self.0 = Some((log, end));
+        }
+    }
+
+    /// What `log` has before `end` is about to be applied.
+    pub fn apply(&mut self, log: &LogName, end: u64) {
+        if let Some((l, reach)) = &mut self.0 {
+            if l == log {
+                *reach = end.max(*reach);
+            }
+        }
+    }
+
+    /// Everything before `log` is on the disk, and nothing of it.
+    pub fn begin(&mut self, log: LogName) {
+        self.0 = Some((log, 0));
+    }
+
+    /// Where replay of `log`, which `me` may have written, must stop on this course.
+    pub fn stop(&self, log: &LogName, me: &Name, course: Course) -> Option<u64> {
+        match (self.0, course) {
+            // A primary's disk may have all that it has logged.
+            _ if log.creator == *me => None,
+            (Some((l, reach)), Course::EndsAt(end)) if l == *log && reach <= end => Some(end),
+            // Nothing of a later log was applied.
+            (Some((l, _)), Course::EndsAt(end)) if l.number < log.number => Some(end),
+            _ => None,
+        }
     }
 }
 
@@ -237,6 +346,61 @@ mod tests {
                 Some(log(2, "p"))
             );
         }
+    }
+
+    #[test]
+    fn p5_given_a_log_that_a_failover_cut_when_others_go_on_with_it_then_the_primary_s_end_counts()
+    {
+        // `a` wrote log 1 up to 10 and went on; `p` was made primary by force when it had 7 of it.
+        let a = chain(&[("a", 10), ("a", 1)]);
+        let p = chain(&[("a", 7), ("p", 1)]);
+        let mine = chain(&[("a", 5)]);
+        let (same, next) = (p.first(), p.last());
+        let c = course(&log(1, "a"), same, next);
+        assert_eq!(c, Course::EndsAt(7));
+        assert!(c.has(7) && !c.has(10) && !c.has(5));
+        assert!(c.may_reach(7) && !c.may_reach(8));
+        assert_eq!(course(&log(2, "a"), next, None), Course::Elsewhere);
+        assert!(!Course::Elsewhere.may_reach(0) && !Course::Elsewhere.has(0));
+        assert_eq!(course(&log(2, "p"), next, None), Course::Open(1));
+        assert!(Course::Open(1).has(1) && !Course::Open(2).has(1));
+        assert_eq!(course(&log(1, "b"), same, next), Course::Elsewhere);
+        assert_eq!(course(&log(3, "a"), None, None), Course::Open(0));
+        for others in [
+            [("a", a.as_slice()), ("p", p.as_slice())],
+            [("p", p.as_slice()), ("a", a.as_slice())],
+        ] {
+            for purpose in [Purpose::Fetch, Purpose::Replay] {
+                assert_eq!(search(&mine, 10, purpose, &others), None);
+                assert_eq!(search(&mine, 7, purpose, &others), Some(log(2, "p")));
+            }
+        }
+    }
+
+    #[test]
+    fn p5_given_a_log_that_was_cut_off_then_only_a_disk_that_has_nothing_behind_stops_there() {
+        let (me, one, cut) = (name("c"), log(1, "a"), Course::EndsAt(7));
+        let mut r = Reach::default();
+        // Just started: nobody knows what an earlier run has applied.
+        assert_eq!(r.stop(&one, &me, cut), None);
+        r.apply(&one, 5);
+        assert_eq!(r.stop(&one, &me, cut), None);
+        r.found(one, 6);
+        assert_eq!(r.stop(&one, &me, cut), Some(7));
+        // What is fetched later is not applied by that.
+        r.found(one, 9);
+        r.apply(&log(2, "a"), 9);
+        assert_eq!(r.stop(&one, &me, cut), Some(7));
+        assert_eq!(r.stop(&log(2, "a"), &me, Course::EndsAt(0)), Some(0));
+        assert_eq!(r.stop(&one, &me, Course::Open(3)), None);
+        assert_eq!(r.stop(&one, &name("a"), cut), None);
+        r.apply(&one, 8);
+        assert_eq!(r.stop(&one, &me, cut), None);
+        r.begin(log(2, "p"));
+        assert_eq!(r.stop(&one, &me, cut), None);
+        assert_eq!(r.stop(&log(2, "p"), &me, cut), Some(7));
+        r.found(log(3, "p"), 8);
+        assert_eq!(r.stop(&log(3, "p"), &me, cut), None);
     }
 
     #[test]

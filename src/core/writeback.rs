@@ -16,7 +16,7 @@
 //! [`Policy::publish_ns`] while records come in, and otherwise as soon as everything is written, or when what only waits
 //! for it fills [`Policy::landed`] of the buffer.
 
-/// Times and sizes; the defaults are for any disk from a single spindle to flash.
+/// Times and sizes, for any disk from a single spindle to flash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
     /// I/Os in flight while nothing else is going on.
@@ -42,8 +42,9 @@ pub struct Policy {
     pub max_retry_ns: u64,
 }
 
-impl Default for Policy {
-    fn default() -> Self {
+impl Policy {
+    /// For a replica: what is replayed shall soon be on its disk, because it counts as replicated only then.
+    pub const fn replica() -> Self {
         Self {
             idle_depth: 8,
             max_depth: 64,
@@ -55,6 +56,17 @@ impl Default for Policy {
             publish_ns: 1_000_000_000,
             retry_ns: 500_000_000,
             max_retry_ns: 8_000_000_000,
+        }
+    }
+
+    /// For a primary: nobody waits for its disk while the buffer has room, and what is written back during a burst takes
+    /// disk and processor from the application. Some seconds of writes are also what a recovery replays fast.
+    pub const fn primary() -> Self {
+        Self {
+            gather_ns: 4_000_000_000,
+            relaxed: 50,
+            pressure: 80,
+            ..Self::replica()
         }
     }
 }
@@ -265,7 +277,7 @@ mod tests {
     }
 
     fn now(view: View) -> Decision {
-        decide(&view, &Policy::default())
+        decide(&view, &Policy::replica())
     }
 
     #[test]
@@ -288,6 +300,30 @@ mod tests {
             ..busy()
         };
         assert_eq!(now(unknown).start, 8);
+    }
+
+    #[test]
+    fn given_a_burst_when_a_primary_asks_then_records_gather_for_longer_than_on_a_replica_but_never_into_a_full_buffer(
+    ) {
+        let v = View {
+            dirty_bytes: 49 * MIB,
+            oldest_dirty_ns: Some(97 * S),
+            ..busy()
+        };
+        assert_eq!(decide(&v, &Policy::primary()).start, 0);
+        assert!(decide(&v, &Policy::replica()).start > 8);
+        let old = View {
+            oldest_dirty_ns: Some(96 * S),
+            ..v
+        };
+        assert_eq!(decide(&old, &Policy::primary()).start, 8);
+        let full = View {
+            dirty_bytes: 80 * MIB,
+            ..v
+        };
+        assert_eq!(decide(&full, &Policy::primary()).start, 64);
+        let quiet = View { idle: true, ..v };
+        assert_eq!(decide(&quiet, &Policy::primary()).start, 8);
     }
 
     #[test]

@@ -39,6 +39,7 @@ use mars_core::{
         next_number, //
     },
     tree::value::ReplayLink,
+    writeback::Policy,
     zeroes, //
 };
 
@@ -256,7 +257,16 @@ impl Control {
                 };
             }
         });
-        r.is_err() || diverged
+        r.is_err() || diverged || self.sync_is_cut_off()
+    }
+
+    /// Whether this disk was filled from what the designated primary's history does not have: it can never become a state
+    /// of that.
+    fn sync_is_cut_off(&self) -> bool {
+        let me = self.m.me();
+        let syncpos = self.m.get(format_args!("syncpos-{me}"));
+        let need = syncpos.and_then(|v| ReplayLink::parse(v.as_bytes()));
+        need.is_some_and(|n| !self.is_consistent() && !self.m.course(&n.log).may_reach(n.pos))
     }
 
     fn act(&mut self, step: Step, ctx: &ThreadCtx) {
@@ -554,7 +564,7 @@ impl Control {
         name: LogName,
     ) -> Result<KBox<Primary>> {
         let m = &self.m;
-        let pipe = Pipeline::new(bdev.clone(), m.env.buffer_budget())?;
+        let pipe = Pipeline::new(bdev.clone(), m.env.buffer_budget(), Policy::primary())?;
         let res = m.name;
         let thread = |kind: &str| CString::try_from_fmt(format_args!("mars_{kind}/{res}"));
         let publisher = m.clone();

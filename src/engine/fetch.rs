@@ -24,12 +24,17 @@ use kernel::{
 
 use mars_core::{
     fetch::{
+        Doubt,
         FetchPlan,
         Task, //
     },
     log::LogName,
     name::Name,
-    succession,
+    succession::{
+        self,
+        Course,
+        Reach, //
+    },
     wire::message::bulk::{
         LogRead,
         LogStatus, //
@@ -79,6 +84,13 @@ struct State {
     complete: KVec<(LogName, u64)>,
     /// Members that did not have what was asked, since the last success.
     avoid: KVec<Name>,
+    /// A sync of the local file failed: what is behind may not be on the disk, although reading it gives it, and the next
+    /// sync would say yes without having written it. Outlives [`Fetch::forget`].
+    unsynced: Option<Doubt>,
+    /// The local file is damaged, or can't be read.
+    damaged: Option<Doubt>,
+    /// What the disk may have. Outlives [`Fetch::forget`].
+    reach: Reach,
     busy: bool,
 }
 
@@ -112,6 +124,9 @@ impl Fetch {
                     epoch: 0,
                     complete: KVec::new(),
                     avoid: KVec::new(),
+                    unsynced: None,
+                    damaged: None,
+                    reach: Reach::default(),
                     busy: false,
                 }),
                 changed <- new_condvar!(),
@@ -197,23 +212,52 @@ impl Fetch {
         s.epoch = s.epoch.wrapping_add(1);
     }
 
-    /// The local copy of `log` is damaged at `pos`: it is cut there and fetched again, from another member if possible.
+    /// The local copy of `log` is damaged at `pos`: it is fetched again from there on, from another member if possible. It is
+    /// not cut: the disk may have what stands behind, and then is a state of the primary only together with it.
     pub(crate) fn again_from(&self, log: &LogName, pos: u64) {
         let mut s = self.state.lock();
         s.epoch = s.epoch.wrapping_add(1);
         s.complete.retain(|(l, _)| l.number < log.number);
+        s.damaged = Some(Doubt::new(*log, pos, s.damaged));
         let Some(t) = s.target.take() else { return };
         let _ = s.avoid.push(t.source, GFP_KERNEL);
-        let same = t.log == *log;
         drop(s);
-        if same {
-            let r = inject::at!(FetchCut, pos, 0).and_then(|()| t.file.truncate(pos));
-            if let Err(e) = r {
-                pr_err!("{:?} can't be cut at {}: {:?}\n", log, pos, e);
-            }
-            inject::pass!(FetchCutDone);
-        }
+        inject::pass!(FetchAgain);
         self.changed.notify_all();
+    }
+
+    /// What `log` has before `end` is about to be applied to the disk.
+    pub(crate) fn apply(&self, log: &LogName, end: u64) {
+        self.state.lock().reach.apply(log, end);
+    }
+
+    /// Everything before `log` is on the disk, and nothing of it.
+    pub(crate) fn begin_replay(&self, log: &LogName) {
+        self.state.lock().reach.begin(*log);
+    }
+
+    /// What the disk may have.
+    pub(crate) fn reach(&self) -> Reach {
+        self.state.lock().reach
+    }
+
+    /// A sync of the local file of `log` has failed; before `pos` it is on the disk.
+    pub(crate) fn not_synced(&self, log: &LogName, pos: u64) {
+        let mut s = self.state.lock();
+        s.unsynced = Some(Doubt::new(*log, pos, s.unsynced));
+    }
+
+    /// From where on the local file of `log` may not be on the disk.
+    pub(crate) fn unsynced(&self, log: &LogName) -> Option<u64> {
+        Doubt::of(self.state.lock().unsynced, log)
+    }
+
+    /// What was not on the disk of `log` has been written once more, and is.
+    pub(crate) fn synced(&self, log: &LogName) {
+        let mut s = self.state.lock();
+        if Doubt::of(s.unsynced, log).is_some() {
+            s.unsynced = None;
+        }
     }
 }
 
@@ -221,6 +265,7 @@ impl Fetch {
 /// thread in each round; checks the local file, which may take a while after a restart.
 pub(crate) fn choose(m: &Arc<Member>) {
     let fetch = &m.fetch;
+    keep_course(m);
     let (present, complete_now) = {
         let s = fetch.state.lock();
         match &s.target {
@@ -271,6 +316,51 @@ pub(crate) fn choose(m: &Arc<Member>) {
             "waiting",
             format_args!("fetching {log} can't start: {e:?}; is /mars full?"),
         )));
+    }
+}
+
+/// Where the designated primary's history is another one than that which is being fetched: a log ends where that says, and
+/// what is no part of it is forgotten (the files stay), so that fetching begins again at the replay link.
+#[inline(never)]
+fn keep_course(m: &Arc<Member>) {
+    let me = m.me();
+    let mut logs: KVec<(LogName, u64)> = KVec::new();
+    let (target, reach) = {
+        let s = m.fetch.state.lock();
+        if logs.extend_from_slice(&s.complete, GFP_KERNEL).is_err() {
+            return;
+        }
+        (s.target.as_ref().map(|t| t.log), s.reach)
+    };
+    let here = m.replay_link(&me).map(|l| l.log);
+    // Logs of our own are not fetched, and end where we say. In that at the replay link, replay may have to go beyond.
+    let may_leave = |log: &LogName, course: Course| {
+        log.creator != me && (here != Some(*log) || reach.stop(log, &me, course).is_some())
+    };
+    let mut lost = logs.iter().any(|(log, end)| {
+        let course = m.course(log);
+        may_leave(log, course) && !course.has(*end)
+    });
+    if let Some(log) = target {
+        let course = m.course(&log);
+        let mut s = m.fetch.state.lock();
+        if let Some(t) = s.target.as_mut().filter(|t| t.log == log) {
+            let ends_at = t.plan.ends_at();
+            match course {
+                Course::Open(at) => lost |= ends_at.is_some_and(|end| end < at),
+                Course::EndsAt(end) if ends_at.is_some_and(|e| e != end) => lost = true,
+                Course::EndsAt(end) if may_leave(&log, course) => t.plan.end_at(end),
+                Course::EndsAt(_) => (),
+                Course::Elsewhere => lost |= here != Some(log),
+            }
+        }
+    }
+    if lost {
+        pr_info!(
+            "{}: the primary's history goes another way; fetching begins again at the replay position\n",
+            m.name.as_str()
+        );
+        m.fetch.forget();
     }
 }
 
@@ -353,13 +443,21 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
         ..OpenFlags::default()
     };
     let file = File::open(&path, flags, 0o600)?;
-    let end = replay::valid_end(m, &file, &log, from)?;
-    if file.size() > end {
+    let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
+    if whole && file.size() > end {
         inject::at!(FetchBeginCut, end, 0)?;
         file.truncate(end)?;
     }
     let file = Arc::new(file, GFP_KERNEL)?;
+    let here = m.replay_link(&m.me()).is_some_and(|l| l.log == log);
     let mut s = m.fetch.state.lock();
+    if here {
+        s.reach.found(log, file.size());
+    }
+    if let Some(damaged) = Doubt::of(s.damaged, &log) {
+        end = end.min(damaged);
+        s.damaged = None;
+    }
     s.epoch = s.epoch.wrapping_add(1);
     s.target = Some(Target {
         log,

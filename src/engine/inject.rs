@@ -111,8 +111,7 @@ points! {
     Data FetchWrite "fetch-write": "Fetched bytes are written to the file.",
     Step FetchWritten "fetch-written": "They were written; the plan does not know.",
     Step FetchBeginCut "fetch-begin-cut": "What is not good at the end of a local copy is cut off.",
-    Step FetchCut "fetch-cut": "A damaged copy is cut.",
-    Pass FetchCutDone "fetch-cut-done": "It was cut, not durably.",
+    Pass FetchAgain "fetch-again": "A damaged copy is going to be fetched again.",
     Pass FetchRound "fetch-round": "A fetching thread looks what there is to do.",
 
     // Serving. Positions are of the log or of the disk.
@@ -122,10 +121,12 @@ points! {
     // Replay. Positions are of the log.
     Step ReplayOpenSync "replay-open-sync": "A log was opened, and what is in it is made durable.",
     Step ReplaySync "replay-sync": "A fetched log is made durable.",
-    Step ReplayCut "replay-cut": "A fetched log that could not be made durable is cut.",
+    Step ReplayRewrite "replay-rewrite": "A fetched log that could not be made durable is written again.",
     Data ReplayRead "replay-read": "Bytes of a log were read.",
     Memory ReplayAdmit "replay-admit": "Memory for a record of a log is needed.",
     Step ReplaySettled "replay-settled": "All of a log is on the disk; the link says less.",
+    Step SwitchCut "switch-cut": "A log is cut where it ends for good; there was something behind.",
+    Step SwitchCutSync "switch-cut-sync": "The cut is made durable.",
     Step SwitchLog "switch-log": "Replay goes on with the next log.",
     Step SwitchLink "switch-link": "The next log has its version link, the replay link is in the old one.",
     Pass ReplayRound "replay-round": "Replay looks what there is to do.",

@@ -25,7 +25,11 @@ use mars_core::{
         HEADER_SIZE, //
     },
     name::Name,
-    succession::is_forward,
+    succession::{
+        course,
+        is_forward,
+        Course, //
+    },
     tree::value::ReplayLink, //
 };
 
@@ -40,6 +44,7 @@ use crate::{
             News,
             Progress, //
         },
+        paths,
         store::Value,
         sync::Sync,
         text, //
@@ -303,6 +308,9 @@ impl Member {
             match news {
                 News::Closed(log, end) => {
                     self.set_version(&log, end).ok()?;
+                    // A crash must not bring back an older one beside the link of the next log, which would then be made anew
+                    // from it and name an end that is too early.
+                    paths::sync_resource_dir(&self.name).ok()?;
                     self.progress.told(&log);
                 }
                 News::Current(log, end) => {
@@ -332,6 +340,16 @@ impl Member {
             }
         })?;
         failed.map(|()| out)
+    }
+
+    /// What the history of the designated primary, another host, says about `log`.
+    pub(crate) fn course(&self, log: &LogName) -> Course {
+        let Some(primary) = self.designated().filter(|h| *h != self.me()) else {
+            return Course::Open(0);
+        };
+        let of = |n| self.version(n, &primary).map(|(_, v)| v);
+        let next = log.number.checked_add(1).and_then(of);
+        course(log, of(log.number).as_ref(), next.as_ref())
     }
 
     /// Calls `f` for each member of the resource (`data-<host>` exists).

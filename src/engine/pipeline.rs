@@ -185,6 +185,8 @@ pub(crate) struct Pipeline {
     /// The disk.
     pub(crate) bdev: Arc<BlockDevice>,
     budget: usize,
+    /// When and how deep to write back.
+    policy: writeback::Policy,
     /// So many bytes may wait to become zero.
     zero_limit: u64,
     /// Monotonic time since when the disk fails; 0 if it does not.
@@ -203,7 +205,11 @@ pub(crate) fn backing(bdev: &BlockDevice) -> Backing {
 
 impl Pipeline {
     /// Makes an empty pipeline for `bdev` that holds at most `budget` bytes of payload.
-    pub(crate) fn new(bdev: Arc<BlockDevice>, budget: usize) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        bdev: Arc<BlockDevice>,
+        budget: usize,
+        policy: writeback::Policy,
+    ) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
                 state <- new_mutex!(State {
@@ -231,6 +237,7 @@ impl Pipeline {
                 failing_since: Atomic::new(0),
                 bdev,
                 budget,
+                policy,
             }),
             GFP_KERNEL,
         )
@@ -546,7 +553,7 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
         if decision.flush {
             self.flush(now);
         }
-        if now.saturating_sub(self.last_publish) >= writeback::Policy::default().publish_ns {
+        if now.saturating_sub(self.last_publish) >= self.pipe.policy.publish_ns {
             self.tell();
         }
         if started == 0 {
@@ -595,7 +602,7 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
                 last_error_ns: s.last_error_ns,
                 incoming_per_s: 0,
             };
-            let d = writeback::decide(&view, &writeback::Policy::default());
+            let d = writeback::decide(&view, &pipe.policy);
             plan.clear();
             if d.start > 0 {
                 let r = inject::at!(PlanMemory).and_then(|()| {

@@ -50,7 +50,8 @@ use mars_core::{
         Purpose,
         Search, //
     },
-    tree::value::ReplayLink, //
+    tree::value::ReplayLink,
+    writeback::Policy, //
 };
 
 use crate::{
@@ -147,7 +148,7 @@ impl Session {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
         let (at, limit) = start(&m, &link);
         let size = m.size().ok_or(EINVAL)?;
-        let pipe = Pipeline::new(bdev, m.env.buffer_budget())?;
+        let pipe = Pipeline::new(bdev, m.env.buffer_budget(), Policy::replica())?;
         let files = Arc::pin_init(
             pin_init!(Files { list <- new_mutex!(KVec::new()) }),
             GFP_KERNEL,
@@ -218,16 +219,22 @@ impl Session {
                         Extent::Known(_) => self.at.pos,
                         // What is known to be good has been replayed; now to whatever end the file has.
                         Extent::Unknown => {
-                            let size = file.size();
-                            file.sync()?;
+                            let (file, size) = (file.clone(), file.size());
+                            self.make_durable(&file, extent)?;
                             size
                         }
                     };
-                    *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size);
+                    if let Some(r) = &mut self.replayer {
+                        *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size);
+                    }
                 }
             }
             self.known = matches!(extent, Extent::Known(_));
             return Ok(None);
+        }
+        let header = u64::try_from(HEADER_SIZE)?;
+        if matches!(extent, Extent::Known(end) if end < header) {
+            return Ok(Some(Looked::Starved));
         }
         let path = paths::log(&self.m.name, &self.at.log)?;
         let flags = OpenFlags {
@@ -242,7 +249,6 @@ impl Session {
         let Some((ctx, crc, gap)) = read_header(&self.m, &file, &self.at.log)? else {
             return Ok(Some(self.without_header(extent)));
         };
-        let header = u64::try_from(HEADER_SIZE)?;
         if gap && self.at.pos <= header && !self.m.has_passed_gap(&self.at.log) {
             return Ok(Some(Looked::Gap));
         }
@@ -250,8 +256,7 @@ impl Session {
         // links that say that everything before this log is on the disk; once its first record is, they must be.
         // Fetching may go on meanwhile: what comes after this moment is not durable when the sync has ended.
         let size = file.size();
-        inject::at!(ReplayOpenSync)?;
-        file.sync()?;
+        self.make_durable(&file, extent)?;
         paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
         self.synced = match extent {
@@ -259,10 +264,10 @@ impl Session {
             Extent::Unknown => size,
         };
         let file = Arc::new(file, GFP_KERNEL)?;
-        self.files
-            .list
-            .lock()
-            .push((self.at.log, file.clone()), GFP_KERNEL)?;
+        let mut list = self.files.list.lock();
+        list.retain(|(log, _)| *log != self.at.log);
+        list.push((self.at.log, file.clone()), GFP_KERNEL)?;
+        drop(list);
         let from = if self.at.pos <= header {
             self.at.pos = header;
             ScanPos::first(crc)
@@ -286,10 +291,60 @@ impl Session {
         Ok(None)
     }
 
+    /// Syncs the file, from the present position on: what is before is on the disk. After a sync that failed, its bytes are
+    /// written once more first.
+    #[inline(never)]
+    fn make_durable(&mut self, file: &File, extent: Extent) -> Result {
+        let header = u64::try_from(HEADER_SIZE)?;
+        // Nothing was applied yet of a log that just begins: its header may be in doubt, too.
+        let from = if self.at.pos <= header {
+            0
+        } else {
+            self.at.pos
+        };
+        let again = self.m.fetch.unsynced(&self.at.log);
+        if let Some(first) = again {
+            let size = file.size();
+            let end = match extent {
+                Extent::Known(end) => end.min(size),
+                Extent::Unknown => size,
+            };
+            inject::at!(ReplayRewrite, first, 0)?;
+            write_again(file, first, end)?;
+        }
+        let r = inject::at!(ReplayOpenSync).and_then(|()| file.sync());
+        if let Err(e) = r {
+            return Err(self.not_durable(from, e));
+        }
+        if again.is_some() {
+            self.m.fetch.synced(&self.at.log);
+        }
+        Ok(())
+    }
+
+    /// A sync of the present file has failed. The page cache takes it for clean now, but what is behind `from` may not be on
+    /// the disk, and the next sync would not write it either. Nothing is cut: from an earlier run the disk may have what stands
+    /// behind.
+    #[cold]
+    fn not_durable(&mut self, from: u64, e: Error) -> Error {
+        self.m.fetch.not_synced(&self.at.log, from);
+        self.replayer = None;
+        self.file = None;
+        e
+    }
+
     /// Looks at the log from the present position on.
     #[inline(never)]
     fn step(&mut self, extent: Extent, stop: &impl Fn() -> bool) -> Result<Looked> {
         let extent = self.clip(extent);
+        // What a forced failover has cut off does not count, if nothing of it is on this disk.
+        let stop_at = if self.following {
+            let log = &self.at.log;
+            let reach = self.m.fetch.reach();
+            reach.stop(log, &self.m.me(), self.m.course(log))
+        } else {
+            None
+        };
         if let Some(looked) = self.open(extent)? {
             return Ok(looked);
         }
@@ -300,14 +355,8 @@ impl Session {
             if end > self.synced {
                 let r = inject::at!(ReplaySync, self.synced, 0).and_then(|()| file.datasync());
                 if let Err(e) = r {
-                    // The page cache takes it for clean now, but a part of it may not be on the disk, and the next sync would
-                    // not write it either: it has to come once more.
-                    let r = inject::at!(ReplayCut, self.synced, 0)
-                        .and_then(|()| file.truncate(self.synced));
-                    self.m.fetch.again_from(&self.at.log, self.synced);
-                    self.replayer = None;
-                    self.file = None;
-                    return r.and(Err(e));
+                    let from = self.synced;
+                    return Err(self.not_durable(from, e));
                 }
                 self.synced = end;
                 self.synced_at = time::mono_ns();
@@ -318,6 +367,8 @@ impl Session {
             Extent::Known(end) => end,
             Extent::Unknown => self.synced,
         };
+        replayer.stop_at(stop_at);
+        let limit = limit.min(stop_at.unwrap_or(u64::MAX));
         let mut want = CHUNK;
         let mut admitted = false;
         loop {
@@ -336,9 +387,14 @@ impl Session {
             let n = inject::data!(ReplayRead, self.at.pos, bytes)?.unwrap_or(n);
             if self.following && extent == Extent::Unknown {
                 // Fetching may just have begun to cut the file and to fill it again.
-                file.datasync()?;
+                if let Err(e) = file.datasync() {
+                    let from = self.at.pos;
+                    return Err(self.not_durable(from, e));
+                }
             }
             let buf = Arc::new(buf, GFP_KERNEL)?;
+            let upto = self.at.pos.saturating_add(u64::try_from(n)?);
+            self.m.fetch.apply(&self.at.log, upto);
             let mut used = 0usize;
             loop {
                 let bytes = buf.get(used..n).unwrap_or(&[]);
@@ -391,9 +447,27 @@ impl Session {
     /// Goes on with the next log. Everything of the present one has been written back and published.
     fn switch(&mut self, next: LogName) -> Result {
         inject::at!(SwitchLog)?;
+        if let Some(file) = self.file.as_ref().filter(|f| f.size() > self.at.pos) {
+            // Else recovery after a crash, from an older link, would go on in what a forced failover has cut off.
+            pr_warn!(
+                "{}: {:?} ends at {} for good; cutting off the {} bytes that were here behind it\n",
+                self.m.name.as_str(),
+                self.at.log,
+                self.at.pos,
+                file.size().saturating_sub(self.at.pos)
+            );
+            inject::at!(SwitchCut, self.at.pos, 0)?;
+            file.truncate(self.at.pos)?;
+            inject::at!(SwitchCutSync, self.at.pos, 0)?;
+            file.sync()?;
+        }
+        // The version link of the next log is made from that of the present one, also after a crash: an older one must not
+        // come back beside it.
+        paths::sync_resource_dir(&self.m.name)?;
         self.m.set_version(&next, 0)?;
         inject::at!(SwitchLink)?;
         self.m.advance(&next, 0, 0, false)?;
+        self.m.fetch.begin_replay(&next);
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
@@ -451,6 +525,24 @@ fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
     file.read_direct(buf, 0, len, pos)
 }
 
+/// Writes what can be read of a part of a log once more, so that the next sync brings it to the disk.
+#[cold]
+fn write_again(file: &File, from: u64, end: u64) -> Result {
+    let mut buf = Buf::new(CHUNK)?;
+    let mut pos = from;
+    while pos < end {
+        let want = usize::try_from(end - pos).unwrap_or(CHUNK).min(CHUNK);
+        let part = buf.get_mut(..want).ok_or(EIO)?;
+        let n = file.read_at(part, pos)?;
+        if n == 0 {
+            break;
+        }
+        file.write_at(buf.get(..n).ok_or(EIO)?, pos)?;
+        pos = pos.saturating_add(u64::try_from(n)?);
+    }
+    Ok(())
+}
+
 /// Header of a log file: what its batches must have, the first chain value, and whether there is a gap before it. `None`:
 /// not there (yet).
 fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogContext, u32, bool)>> {
@@ -465,14 +557,14 @@ fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogCont
         Ok((h, crc)) if h.name() == *log && h.resource == m.name => {
             Ok(Some((h.context(), crc, h.gap)))
         }
+        // New blocks with the bytes of an older file: a crash came before the header was on the disk.
         Ok(_) => {
-            m.set_trouble(Some((
-                "defective-log",
-                format_args!(
-                    "{log} is a log of something else; remove it, it will be fetched again"
-                ),
-            )));
-            Err(EBADMSG)
+            pr_warn!(
+                "{}: {:?} has the header of another log\n",
+                m.name.as_str(),
+                log
+            );
+            Ok(None)
         }
         Err(_) => Ok(None),
     }
@@ -646,10 +738,15 @@ fn has_log(m: &Member, log: &LogName) -> bool {
     matches!(read_header(m, &file, log), Ok(Some(_)))
 }
 
-/// End of the valid part of a local log file, from `from` on (which must be 0 or the start of a batch).
-pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Result<u64> {
-    let Some((ctx, crc, _)) = read_header(m, file, log)? else {
-        return Ok(0);
+/// End of the valid part of a local log file, from `from` on (which must be 0 or the start of a batch), and whether that is
+/// all: what can't be read may be there.
+pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Result<(u64, bool)> {
+    let header = match read_header(m, file, log) {
+        Err(e) if is_unreadable(e) => return Ok((0, false)),
+        r => r?,
+    };
+    let Some((ctx, crc, _)) = header else {
+        return Ok((0, true));
     };
     let header = u64::try_from(HEADER_SIZE)?;
     let from = if from <= header {
@@ -667,15 +764,23 @@ pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Re
     loop {
         match step {
             EndStep::Read { pos, .. } => {
-                let n = file.read_at(&mut buf, pos)?;
+                let n = match file.read_at(&mut buf, pos) {
+                    Err(e) if is_unreadable(e) => return Ok((pos, false)),
+                    r => r?,
+                };
                 step = finder.feed::<KernelDigest>(buf.get(..n).unwrap_or(&[]), n < buf.len());
             }
             EndStep::Done(end) => {
                 file.drop_cache(0, end.at.pos);
-                return Ok(end.at.pos);
+                return Ok((end.at.pos, true));
             }
         }
     }
+}
+
+/// Whether an error says that the disk does not give what it has.
+fn is_unreadable(e: Error) -> bool {
+    e == EIO || e == ENODATA || e == EREMOTEIO
 }
 
 /// The replay thread of a secondary; stops when dropped.
@@ -706,6 +811,7 @@ impl Worker {
 fn follow(ctx: &ThreadCtx, mut s: Session) {
     let m = s.m.clone();
     let mut repairs = 0;
+    let mut failed = false;
     let stop = || ctx.should_stop();
     while !ctx.should_stop() {
         inject::pass!(ReplayRound);
@@ -727,8 +833,13 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
         match s.step(extent, &stop) {
             Ok(Looked::Admitted) => {
                 repairs = 0;
+                failed = false;
                 m.set_trouble(None);
                 continue;
+            }
+            // Whatever failed before is good again, also if there is nothing more to replay.
+            Ok(Looked::Starved | Looked::End(_)) if core::mem::take(&mut failed) => {
+                m.set_trouble(None);
             }
             Ok(Looked::Starved | Looked::End(_)) => (),
             Ok(Looked::Gap) => {
@@ -745,13 +856,20 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 s.file = None;
             }
             Err(e) if e == EINTR => break,
-            // A place that can't be read, or a flush that failed: nobody knows what the disk has of what was not applied yet.
-            // Trying the same again would succeed and mean nothing.
-            Err(e)
-                if (e == EIO || e == ENODATA || e == EREMOTEIO)
-                    && extent != Extent::Unknown
-                    && repairs < REPAIRS =>
-            {
+            // The page cache may still have what is to be written once more.
+            Err(e) if m.fetch.unsynced(&s.at.log).is_some() && repairs < REPAIRS => {
+                pr_err!(
+                    "{}: {:?} can't be made durable behind {}: {:?}; writing it once more\n",
+                    m.name.as_str(),
+                    s.at.log,
+                    s.at.pos,
+                    e
+                );
+                repairs += 1;
+                ctx.sleep_ms(500);
+            }
+            // A place that can't be read.
+            Err(e) if is_unreadable(e) && extent != Extent::Unknown && repairs < REPAIRS => {
                 pr_err!(
                     "{}: the disk of {:?} fails at {}; fetching it again from there\n",
                     m.name.as_str(),
@@ -762,9 +880,9 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 repairs += 1;
                 s.replayer = None;
                 s.file = None;
-                s.files.list.lock().clear();
             }
             Err(e) => {
+                failed = true;
                 m.set_trouble(Some((
                     "defective-log",
                     format_args!(

@@ -105,7 +105,11 @@ void mars_c_thread_enter(void);
 void mars_c_thread_hint(struct task_struct *task);
 bool mars_c_thread_is_current(struct task_struct *task);
 void mars_c_thread_detach(struct task_struct *task);
-void __noreturn mars_c_thread_exit_detached(void);
+/*
+ * Does not return. That is not declared, because objtool, which looks at each
+ * object file of its own on some kernels, could not know it of the caller.
+ */
+void mars_c_thread_exit_detached(void);
 
 /* --- events --- */
 

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--jobs", type=functools.partial(_list, tuple(jobs.BY_NAME)), metavar="J,...", help=", ".join(jobs.BY_NAME))
     p.add_argument("--seconds", type=float, help="duration of each run of fio")
     p.add_argument("--repetitions", type=int, help="of each job on each target (default: 3)")
-    p.add_argument("--buffer-mb", type=int, help="write buffer of MARS (default: 16; 0: as shipped)")
+    p.add_argument("--buffer-mb", type=int, help="write buffer of MARS (default: as shipped)")
     p.add_argument("--sustained-seconds", type=float, help="duration of the long run; 0: leave it out")
     p.add_argument("--lag-seconds", type=int, help="duration of the steady load; 0: leave it out")
     p.add_argument("--cut-seconds", type=float, help="how long the link is cut; 0: leave it out")

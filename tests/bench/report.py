@@ -13,6 +13,10 @@ QUIET = 0.15
 STALL_US = (38_000, 46_000)
 
 
+def _buffer(mib: int) -> str:
+    return f"limited to {mib} MiB" if mib else "as shipped: an eighth of the memory"
+
+
 def _grid(rows: list[dict[str, typing.Any]], cell: typing.Callable[[dict[str, typing.Any]], str]) -> str:
     targets = list(dict.fromkeys(r["target"] for r in rows))
     jobs = list(dict.fromkeys(r["job"] for r in rows))
@@ -54,8 +58,8 @@ def render(results: dict[str, typing.Any], checks: list[Check]) -> str:
         f"{versions.get('host_cpu', '?')}.\n"
         f"{setting['machines']} ({setting['host_processors']} processors; QEMU {setting['processor']}). Disks: {setting['disks']}, "
         f"{setting['size_mib']} MiB each. MARS has its log on {setting['mars_log']}, DRBD its metadata "
-        f"{setting['drbd_metadata']}. The write buffer of MARS is limited to {setting['mars_write_buffer_mib']} MiB, so that "
-        f"write-back must keep up. Each run of fio takes {setting['fio_seconds']:g} s after "
+        f"{setting['drbd_metadata']}. The write buffer of MARS is {_buffer(setting['mars_write_buffer_mib'])}. "
+        f"Each run of fio takes {setting['fio_seconds']:g} s after "
         f"{setting['fio_ramp_seconds']:g} s; medians (smallest-largest) of the repetitions."
     )
     if found := remarks(results):

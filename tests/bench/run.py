@@ -38,7 +38,8 @@ class Plan:
     ramp: float = 0.5
     size_mb: int = 512
     log_mb: int = 3072
-    buffer_mb: int = 16
+    # 0: as shipped.
+    buffer_mb: int = 0
     lag_seconds: int = 20
     lag_targets: tuple[str, ...] = ("mars", "drbd-a", "drbd-c")
     lag_rate: int = 50
@@ -150,7 +151,7 @@ class Bench:
             self._repetition(number, order)
         self._floor(hosts)
         if plan.sustained_seconds:
-            for target in [t for t in self.live if t.name == "mars"]:
+            for target in [t for t in self.live if t.name in ("mars", "drbd-a")]:
                 self.attempt(target, "sustained load", lambda t=target: self._sustained(t))
         if plan.lag_seconds:
             for target in [t for t in self.live if t.name in plan.lag_targets]:

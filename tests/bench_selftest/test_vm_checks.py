@@ -43,6 +43,10 @@ def test_an_expected_report_is_left_out_with_its_trace():
         "UBSAN: array-index-out-of-bounds in fs/x.c:1:2",
         "list_del corruption. prev->next should be",
         "kmemleak: 3 new suspected memory leaks",
+        "kmemleak: Kernel memory leak detector disabled",
+        "INFO: trying to register non-static key.",
+        "BUG: KASAN: slab-use-after-free in mars_x+0x1/0x2 [mars]",
+        "WARNING: possible circular locking dependency detected",
         "EXT4-fs error (device vdb): ext4_lookup:1",
     ],
 )

@@ -13,7 +13,7 @@ from marsvm import HostSpec
 from marsvm import VmError
 from marsvm import util
 
-MODULE = util.BUILD / "inject" / "mars.ko"
+MODULE = util.KERNEL_BUILD / "inject" / "mars.ko"
 DEATH = "mars: the fault injector lets this host die"
 FILE = "/sys/kernel/debug/mars/inject"
 MOUNT = "mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug"

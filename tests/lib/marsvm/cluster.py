@@ -79,7 +79,7 @@ class Cluster:
         # Unix sockets want short paths.
         self._run_folder = Folder(pathlib.Path("/tmp"))
         self.run_dir = self._run_folder.path
-        self.log_dir = pathlib.Path(log_dir or util.BUILD / "vm" / self.run_dir.name)
+        self.log_dir = pathlib.Path(log_dir or util.KERNEL_BUILD / "vm" / self.run_dir.name)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.closed = False
         self._payload_lock = threading.Lock()

@@ -16,6 +16,7 @@ import uuid
 
 from . import accel
 from . import kernlog
+from . import lane
 from . import template
 from . import util
 from .disks import Disk
@@ -623,6 +624,14 @@ class Host:
             self._log_seen = self.console.stat().st_size
         return found
 
+    def leaks(self):
+        """On the kernel of the debug lane, memory to which there is no pointer any more; texts."""
+        if not lane.DEBUG or not self.is_on:
+            return []
+        text = self.run(lane.LEAKS, timeout=120).stdout
+        found = text.count("unreferenced object")
+        return [f"{self.name}: {found} leaked objects:\n{text[:20000]}"] if found else []
+
     # --- memory ----------------------------------------------------------------------------------
 
     def memory_snapshot(self):
@@ -632,7 +641,7 @@ class Host:
         the areas that name mars, with their lines. slabs: active objects of each slab cache.
         """
         text = self.run(
-            "sync; echo 3 > /proc/sys/vm/drop_caches; cat /proc/meminfo; echo ==; "
+            f"sync; echo 3 > /proc/sys/vm/drop_caches; {lane.FLUSH if lane.DEBUG else ':'}; cat /proc/meminfo; echo ==; "
             "grep -i mars /proc/vmallocinfo; echo ==; cat /proc/slabinfo"
         ).stdout
         meminfo, vmalloc, slabinfo = text.split("==\n")
@@ -715,4 +724,4 @@ timeout 60 rmmod mars || { echo "rmmod mars: failed" >&2; cat /proc/mounts; lsmo
 
 def environment():
     """What is worth knowing about a run, for its header."""
-    return f"accelerator {accel.name()}, time limits x{util.time_scale():g}, disks in {util.disk_folder()}, cpus {os.cpu_count()}"
+    return f"accelerator {accel.name()}, time limits x{util.time_scale():g}, {'debug kernel, ' if lane.DEBUG else ''}disks in {util.disk_folder()}, cpus {os.cpu_count()}"

@@ -22,7 +22,9 @@ BAD = [
     r"soft lockup|hard LOCKUP|hung_task:",
     r"refcount_t:",
     r"UBSAN:|KASAN:|KCSAN:|KFENCE:|KMSAN:",
-    r"kmemleak: .*(new suspected|unreferenced)",
+    r"kmemleak: .*(new suspected|unreferenced|unknown object|by alias|[Cc]annot|disabled)",
+    r"INFO: trying to register non-static key|turning off the locking correctness validator",
+    r"pagealloc: (memory corruption|single bit error)",
     r"list_(add|del) corruption|list corruption",
     r"slab .*(corruption|Objects remaining)|[Oo]bjects remaining (on|in)|still has objects",
     r"Bad page (state|map)|Bad rss-counter",
@@ -41,6 +43,8 @@ ALLOWED = [
     # Out-of-tree, unsigned: said once by every kernel that loads a module of ours.
     r"loading out-of-tree module taints kernel",
     r"module verification failed: signature and/or required key missing",
+    # The debug kernel says which bugs it would find.
+    r"RCU callback double-/use-after-free debug is enabled",
     # scsi_debug announces itself with this word.
     r"scsi_debug: WARNING: .*vpd_use_hostno",
     # Boot-time remarks about an emulated processor.

@@ -10,6 +10,7 @@ import time
 
 from . import accel
 from . import kernlog
+from . import lane
 from .agent import Agent
 from .errors import HostDied
 from .errors import VmError
@@ -26,6 +27,8 @@ CMDLINE = (
     "rcupdate.rcu_cpu_stall_timeout=60 watchdog_thresh=30 random.trust_cpu=on "
     "sysctl.kernel.hung_task_timeout_secs=60 rdinit=/init"
 )
+if lane.DEBUG:
+    CMDLINE += f" {lane.CMDLINE}"
 
 # The disk that carries module and tools (marsvm.payload); its letter is the last one.
 PAYLOAD_SIZE = 96 << 20
@@ -45,12 +48,13 @@ def arguments(spec, accelerator, files, ram=None):
 
     `files`: (vmlinuz, image, initrd, …). `ram`: options of a memory backend; plain memory without.
     """
+    mem = lane.memory(spec.mem)
     machine = "q35,hpet=off" + (",memory-backend=ram" if ram else "")
     return [
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", machine,
         *accel.arguments(accelerator),
-        "-smp", str(spec.cpus), "-m", f"{spec.mem}M",
-        *(["-object", f"memory-backend-file,id=ram,size={spec.mem}M,{ram}"] if ram else []),
+        "-smp", str(spec.cpus), "-m", f"{mem}M",
+        *(["-object", f"memory-backend-file,id=ram,size={mem}M,{ram}"] if ram else []),
         "-kernel", files[0], "-initrd", files[2], "-append", f"{CMDLINE} {spec.append}".strip(),
         "-device", "virtio-serial-pci,addr=0x2",
         "-device", "virtserialport,chardev=agent,name=mars.agent",

@@ -22,7 +22,7 @@ TOOLS = {"marsadm": "/usr/sbin/marsadm", "marslog": "/usr/bin/marslog"}
 
 
 def module_path():
-    return pathlib.Path(os.environ.get("MARS_KO") or util.BUILD / "module" / "mars.ko")
+    return pathlib.Path(os.environ.get("MARS_KO") or util.KERNEL_BUILD / "module" / "mars.ko")
 
 
 def tool_path(name):

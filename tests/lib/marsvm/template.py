@@ -26,6 +26,7 @@ import tempfile
 import threading
 
 from . import accel as accelerators
+from . import lane
 from . import machine as machines
 from . import util
 from .disks import Disk
@@ -44,6 +45,8 @@ awk 1 /dev/null; sync; date >/dev/null; ping -h >/dev/null 2>&1; ls / >/dev/null
 for d in /dev/vd[b-z]; do [ ! -e $d ] || blockdev --flushbufs $d || exit; done
 """
 _PREPARE = f"{machines.NAME_DISKS}\n{_PREPARE}"
+if lane.DEBUG:
+    _PREPARE += lane.PREPARE
 
 _lock = threading.Lock()
 _open = {}
@@ -124,7 +127,7 @@ def _qemu():
 
 def _key(spec, cards, accelerator, files):
     """Hash of everything that a template's memory and state depend on."""
-    facts = [spec, cards, accelerator, machines.CMDLINE, _PREPARE, _qemu()]
+    facts = [spec, cards, accelerator, machines.CMDLINE, _PREPARE, _qemu(), lane.memory(spec.mem)]
     facts += [(str(f), os.stat(f).st_size) for f in files[:3]]
     facts.append(pathlib.Path(machines.__file__).read_text())
     # Also the processor's features: the kernel has chosen its code by them.

@@ -7,10 +7,13 @@ import pathlib
 import subprocess
 import time
 
+from . import lane
 from .errors import VmError
 
 TOP = pathlib.Path(__file__).resolve().parents[3]
 BUILD = pathlib.Path(os.environ.get("MARS_BUILD", TOP / "build"))
+# What belongs to one kernel: its modules and its tests' logs.
+KERNEL_BUILD = BUILD / "debug" if lane.DEBUG else BUILD
 CACHE = pathlib.Path(
     os.environ.get("MARS_CACHE")
     or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "mars"
@@ -24,8 +27,8 @@ def time_scale():
     from . import accel
 
     if accel.probing:
-        return 1.0
-    return 1.0 if accel.name() == "kvm" else 2.0
+        return lane.SLOWNESS if lane.DEBUG else 1.0
+    return (1.0 if accel.name() == "kvm" else 2.0) * (lane.SLOWNESS if lane.DEBUG else 1.0)
 
 
 def scaled(seconds):

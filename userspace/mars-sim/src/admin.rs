@@ -427,7 +427,6 @@ impl Ctx {
             }
             let key = format!("actual-{me}/is-copying");
             self.wait(|v| Ok(!v.flag(&key))).await?;
-            self.h.sim.forced.set(true);
             return self.become_primary().await;
         }
         if v.designated() == Some(me) {

@@ -45,6 +45,10 @@ pub const ALL: &[(&str, &str)] = &[
         "records are applied before the log is durable here",
     ),
     (
+        "trust-failed-sync",
+        "after a failed sync of a fetched log, the next one counts",
+    ),
+    (
         "replay-out-of-order",
         "the records of a batch are applied in reverse",
     ),
@@ -70,8 +74,16 @@ pub const ALL: &[(&str, &str)] = &[
         "a log is published before the final end of its predecessor",
     ),
     (
+        "closed-end-undurable",
+        "the next log is published before the end of its predecessor is on the disk",
+    ),
+    (
         "successor-any-end",
         "what follows a log is taken without looking where it ends",
+    ),
+    (
+        "no-course",
+        "a log is followed behind the place where a forced failover has cut it off",
     ),
     (
         "split-brain-blind",

@@ -455,10 +455,7 @@ fn help(sim: &Rc<Sim>) {
             command(sim, i, Cmd::Secondary);
             continue;
         }
-        // What a forced failover has cut off, a third member may have fetched in part: it waits for the rest for ever
-        // (architecture.md, "What is not there yet").
-        let behind = sim.forced.get() && v.replay(&name(i)) != v.replay(&name(p));
-        let broken = behind || state == "split-brain" || state == "defective-log" || apart(i);
+        let broken = state == "split-brain" || state == "defective-log" || apart(i);
         if broken || v.replay(&name(i)).is_none() {
             command(sim, i, Cmd::Invalidate);
         } else {

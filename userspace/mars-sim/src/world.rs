@@ -184,8 +184,6 @@ pub struct Sim {
     pub counts: Counts,
     /// The script is over and all faults are gone.
     pub calm: Cell<bool>,
-    /// The administrator has forced something that may fork the history.
-    pub forced: Cell<bool>,
 }
 
 impl Sim {
@@ -220,7 +218,6 @@ impl Sim {
             next_write: Cell::new(1),
             counts: Counts::default(),
             calm: Cell::new(false),
-            forced: Cell::new(false),
             cfg: cfg.clone(),
         })
     }

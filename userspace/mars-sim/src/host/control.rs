@@ -21,6 +21,7 @@ use mars_core::{
     split_brain::{compare, Relation},
     succession::{is_consistent, next_number},
     tree::value::ReplayLink,
+    writeback::Policy,
 };
 use std::rc::Rc;
 
@@ -146,10 +147,21 @@ impl Control {
         let h = &self.h;
         let designated = h.designated().filter(|d| *d != h.me);
         let mine = h.history(&h.me);
-        h.members().iter().any(|m| {
+        let diverged = h.members().iter().any(|m| {
             *m != h.me
                 && designated.is_none_or(|d| d == *m)
                 && matches!(compare(&mine, &h.history(m)), Relation::Diverged(_))
+        });
+        diverged || self.sync_is_cut_off()
+    }
+
+    fn sync_is_cut_off(&self) -> bool {
+        let h = &self.h;
+        let syncpos = h.get(&format!("syncpos-{}", h.me));
+        let need = syncpos.and_then(|v| ReplayLink::parse(v.as_bytes()));
+        need.is_some_and(|n| {
+            let have = h.replay_link(&h.me);
+            !is_consistent(Some(need), have) && !h.course(&n.log).may_reach(n.pos)
         })
     }
 
@@ -280,7 +292,7 @@ impl Control {
         links.await.map_err(|_| "no-space")?;
         self.note_maxnr(number).await;
         h.sync_dir().await.map_err(|_| "disk-error")?;
-        let pipe = Pipeline::new(&h);
+        let pipe = Pipeline::new(&h, Policy::primary());
         let h2 = h.clone();
         let publish = move |pos| {
             let h = h2.clone();

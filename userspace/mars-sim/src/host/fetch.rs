@@ -12,10 +12,10 @@ use crate::{
     fs::{Errno, Res},
 };
 use mars_core::{
-    fetch::{FetchPlan, Task},
+    fetch::{Doubt, FetchPlan, Task},
     log::LogName,
     name::Name,
-    succession::Purpose,
+    succession::{Course, Purpose, Reach},
 };
 use std::{cell::RefCell, rc::Rc};
 
@@ -37,6 +37,9 @@ struct State {
     epoch: u64,
     complete: Vec<(LogName, u64)>,
     avoid: Vec<Name>,
+    unsynced: Option<Doubt>,
+    damaged: Option<Doubt>,
+    reach: Reach,
     busy: bool,
 }
 
@@ -67,8 +70,8 @@ impl Fetch {
             .as_ref()
             .map(|t| format!("{} from {}: {:?}", t.log, t.source, t.plan));
         format!(
-            "fetch {t:?}, complete {:?}, avoid {:?}",
-            s.complete, s.avoid
+            "fetch {t:?}, complete {:?}, avoid {:?}, unsynced {:?}, damaged {:?}",
+            s.complete, s.avoid, s.unsynced, s.damaged
         )
     }
 
@@ -143,26 +146,57 @@ impl Fetch {
         s.epoch += 1;
     }
 
-    /// The local copy is damaged: it is cut and fetched again.
-    pub async fn again_from(&self, h: &Host, log: &LogName, pos: u64) {
-        let target = {
-            let mut s = self.state.borrow_mut();
-            s.epoch += 1;
-            s.complete.retain(|(l, _)| l.number < log.number);
-            let Some(t) = s.target.take() else { return };
-            s.avoid.push(t.source);
-            t
-        };
-        if target.log == *log {
-            let _ = h.truncate(target.ino, pos).await;
-        }
+    /// The local copy is damaged: it is fetched again from there on. It is not cut.
+    pub fn again_from(&self, h: &Host, log: &LogName, pos: u64) {
+        let mut s = self.state.borrow_mut();
+        s.epoch += 1;
+        s.complete.retain(|(l, _)| l.number < log.number);
+        s.damaged = Some(Doubt::new(*log, pos, s.damaged));
+        let Some(t) = s.target.take() else { return };
+        s.avoid.push(t.source);
+        drop(s);
         self.changed.notify(&h.ex);
+    }
+
+    /// What a log has before `end` is about to be applied.
+    pub fn apply(&self, log: &LogName, end: u64) {
+        self.state.borrow_mut().reach.apply(log, end);
+    }
+
+    /// Everything before a log is on the disk, and nothing of it.
+    pub fn begin_replay(&self, log: &LogName) {
+        self.state.borrow_mut().reach.begin(*log);
+    }
+
+    /// What the disk may have.
+    pub fn reach(&self) -> Reach {
+        self.state.borrow().reach
+    }
+
+    /// A sync of the local file has failed; before a position it is on the disk.
+    pub fn not_synced(&self, log: &LogName, pos: u64) {
+        let mut s = self.state.borrow_mut();
+        s.unsynced = Some(Doubt::new(*log, pos, s.unsynced));
+    }
+
+    /// From where on the local file may not be on the disk.
+    pub fn unsynced(&self, log: &LogName) -> Option<u64> {
+        Doubt::of(self.state.borrow().unsynced, log)
+    }
+
+    /// It is.
+    pub fn synced(&self, log: &LogName) {
+        let mut s = self.state.borrow_mut();
+        if Doubt::of(s.unsynced, log).is_some() {
+            s.unsynced = None;
+        }
     }
 }
 
 /// Starts with the log at the replay link, or goes on with the next one.
 pub async fn choose(h: &Rc<Host>) {
     let fetch = &h.fetch;
+    keep_course(h);
     let (present, complete_now) = {
         let s = fetch.state.borrow();
         match &s.target {
@@ -199,6 +233,41 @@ pub async fn choose(h: &Rc<Host>) {
     }
     if begin(h, log, from).await.is_err() {
         h.set_trouble(Some("waiting"));
+    }
+}
+
+/// What is no part of the designated primary's history is not fetched.
+fn keep_course(h: &Host) {
+    let (logs, target, reach) = {
+        let s = h.fetch.state.borrow();
+        let target = s.target.as_ref().map(|t| t.log);
+        (s.complete.clone(), target, s.reach)
+    };
+    let here = h.replay_link(&h.me).map(|l| l.log);
+    let may_leave = |log: &LogName, course: Course| {
+        log.creator != h.me && (here != Some(*log) || reach.stop(log, &h.me, course).is_some())
+    };
+    let mut lost = logs.iter().any(|(log, end)| {
+        let course = h.course(log);
+        may_leave(log, course) && !course.has(*end)
+    });
+    if let Some(log) = target {
+        let course = h.course(&log);
+        let mut s = h.fetch.state.borrow_mut();
+        if let Some(t) = s.target.as_mut() {
+            let ends_at = t.plan.ends_at();
+            match course {
+                Course::Open(at) => lost |= ends_at.is_some_and(|end| end < at),
+                Course::EndsAt(end) if ends_at.is_some_and(|e| e != end) => lost = true,
+                Course::EndsAt(end) if may_leave(&log, course) => t.plan.end_at(end),
+                Course::EndsAt(_) => (),
+                Course::Elsewhere => lost |= here != Some(log),
+            }
+        }
+    }
+    if lost {
+        h.say(|| format!("the history goes another way: {}", h.fetch.describe()));
+        h.fetch.forget();
     }
 }
 
@@ -253,11 +322,20 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
     let source = pick_source(h, &log).ok_or(Errno::NoEnt)?;
     h.fs_io().await?;
     let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
-    let end = replay::valid_end(h, ino, &log, from).await?;
-    if h.machine().fs.borrow().size(ino) as u64 > end {
+    let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
+    if whole && h.machine().fs.borrow().size(ino) as u64 > end {
         h.truncate(ino, end).await?;
     }
+    let here = h.replay_link(&h.me).is_some_and(|l| l.log == log);
     let mut s = h.fetch.state.borrow_mut();
+    if here {
+        let size = h.machine().fs.borrow().size(ino) as u64;
+        s.reach.found(log, size);
+    }
+    if let Some(damaged) = Doubt::of(s.damaged, &log) {
+        end = end.min(damaged);
+        s.damaged = None;
+    }
     s.epoch += 1;
     s.target = Some(Target {
         log,

@@ -17,6 +17,7 @@ pub mod store;
 pub mod sync;
 
 use crate::{
+    defects::on,
     exec::{never, Cond, Event, Exec, Lock, Ns, MS, SEC},
     fs::{Errno, Res},
     truth::{Place, HEADER},
@@ -27,7 +28,7 @@ use mars_core::{
     lamport::{Clock, LamportTime},
     log::{LogName, VersionLink},
     name::Name,
-    succession::{is_forward, Purpose, Search},
+    succession::{course, is_forward, Course, Purpose, Search},
     tree::{value::ReplayLink, Tree},
 };
 use mars_host_digest::HostDigest;
@@ -329,6 +330,9 @@ impl Host {
             match news {
                 News::Closed(log, end) => {
                     self.set_version(&log, end).await.ok()?;
+                    if !on("closed-end-undurable") {
+                        self.sync_dir().await.ok()?;
+                    }
                     self.progress.told(&log);
                 }
                 News::Current(log, end) => {
@@ -352,6 +356,17 @@ impl Host {
         let tree = self.tree.borrow();
         let out = tree.resource(&self.res).members().collect();
         out
+    }
+
+    /// What the history of the designated primary, another host, says about a log.
+    pub fn course(&self, log: &LogName) -> Course {
+        let Some(primary) = self.designated().filter(|h| *h != self.me) else {
+            return Course::Open(0);
+        };
+        let tree = self.tree.borrow();
+        let of = |n| tree.resource(&self.res).version(n, &primary);
+        let next = log.number.checked_add(1).and_then(of);
+        course(log, of(log.number).as_ref(), next.as_ref())
     }
 
     /// What follows a log in the history of another member.

@@ -74,6 +74,7 @@ pub struct Pipeline {
     pub work: Event,
     /// Wakes the logger.
     pub log_work: Event,
+    policy: writeback::Policy,
     in_flight: Cell<usize>,
     done: RefCell<VecDeque<(u64, bool)>>,
     reaped: Event,
@@ -84,9 +85,10 @@ pub type Publish = Box<dyn Fn(LogPos) -> Pin<Box<dyn Future<Output = bool>>>>;
 
 impl Pipeline {
     /// An empty one.
-    pub fn new(h: &Rc<Host>) -> Rc<Self> {
+    pub fn new(h: &Rc<Host>, policy: writeback::Policy) -> Rc<Self> {
         Rc::new(Self {
             h: h.clone(),
+            policy,
             state: RefCell::new(State {
                 buffer: WriteBuffer::new(),
                 waiting: Vec::new(),
@@ -233,7 +235,7 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
                 last_error_ns: s.last_error,
                 incoming_per_s: 0,
             };
-            let d = writeback::decide(&view, &writeback::Policy::default());
+            let d = writeback::decide(&view, &pipe.policy);
             if d.start > 0 {
                 s.buffer.plan(IO_BYTES, d.start, &mut plan).expect("memory");
             }
@@ -243,7 +245,7 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
         for io in plan.drain_all() {
             submit(pipe, io);
         }
-        let mut news = now - last_publish >= writeback::Policy::default().publish_ns;
+        let mut news = now - last_publish >= pipe.policy.publish_ns;
         if decision.flush {
             last_flush = now;
             news |= flush(pipe).await;

@@ -19,6 +19,7 @@ use mars_core::{
     replay::{Extent, Next, Replayer},
     succession::{own_next, reported_end, Purpose},
     tree::value::ReplayLink,
+    writeback::Policy,
 };
 use mars_host_digest::HostDigest;
 use std::{cell::RefCell, rc::Rc};
@@ -63,7 +64,7 @@ impl Session {
     fn new(h: &Rc<Host>) -> Res<Self> {
         let link = h.replay_link(&h.me).ok_or(Errno::NoEnt)?;
         let size = h.size().ok_or(Errno::NoEnt)?;
-        let pipe = Pipeline::new(h);
+        let pipe = Pipeline::new(h, Policy::replica());
         let logs: Known = Rc::default();
         let (h2, logs2) = (h.clone(), logs.clone());
         let publish = move |pos| {
@@ -93,7 +94,16 @@ impl Session {
         })
     }
 
-    async fn open(&mut self, extent: Extent) -> Res<bool> {
+    /// A header that has arrived and can't be read is damaged.
+    fn without_header(extent: Extent) -> Looked {
+        match extent {
+            Extent::Known(end) if end >= HEADER => Looked::Bad(true),
+            _ => Looked::Starved,
+        }
+    }
+
+    /// Opens the log at the present position; gives why that can't be done yet.
+    async fn open(&mut self, extent: Extent) -> Res<Option<Looked>> {
         let is_known = matches!(extent, Extent::Known(_));
         if self.replayer.is_some() {
             match (self.known, extent, self.file) {
@@ -101,7 +111,7 @@ impl Session {
                 (true, Extent::Unknown, Some(_)) if on("recovery-stops-early") => (),
                 (true, Extent::Unknown, Some(ino)) => {
                     let size = self.h.machine().fs.borrow().size(ino) as u64;
-                    self.h.sync_file(ino, false).await?;
+                    self.make_durable(ino, extent).await?;
                     self.synced = size;
                 }
                 _ => (),
@@ -114,18 +124,21 @@ impl Session {
                 _ => *r = Replayer::new(self.at.log.number, self.ctx, r.at(), extent, self.size),
             }
             self.known = is_known;
-            return Ok(true);
+            return Ok(None);
+        }
+        if matches!(extent, Extent::Known(end) if end < HEADER) {
+            return Ok(Some(Looked::Starved));
         }
         let path = self.h.log_path(&self.at.log);
         self.h.fs_io().await?;
         let Some(ino) = self.h.machine().fs.borrow().file(&path) else {
-            return Ok(false);
+            return Ok(Some(Self::without_header(extent)));
         };
         let Some((ctx, crc)) = read_header(&self.h, ino, &self.at.log).await? else {
-            return Ok(false);
+            return Ok(Some(Self::without_header(extent)));
         };
         let size = self.h.machine().fs.borrow().size(ino) as u64;
-        self.h.sync_file(ino, false).await?;
+        self.make_durable(ino, extent).await?;
         self.h.sync_dir().await?;
         self.synced = match extent {
             Extent::Known(end) => end,
@@ -152,18 +165,56 @@ impl Session {
             self.size,
         ));
         self.file = Some(ino);
-        Ok(true)
+        Ok(None)
+    }
+
+    /// Syncs the file, from the present position on; after a sync that failed, its bytes are written once more first.
+    async fn make_durable(&mut self, ino: u32, extent: Extent) -> Res<()> {
+        let from = if self.at.pos <= HEADER {
+            0
+        } else {
+            self.at.pos
+        };
+        let h = self.h.clone();
+        let again = h.fetch.unsynced(&self.at.log);
+        if let Some(first) = again {
+            let size = h.machine().fs.borrow().size(ino) as u64;
+            let end = match extent {
+                Extent::Known(end) => end.min(size),
+                Extent::Unknown => size,
+            };
+            write_again(&h, ino, first, end).await?;
+        }
+        if let Err(e) = h.sync_file(ino, false).await {
+            return Err(self.not_durable(from, e));
+        }
+        if again.is_some() {
+            h.fetch.synced(&self.at.log);
+        }
+        Ok(())
+    }
+
+    /// A sync of the present file has failed: the next one would not write again what this one has lost.
+    fn not_durable(&mut self, from: u64, e: Errno) -> Errno {
+        if on("trust-failed-sync") {
+            return e;
+        }
+        self.h.fetch.not_synced(&self.at.log, from);
+        self.replayer = None;
+        self.file = None;
+        e
     }
 
     async fn step(&mut self, extent: Extent, stop: &Thread) -> Res<Looked> {
-        if !self.open(extent).await? {
-            // A header that has arrived and can't be read is damaged.
-            let arrived = matches!(extent, Extent::Known(end) if end >= HEADER);
-            return Ok(if arrived {
-                Looked::Bad(true)
-            } else {
-                Looked::Starved
-            });
+        let stop_at = if self.following {
+            let log = &self.at.log;
+            let reach = self.h.fetch.reach();
+            reach.stop(log, &self.h.me, self.h.course(log))
+        } else {
+            None
+        };
+        if let Some(looked) = self.open(extent).await? {
+            return Ok(looked);
         }
         let (Some(ino), Some(replayer)) = (self.file, &mut self.replayer) else {
             return Ok(Looked::Starved);
@@ -174,12 +225,8 @@ impl Session {
             }
             if end > self.synced {
                 if let Err(e) = self.h.sync_file(ino, true).await {
-                    let r = self.h.truncate(ino, self.synced).await;
-                    let h = self.h.clone();
-                    h.fetch.again_from(&h, &self.at.log, self.synced).await;
-                    self.replayer = None;
-                    self.file = None;
-                    return r.and(Err(e));
+                    let from = self.synced;
+                    return Err(self.not_durable(from, e));
                 }
                 self.synced = end;
             }
@@ -188,6 +235,8 @@ impl Session {
             Extent::Known(end) => end,
             Extent::Unknown => self.synced,
         };
+        replayer.stop_at(stop_at);
+        let limit = limit.min(stop_at.unwrap_or(u64::MAX));
         let mut want = CHUNK;
         loop {
             let left = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX);
@@ -197,8 +246,12 @@ impl Session {
             }
             let buf = Rc::new(self.h.read_file(ino, self.at.pos, rest).await?);
             let n = buf.len();
+            self.h.fetch.apply(&self.at.log, self.at.pos + n as u64);
             if self.following && extent == Extent::Unknown {
-                self.h.sync_file(ino, true).await?;
+                if let Err(e) = self.h.sync_file(ino, true).await {
+                    let from = self.at.pos;
+                    return Err(self.not_durable(from, e));
+                }
             }
             let mut used = 0usize;
             loop {
@@ -249,8 +302,19 @@ impl Session {
         let (h, at) = (self.h.clone(), self.at);
         h.say(|| format!("goes on from {} {} to {next}", at.log, at.pos));
         adopt(&h, &at, &next);
+        if let Some(ino) = self.file {
+            if h.machine().fs.borrow().size(ino) as u64 > at.pos {
+                h.say(|| format!("cuts {} at {}", at.log, at.pos));
+                h.truncate(ino, at.pos).await?;
+                h.sync_file(ino, false).await?;
+            }
+        }
+        if !on("closed-end-undurable") {
+            h.sync_dir().await?;
+        }
         h.set_version(&next, 0).await?;
         h.advance(&next, 0, 0, false).await?;
+        h.fetch.begin_replay(&next);
         self.replayer = None;
         self.file = None;
         self.at = At { log: next, pos: 0 };
@@ -323,6 +387,21 @@ pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
     h.sim.check(h.i, r);
 }
 
+/// Writes what can be read of a part of a log once more.
+async fn write_again(h: &Host, ino: u32, from: u64, end: u64) -> Res<()> {
+    let mut pos = from;
+    while pos < end {
+        let want = usize::try_from(end - pos).unwrap_or(CHUNK).min(CHUNK);
+        let bytes = h.read_file(ino, pos, want).await?;
+        if bytes.is_empty() {
+            break;
+        }
+        h.write_file(ino, pos, &bytes).await?;
+        pos += bytes.len() as u64;
+    }
+    Ok(())
+}
+
 async fn read_header(h: &Host, ino: u32, log: &LogName) -> Res<Option<(LogContext, u32)>> {
     let block = h.read_file(ino, 0, HEADER_SIZE).await?;
     if block.len() < HEADER_SIZE {
@@ -330,11 +409,7 @@ async fn read_header(h: &Host, ino: u32, log: &LogName) -> Res<Option<(LogContex
     }
     match LogHeader::parse::<HostDigest>(&block) {
         Ok((x, crc)) if x.name() == *log && x.resource == h.res => Ok(Some((x.context(), crc))),
-        Ok(_) => {
-            h.set_trouble(Some("defective-log"));
-            Err(Errno::BadMsg)
-        }
-        Err(_) => Ok(None),
+        Ok(_) | Err(_) => Ok(None),
     }
 }
 
@@ -430,10 +505,14 @@ async fn has_log(h: &Host, log: &LogName) -> bool {
     matches!(read_header(h, ino, log).await, Ok(Some(_)))
 }
 
-/// End of the valid part of a local log file.
-pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<u64> {
-    let Some((ctx, crc)) = read_header(h, ino, log).await? else {
-        return Ok(0);
+/// End of the valid part of a local log file, and whether that is all.
+pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<(u64, bool)> {
+    let header = match read_header(h, ino, log).await {
+        Err(Errno::Io) => return Ok((0, false)),
+        r => r?,
+    };
+    let Some((ctx, crc)) = header else {
+        return Ok((0, true));
     };
     let from = if from <= HEADER {
         ScanPos::first(crc)
@@ -450,10 +529,13 @@ pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<u64>
         match step {
             EndStep::Read { pos, min } => {
                 let len = min.max(CHUNK);
-                let bytes = h.read_file(ino, pos, len).await?;
+                let bytes = match h.read_file(ino, pos, len).await {
+                    Err(Errno::Io) => return Ok((pos, false)),
+                    r => r?,
+                };
                 step = finder.feed::<HostDigest>(&bytes, bytes.len() < len);
             }
-            EndStep::Done(end) => return Ok(end.at.pos),
+            EndStep::Done(end) => return Ok((end.at.pos, true)),
         }
     }
 }
@@ -470,6 +552,7 @@ pub fn start(h: &Rc<Host>) -> Res<Rc<Thread>> {
 async fn follow(t: &Thread, mut s: Session) {
     let h = s.h.clone();
     let mut repairs = 0;
+    let mut failed = false;
     while !t.should_stop() {
         let limit = h.fetch.available(&s.at.log);
         let extent = if limit.fetched {
@@ -480,8 +563,12 @@ async fn follow(t: &Thread, mut s: Session) {
         match s.step(extent, t).await {
             Ok(Looked::Admitted) => {
                 repairs = 0;
+                failed = false;
                 h.set_trouble(None);
                 continue;
+            }
+            Ok(Looked::Starved | Looked::End(_)) if std::mem::take(&mut failed) => {
+                h.set_trouble(None);
             }
             Ok(Looked::Starved | Looked::End(_)) => (),
             Ok(Looked::Bad(repairable)) => {
@@ -490,7 +577,21 @@ async fn follow(t: &Thread, mut s: Session) {
                 s.file = None;
             }
             Err(Errno::Intr) => break,
-            Err(_) => h.set_trouble(Some("defective-log")),
+            Err(_) if h.fetch.unsynced(&s.at.log).is_some() && repairs < REPAIRS => {
+                repairs += 1;
+                t.sleep(&h.ex, 500 * MS).await;
+            }
+            Err(Errno::Io) if extent != Extent::Unknown && repairs < REPAIRS => {
+                fetch_again(&h, &s.at).await;
+                repairs += 1;
+                s.replayer = None;
+                s.file = None;
+            }
+            Err(_) => {
+                failed = true;
+                h.set_trouble(Some("defective-log"));
+                t.sleep(&h.ex, 500 * MS).await;
+            }
         }
         if !limit.fetched || limit.complete && s.at.pos >= limit.end {
             if let Some(next) = successor_after_drain(&mut s, t).await {
@@ -523,11 +624,15 @@ async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
     h.search(&s.at.log, s.at.pos, Purpose::Replay)
 }
 
+async fn fetch_again(h: &Host, at: &At) {
+    let from = if at.pos <= HEADER { 0 } else { at.pos };
+    h.fetch.again_from(h, &at.log, from);
+    h.sleep(500 * MS).await;
+}
+
 async fn repair(h: &Host, at: &At, repairable: bool, repairs: u32) -> u32 {
     if repairs < REPAIRS && repairable {
-        let from = if at.pos <= HEADER { 0 } else { at.pos };
-        h.fetch.again_from(h, &at.log, from).await;
-        h.sleep(500 * MS).await;
+        fetch_again(h, at).await;
     } else {
         h.set_trouble(Some("defective-log"));
         h.sleep(2000 * MS).await;
