@@ -7,13 +7,15 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm check-debug torture demo bench rust-analyzer
+GOALS := all module inject selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm check-debug torture demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
 	@echo 'Targets:'
 	@echo '  all            module and userspace (default)'
 	@echo '  module         the kernel module build/module/mars.ko'
+	@echo '  inject         the same with the fault injector, for tests only: build/inject/mars.ko'
+	@echo '                 (also: make module INJECT=1)'
 	@echo '  selftest       the module build/selftest/mars_selftest.ko, for tests only'
 	@echo '  userspace      the programs in build/cargo/release/'
 	@echo '  man            manual pages in build/man/, shell completions beside them'
@@ -26,7 +28,7 @@ help:
 	@echo '  simulate-defects  that the simulator finds each of a list of bugs'
 	@echo '  test-vm        tests that boot kernels in virtual machines; FULL=1: of the system layer, too'
 	@echo '  check-debug    the tests of test-vm FULL=1 on a kernel with KASAN, lockdep, kmemleak ...: hours'
-	@echo '  torture        the same losses of power and crashes as in test-vm, but thousands: many hours'
+	@echo '  torture        the same losses of power and crashes as in test-vm, but thousands, and at all points: many hours'
 	@echo '  demo           a small cluster in virtual machines, step by step'
 	@echo '  bench          measurements'
 	@echo '  rust-analyzer  rust-project.json for editors'
@@ -59,15 +61,21 @@ kbuild = $(MAKE) --no-print-directory $(jobs) -C $(MARS_KDIR) CC=$(MARS_KCC) $(i
 
 all: module userspace
 
-module:
-	+@mkdir -p $(build)/module
-	+@$(call kbuild,module,modules)
+# Two folders, so that the product and the module with the fault injector lie side by side.
+module: $(if $(INJECT),inject)
+	+@$(if $(INJECT),:,mkdir -p $(build)/module)
+	+@$(if $(INJECT),:,$(call kbuild,module,modules))
+
+inject:
+	+@mkdir -p $(build)/inject
+	+@$(call kbuild,inject,MARS_INJECT=1 modules)
 
 # For make lint: each warning is an error, and the results of the build proper
 # stay as they are.
 clippy:
-	+@mkdir -p $(build)/clippy
+	+@mkdir -p $(build)/clippy $(build)/clippy-inject
 	+@$(call kbuild,clippy,CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
+	+@$(call kbuild,clippy-inject,MARS_INJECT=1 CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror modules)
 
 selftest:
 	+@mkdir -p $(build)/selftest
@@ -121,12 +129,12 @@ simulate-defects:
 	@build/cargo-defects/release/mars-sim defects
 
 # The tests of the system layer take as long as all others together: FULL=1 runs them, too.
-test-vm: module $(if $(FULL),selftest) userspace
+test-vm: module inject $(if $(FULL),selftest) userspace
 	@exec python3 -m pytest tests $(if $(FULL),,--ignore=tests/test_sys.py --ignore=tests/test_sys_block.py) $(ARGS)
 
 # Whoever has found something runs single tests: make check-debug ARGS="tests/test_reload.py -x"
 ifeq ($(MARS_KERNEL_LANE),debug)
-check-debug: module selftest userspace
+check-debug: module inject selftest userspace
 	@exec python3 -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(ARGS)
 else
 check-debug:
@@ -137,9 +145,11 @@ endif
 MARS_STATES ?= 5000
 MARS_CRASHES ?= 100
 MARS_REPEAT ?= 10
-torture: module userspace
-	@MARS_STATES=$(MARS_STATES) MARS_CRASHES=$(MARS_CRASHES) MARS_REPEAT=$(MARS_REPEAT) exec python3 -m pytest -rA \
-		tests/test_power_loss.py tests/test_crash_primary.py tests/test_crash_secondary.py tests/test_reload.py $(ARGS)
+MARS_POINTS ?= all
+torture: module inject userspace
+	@MARS_POINTS=$(MARS_POINTS) MARS_STATES=$(MARS_STATES) MARS_CRASHES=$(MARS_CRASHES) MARS_REPEAT=$(MARS_REPEAT) exec python3 -m pytest -rA \
+		tests/test_power_loss.py tests/test_crash_primary.py tests/test_crash_secondary.py tests/test_crash_points.py \
+		tests/test_reload.py $(ARGS)
 
 demo: module userspace
 	@exec scripts/demo $(ARGS)

@@ -12,6 +12,14 @@ use kernel::{
     sync::Arc, //
 };
 
+#[cfg_attr(
+    not(MARS_INJECT),
+    allow(
+        clippy::bind_instead_of_map,
+        clippy::unnecessary_lazy_evaluations,
+        reason = "without the injector its points are the constant Ok"
+    )
+)]
 mod engine;
 #[allow(
     dead_code,
@@ -53,15 +61,21 @@ module! {
 /// The loaded module. Fields drop in this order: nobody is told or asks any more, then the loop ends everything that it
 /// started (`rmmod` gets here only when no device is open), then what all of it used.
 struct Mars {
+    #[cfg(MARS_INJECT)]
+    _release: engine::inject::Release,
     _notifier: RebootNotifier,
     _proc: Sysctl,
     _cluster: Thread,
     _env: Arc<Env>,
     _bios: BioSetGuard,
+    #[cfg(MARS_INJECT)]
+    _injector: engine::inject::Injector,
 }
 
 impl kernel::Module for Mars {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        #[cfg(MARS_INJECT)]
+        let injector = engine::inject::Injector::new()?;
         let bios = sys::bio::init()?;
         let node = sys::host::nodename()?;
         let Some(me) = Name::new(&node) else {
@@ -96,11 +110,15 @@ impl kernel::Module for Mars {
         let notifier = RebootNotifier::register(move || e.stop())?;
         pr_info!("version {} on host {}\n", VERSION, me.as_str());
         Ok(Self {
+            #[cfg(MARS_INJECT)]
+            _release: engine::inject::Release,
             _notifier: notifier,
             _proc: proc,
             _cluster: cluster,
             _env: env,
             _bios: bios,
+            #[cfg(MARS_INJECT)]
+            _injector: injector,
         })
     }
 }

@@ -32,6 +32,9 @@ pub mod digest;
 pub mod dirty;
 pub mod ends;
 pub mod fetch;
+// Only with the fault injector, and in userspace for its tests: nothing of it is in the product.
+#[cfg(any(MARS_INJECT, not(MODULE)))]
+pub mod inject;
 pub mod lamport;
 pub mod log;
 pub mod name;

@@ -16,7 +16,10 @@ use mars_core::lamport::{
     LamportTime, //
 };
 
-use crate::sys::time;
+use crate::{
+    engine::inject,
+    sys::time, //
+};
 
 /// Shared Lamport clock. Any context that may take a spinlock, but no interrupt.
 #[pin_data]
@@ -37,6 +40,7 @@ impl Clock {
     /// The wall clock.
     pub(crate) fn real() -> LamportTime {
         let (sec, nsec) = time::real_now();
+        let sec = sec.saturating_add_signed(inject::skew!());
         LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO)
     }
 

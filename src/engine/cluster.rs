@@ -16,6 +16,7 @@ use crate::{
     engine::{
         control,
         env::Env,
+        inject,
         member::Member,
         peer::Peer,
         reserve,
@@ -67,6 +68,7 @@ pub(crate) fn spawn(env: Arc<Env>) -> Result<Thread> {
 
 impl Cluster {
     fn round(&mut self, ctx: &ThreadCtx) {
+        inject::pass!(ClusterRound);
         let env = self.env.clone();
         if let Err(e) = env.store.scan() {
             crate::engine::text::warn_limited(format_args!(

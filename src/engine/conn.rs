@@ -52,6 +52,7 @@ use crate::{
     engine::{
         digest::KernelDigest,
         env::Env,
+        inject,
         text,
         tunables, //
     },
@@ -135,6 +136,7 @@ impl Conn {
     // A frame of its own: handshakes and sessions are big, and the stack is small.
     #[inline(never)]
     fn try_dial(env: &Env, host: &Name, purpose: Purpose) -> Result<Self, Dial> {
+        inject::at!(Dial)?;
         let addr = env.peer_addr(host, purpose.port_offset()).ok_or(ENOENT)?;
         let key = env.key().ok_or(ENOKEY)?;
         let uuid = env.uuid()?;
@@ -275,6 +277,7 @@ impl Conn {
             .tx
             .message::<KernelDigest, M>(id, request, &mut self.out)
             .map_err(wire_error)?;
+        inject::at!(NetSend)?;
         self.socket.send_all(&self.out, tunables::NET_TIMEOUT_MS)?;
         let timeout = tunables::NET_TIMEOUT_MS.saturating_add(patience_ms);
         let (kind, got, len) = self.receive(timeout)?;
@@ -313,6 +316,9 @@ impl Conn {
         self.body.resize(header.body_len(), 0, GFP_KERNEL)?;
         self.socket
             .recv_exact(&mut self.body, tunables::NET_TIMEOUT_MS)?;
+        if let Some(n) = inject::data!(NetReceived, 0, &mut self.body)? {
+            self.body.truncate(n);
+        }
         let (kind, payload) = self
             .session
             .rx

@@ -47,6 +47,7 @@ use crate::{
     engine::{
         device::Device,
         fetch,
+        inject,
         logfile::LogFile,
         logger,
         member::{
@@ -159,6 +160,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
 impl Control {
     fn run(&mut self, ctx: &ThreadCtx) {
         loop {
+            inject::pass!(ControlRound);
             let stopping = ctx.should_stop() || self.m.env.is_stopping();
             let o = self.observe(stopping);
             let step = decide(self.role(), &o);
@@ -435,7 +437,9 @@ impl Control {
         m.dirty
             .prepare(&m, m.size().unwrap_or(0))
             .map_err(|e| fail("no-space", format_args!("there is no room for the dirty map: {e:?}; a primary needs it for the time when /mars is full")))?;
-        let end = replay::to_end(&m, &bdev, ctx).map_err(recovery_failed)?;
+        let end = replay::to_end(&m, &bdev, ctx)
+            .and_then(|end| inject::at!(Recovered).map(|()| end))
+            .map_err(recovery_failed)?;
         let max = m
             .number(format_args!("maxnr"))
             .and_then(|n| u32::try_from(n).ok())
@@ -457,12 +461,14 @@ impl Control {
                     )
                 })?;
             self.note_maxnr(number);
-            paths::sync_resource_dir(&m.name).map_err(|e| {
-                fail(
-                    "disk-error",
-                    format_args!("/mars can't be made durable: {e:?}"),
-                )
-            })?;
+            inject::at!(PrimaryLinks)
+                .and_then(|()| paths::sync_resource_dir(&m.name))
+                .map_err(|e| {
+                    fail(
+                        "disk-error",
+                        format_args!("/mars can't be made durable: {e:?}"),
+                    )
+                })?;
         }
         let name = if log.is_some() { name } else { end.log };
         let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
@@ -473,6 +479,7 @@ impl Control {
             )
         })?;
         self.running = Running::Primary(p);
+        inject::pass!(PrimaryReady);
         m.env.kick.signal();
         Ok(())
     }
@@ -592,6 +599,7 @@ impl Control {
             discard_granularity: backing.offers_discard(),
         };
         self.share(Some(bdev.clone()), true);
+        inject::at!(PrimaryDevice)?;
         let disk = Disk::new(dev.as_str(), &params, device.clone())?;
         pr_info!(
             "{}: /dev/mars/{} is there, {} {:?}\n",
@@ -633,6 +641,7 @@ impl Control {
             return Ok(());
         }
         p.removing = true;
+        inject::pass!(LeaveBegin);
         // Nothing is given up as long as somebody can still make room in /mars; the next round tries again. A log whose disk
         // fails has told so to every flush: what none of them confirmed ends with the device, as with any disk.
         let (undurable, log_failed) = p.pipe.with(|s| (s.buffer.undurable(), s.log_failed()));
@@ -662,14 +671,18 @@ impl Control {
         drop(disk);
         drop(reader);
         drop(device);
+        inject::pass!(LeaveDevice);
         drop(logger);
+        inject::pass!(LeaveClosed);
         let (name, end) = m.progress.last_closed().unwrap_or((log, 0));
         m.publish_logs();
+        inject::pass!(LeavePublished);
         // What could not be written to the tree is found by replay, which reads the logs to their ends.
         let told = m.progress.last_closed().is_none();
         m.progress.forget();
         let drained = pipe.drain(unloading);
         drop(writeback);
+        inject::pass!(LeaveDrained);
         match drained {
             Ok(()) if told && end > 0 => {
                 let _ = m.set_replay(&name, end, end);
@@ -677,6 +690,7 @@ impl Control {
             Ok(()) => (),
             Err(e) => pr_err!("{}: the disk fails ({:?}); what it did not take stays in the log and is replayed at the next attach\n", m.name.as_str(), e),
         }
+        inject::pass!(LeaveLink);
         let _ = paths::sync_resource_dir(&m.name);
         pr_info!(
             "{}: the device is gone, the log is closed\n",

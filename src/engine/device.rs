@@ -40,6 +40,7 @@ use crate::{
     engine::{
         clock::Clock,
         digest::KernelDigest,
+        inject,
         member::Member,
         pipeline::{
             Pipeline,
@@ -212,8 +213,8 @@ impl Device {
             let last = done + piece == len;
             let buf = loop {
                 // Write-back frees memory; an application must not see an error because there is none just now (P4).
-                match bio
-                    .new_buf(done, piece)
+                match inject::at!(WriteMemory, offset, 0)
+                    .and_then(|()| bio.new_buf(done, piece))
                     .and_then(|b| Ok(Arc::new(b, GFP_KERNEL)?))
                 {
                     Ok(b) => break b,

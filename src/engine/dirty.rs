@@ -38,6 +38,7 @@ use mars_core::{
 use crate::{
     engine::{
         digest::KernelDigest,
+        inject,
         member::Member,
         paths,
         pipeline::Slice, //
@@ -88,6 +89,7 @@ impl Open {
             let Some(at) = self.map.next_write::<KernelDigest>(block) else {
                 break;
             };
+            inject::at!(DirtyWrite, at, BLOCK)?;
             if self.direct {
                 self.file.write_direct(&self.block, 0, BLOCK, at)?;
             } else {
@@ -95,7 +97,9 @@ impl Open {
                 self.file.write_at(block, at)?;
             }
         }
-        self.file.datasync()
+        inject::at!(DirtySync)?;
+        self.file.datasync()?;
+        inject::at!(DirtySaved)
     }
 }
 
@@ -273,12 +277,13 @@ impl Dirty {
     ///
     /// The map can't be written: the log must not be used.
     pub(crate) fn close_gap(&self, next: u32) -> Result {
-        self.change(|map| {
-            if map.is_open() {
-                map.close_gap(next).map_err(|_| EINVAL)?;
-            }
-            Ok(())
-        })
+        let mut inner = self.inner.lock();
+        let open = (*inner).as_mut().ok_or(ENODEV)?;
+        if open.map.is_open() {
+            open.map.close_gap(next).map_err(|_| EINVAL)?;
+        }
+        // Whatever the disk has now is right as long as nothing more is written; before that, the map is written again.
+        open.save().inspect_err(|_| open.map.reopen())
     }
 
     /// The disk is about to be filled by a sync: what was said of it counts no more.
@@ -289,11 +294,14 @@ impl Dirty {
     pub(crate) fn clear(&self) -> Result {
         let mut inner = self.inner.lock();
         match &mut *inner {
-            Some(open) if open.map.gap() != Gap::None => {
-                open.map.clear();
+            Some(open) => {
+                if open.map.gap() != Gap::None {
+                    open.map.clear();
+                }
+                // Also what an earlier attempt could not write.
                 open.save()
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -426,6 +434,7 @@ fn create(m: &Member, map: KBox<DirtyMap>) -> Result<Open> {
     };
     let r = open
         .save()
+        .and_then(|()| inject::at!(DirtyCreate))
         .and_then(|()| dir::rename(&temporary, &path(m, NAME)?))
         .and_then(|()| paths::sync_resource_dir(&m.name));
     if let Err(e) = r {

@@ -47,6 +47,7 @@ use crate::{
             Conn,
             Purpose, //
         },
+        inject,
         member::Member,
         paths,
         replay,
@@ -221,6 +222,7 @@ impl Fetch {
         let Some(t) = s.target.take() else { return };
         let _ = s.avoid.push(t.source, GFP_KERNEL);
         drop(s);
+        inject::pass!(FetchAgain);
         self.changed.notify_all();
     }
 
@@ -443,6 +445,7 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
     let file = File::open(&path, flags, 0o600)?;
     let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
     if whole && file.size() > end {
+        inject::at!(FetchBeginCut, end, 0)?;
         file.truncate(end)?;
     }
     let file = Arc::new(file, GFP_KERNEL)?;
@@ -507,6 +510,7 @@ struct Job {
 fn work(ctx: &ThreadCtx, m: &Arc<Member>) {
     let mut conn: Option<Conn> = None;
     while !ctx.should_stop() {
+        inject::pass!(FetchRound);
         let Some(job) = next_job(m) else {
             let mut s = m.fetch.state.lock();
             if !ctx.should_stop() {
@@ -582,6 +586,20 @@ fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
 /// Writes what has arrived to the local copy, past the page cache where position and length allow that: everything is
 /// read only once, by replay, and soon.
 fn keep(file: &File, data: &[u8], offset: u64) -> Result {
+    #[cfg(MARS_INJECT)]
+    let mut copy = KVec::new();
+    #[cfg(MARS_INJECT)]
+    let data = {
+        copy.extend_from_slice(data, GFP_KERNEL)?;
+        match inject::data!(FetchWrite, offset, &mut copy)? {
+            Some(n) => {
+                return file
+                    .write_at(copy.get(..n).ok_or(EIO)?, offset)
+                    .and(Err(EIO))
+            }
+            None => &copy[..],
+        }
+    };
     let align = usize::try_from(file.dio_align())?;
     let start = usize::try_from(offset)?;
     if align == 0 || start % align != 0 || data.len() % align != 0 {
@@ -607,6 +625,7 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
         wait_ms,
         log_id: 0,
     };
+    inject::at!(FetchRequest, offset, 0)?;
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
@@ -628,6 +647,7 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     }
     if !data.is_empty() {
         keep(&job.file, data, offset)?;
+        inject::at!(FetchWritten, offset, data.len())?;
     } else if matches!(job.task, Task::Read(_)) {
         // The source said that it has these bytes and gave none.
         return Err(EAGAIN);

@@ -40,6 +40,7 @@ use mars_core::{
 use crate::{
     engine::{
         digest::KernelDigest,
+        inject,
         paths,
         pipeline::Slice, //
     },
@@ -96,6 +97,7 @@ impl LogFile {
             truncate: false,
             direct: true,
         };
+        inject::at!(LogCreate)?;
         let (file, align) = open_direct(&path, flags)?;
         if file.size() > 0 && has_batches(&file) {
             pr_err!("{:?} exists already and is not empty; a log is never appended to after a restart\n", path);
@@ -132,10 +134,13 @@ impl LogFile {
             zeroed: u64::try_from(HEADER_SIZE)?,
             zeros: Buf::zeroed(ZERO_AHEAD)?,
         };
+        inject::at!(LogHeader)?;
         log.write(&block, HEADER_SIZE, 0)?;
         log.zero_ahead(0)?;
+        inject::at!(LogCreateSync)?;
         log.file.sync()?;
         paths::sync_resource_dir(resource)?;
+        inject::at!(LogCreated)?;
         Ok(log)
     }
 
@@ -150,6 +155,7 @@ impl LogFile {
     fn zero_ahead(&mut self, len: usize) -> Result {
         let need = self.pos.saturating_add(u64::try_from(len)?);
         while self.zeroed < need.saturating_add(64 << 10) {
+            inject::at!(LogExtend, self.zeroed, ZERO_AHEAD)?;
             self.write(&self.zeros, ZERO_AHEAD, self.zeroed)?;
             self.zeroed = self.zeroed.saturating_add(u64::try_from(ZERO_AHEAD)?);
         }
@@ -176,6 +182,7 @@ impl LogFile {
         }
         let len = batch_size(count, payload, self.ctx.align).ok_or(EOVERFLOW)?;
         let total = usize::try_from(len)?;
+        inject::at!(AppendMemory, self.pos, total)?;
         let mut buf = Buf::new(total)?;
         let mut w = BatchWriter::new(
             &mut buf,
@@ -207,8 +214,14 @@ impl LogFile {
         }
         let done = w.finish::<KernelDigest>().map_err(Error::from)?;
         self.zero_ahead(total)?;
+        if let Some(n) = inject::data!(AppendWrite, self.pos, &mut buf)? {
+            // Torn, at a boundary that direct I/O allows.
+            self.write(&buf, n & !4095, self.pos)?;
+            return Err(EIO);
+        }
         let buf = Arc::new(buf, GFP_KERNEL)?;
         self.write(&buf, total, self.pos)?;
+        inject::at!(AppendDone, self.pos, total)?;
         self.pos = self.pos.saturating_add(u64::from(done.total_len));
         self.seq = self.seq.saturating_add(1);
         self.chain = done.meta_crc;
@@ -217,17 +230,22 @@ impl LogFile {
 
     /// Writes a batch once more to its place: after a failed flush nobody knows what the disk has of it.
     pub(crate) fn rewrite(&self, pos: u64, data: &Buf, len: usize) -> Result {
+        inject::at!(LogRewrite, pos, len)?;
         self.write(data, len, pos)
     }
 
     /// Makes everything appended durable.
     pub(crate) fn sync(&self) -> Result {
-        self.file.datasync()
+        inject::at!(FlushLog, self.pos, 0)?;
+        self.file.datasync()?;
+        inject::at!(FlushLogDone, self.pos, 0)
     }
 
     /// Cuts the file to its true end and makes it durable; gives the end.
     pub(crate) fn close(self) -> Result<u64> {
+        inject::at!(LogCloseCut)?;
         self.file.truncate(self.pos)?;
+        inject::at!(LogCloseSync)?;
         self.file.sync()?;
         Ok(self.pos)
     }

@@ -36,6 +36,7 @@ use crate::{
     engine::{
         clock::Clock,
         dirty::Dirty,
+        inject,
         logfile::LogFile,
         pipeline::{
             self,
@@ -314,6 +315,7 @@ pub(crate) fn spawn(
             failures: 0,
             suspect: false,
             full: false,
+            gap_begun: false,
         }
         .run(ctx, log, &kick)
     })
@@ -336,6 +338,9 @@ struct Logger<'a> {
     suspect: bool,
     /// There was no room for the last batch.
     full: bool,
+    /// A gap was begun, and the map could not be written: on the disk it may be open or not. Nothing may be logged behind
+    /// its beginning, since recovery would not look there.
+    gap_begun: bool,
 }
 
 /// What comes when a log, or the time without one, has ended.
@@ -377,6 +382,11 @@ impl Logger<'_> {
                 self.close(log);
                 return After::Gap;
             }
+            if self.gap_begun && !(stopping && self.failures > LAST_TRIES) {
+                self.give_up_flushes();
+                time::sleep_ms(200);
+                continue;
+            }
             if stopping && self.failures > LAST_TRIES {
                 pr_err!(
                     "{}: {:?} can't be written; what was admitted and not made durable is given up\n",
@@ -387,6 +397,7 @@ impl Logger<'_> {
                 log.pos = self.progress.inner.lock().ends.end();
                 break;
             }
+            inject::pass!(LoggerRound);
             items.clear();
             self.give_up_flushes();
             let rest = self.take(&mut items);
@@ -403,8 +414,10 @@ impl Logger<'_> {
             if rotate && self.unflushed_since == 0 {
                 let next = self.progress.inner.lock().next.take();
                 if let Some(next) = next {
+                    inject::pass!(Rotate);
                     self.close(log);
                     self.progress.start(next.name, next.pos);
+                    inject::pass!(Rotated);
                     log = next;
                     kick();
                 }
@@ -568,6 +581,7 @@ impl Logger<'_> {
             let logged = self.logged;
             // Said first: a sync reads the raw disk and then asks for this end, so the disk must never have more.
             self.progress.durable(log.pos, &mut self.unflushed);
+            inject::pass!(FlushComplete);
             self.pipe.with(|s| {
                 s.buffer.durable(logged);
             });

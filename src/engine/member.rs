@@ -39,6 +39,7 @@ use crate::{
         dirty::Dirty,
         env::Env,
         fetch::Fetch,
+        inject,
         logger::{
             News,
             Progress, //
@@ -235,7 +236,9 @@ impl Member {
             pos,
             rest: end.saturating_sub(pos),
         };
-        self.try_set(format_args!("replay-{}", self.me()), format_args!("{link}"))
+        inject::at!(ReplayLink, pos, 0)?;
+        self.try_set(format_args!("replay-{}", self.me()), format_args!("{link}"))?;
+        inject::at!(ReplayLinkMoved, pos, 0)
     }
 
     /// Moves this host's replay link as [`Self::set_replay`], unless somebody else has moved it further already, and with
@@ -282,6 +285,7 @@ impl Member {
         let link = link.ok_or(EINVAL).inspect_err(|_| {
             pr_err!("version link of log {} can't be computed\n", log.number);
         })?;
+        inject::at!(VersionLink, pos, 0)?;
         self.try_set(
             format_args!("version-{:09}-{me}", log.number),
             format_args!("{link}"),

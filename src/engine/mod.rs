@@ -26,6 +26,7 @@ mod digest;
 mod dirty;
 pub(crate) mod env;
 mod fetch;
+pub(crate) mod inject;
 mod logfile;
 mod logger;
 mod member;

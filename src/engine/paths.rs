@@ -14,7 +14,10 @@ use mars_core::{
     name::Name, //
 };
 
-use crate::sys::dir;
+use crate::{
+    engine::inject,
+    sys::dir, //
+};
 
 /// Root of the tree; a mount point of its own.
 pub(crate) const ROOT: &CStr = c"/mars";
@@ -42,5 +45,7 @@ pub(crate) fn resource(resource: &Name) -> Result<CString> {
 
 /// Makes creations, renames and removals in the directory of a resource durable.
 pub(crate) fn sync_resource_dir(name: &Name) -> Result {
-    dir::sync_dir(&resource(name)?)
+    inject::at!(DirSync)?;
+    dir::sync_dir(&resource(name)?)?;
+    inject::at!(DirSynced)
 }

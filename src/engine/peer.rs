@@ -27,6 +27,7 @@ use crate::{
             Purpose, //
         },
         env::Env,
+        inject,
         tunables, //
     },
     sys::{
@@ -78,6 +79,7 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
         };
         pause = RETRY_MS;
         while !ctx.should_stop() {
+            inject::pass!(PeerRound);
             // What was refused once, or vanished from the disk, is sent again only on demand.
             if time::mono_ns().saturating_sub(full_at) > FULL_NS {
                 full_at = time::mono_ns();
@@ -114,7 +116,9 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
         env.clock.saw(tree.now);
         for entry in tree.entries() {
             match entry {
-                Ok(e) => match env.store.merge_one(&peer, e.path, e.value, e.stamp) {
+                Ok(e) => match inject::at!(MergeLink)
+                    .and_then(|()| env.store.merge_one(&peer, e.path, e.value, e.stamp))
+                {
                     Ok(changed) => news |= changed && e.path.starts_with("resource-"),
                     // The others may still be taken; asked for again, since `since` stays.
                     Err(e) => failed = Err(e),

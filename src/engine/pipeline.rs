@@ -47,6 +47,7 @@ use mars_core::{
 use crate::{
     engine::{
         clock::Clock,
+        inject,
         tunables, //
     },
     sys::{
@@ -290,11 +291,12 @@ impl Pipeline {
                 continue;
             }
             state.unstuck();
-            match state
-                .buffer
-                .admit(kind, offset, length, stamp, crc, data.clone())
-                .map_err(Error::from)
-            {
+            match inject::at!(AdmitMemory, offset, 0).and_then(|()| {
+                state
+                    .buffer
+                    .admit(kind, offset, length, stamp, crc, data.clone())
+                    .map_err(Error::from)
+            }) {
                 Ok(_) => break,
                 // Write-back frees memory; the application must not see that there is none just now (P4).
                 Err(e) if e == ENOMEM => {
@@ -542,6 +544,7 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
 impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
     #[inline(never)]
     fn round(&mut self, plan: &mut KVec<WritebackIo<Slice>>) {
+        inject::pass!(WriteBackRound);
         self.reap(false);
         let now = time::mono_ns();
         let decision = self.decide(now, plan);
@@ -602,7 +605,11 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
             let d = writeback::decide(&view, &pipe.policy);
             plan.clear();
             if d.start > 0 {
-                if let Err(e) = s.buffer.plan(tunables::writeback_io_bytes(), d.start, plan) {
+                let r = inject::at!(PlanMemory).and_then(|()| {
+                    Ok(s.buffer
+                        .plan(tunables::writeback_io_bytes(), d.start, plan)?)
+                });
+                if let Err(e) = r {
                     crate::sys::log::log_warn!("write-back has to wait for memory: {:?}\n", e);
                 }
             }
@@ -621,7 +628,11 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
         let pipe = self.pipe;
         while let Some(done) = self.group.reap() {
             any = true;
-            match (done.tag, done.result) {
+            let result = done.result.and_then(|()| match &done.tag {
+                Tag::Flush => inject::at!(DiskFlushed),
+                Tag::Write(_) | Tag::Zero(..) => inject::at!(WriteBackDone),
+            });
+            match (done.tag, result) {
                 (Tag::Flush, r) => {
                     self.flushing = false;
                     self.flushed(r);
@@ -669,6 +680,11 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
             let id = io.id;
             let unmap = match io.kind {
                 Kind::Write => {
+                    let len = usize::try_from(io.length).unwrap_or(0);
+                    if let Err(e) = inject::at!(WriteBack, io.offset, len) {
+                        self.not_written(id, e);
+                        continue;
+                    }
                     let sent = self.group.submit_write(
                         &self.pipe.bdev,
                         io.offset,
@@ -698,6 +714,9 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
 
     /// Starts the next piece of a range that becomes zero.
     fn zero(&self, id: u64, range: Zeroing) {
+        if let Err(e) = inject::at!(WriteBackZero, range.offset, 0) {
+            return self.not_written(id, e);
+        }
         let mut disk = backing(&self.pipe.bdev);
         if !self.can_zero {
             disk.max_zeroes = 0;
@@ -733,6 +752,10 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
             return;
         }
         self.flushing = true;
+        if let Err(e) = inject::at!(DiskFlush) {
+            self.flushing = false;
+            return self.flushed(Err(e));
+        }
         if let Err((e, _)) = self.group.submit_flush(&self.pipe.bdev, Tag::Flush) {
             self.flushing = false;
             self.flushed(Err(e));
@@ -775,6 +798,7 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
         if let Some(pos) = news {
             // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
             // could not be published is tried again.
+            inject::pass!(Publish);
             if (self.publish)(pos) {
                 self.pipe.with(|s| s.published = Some(pos));
             }

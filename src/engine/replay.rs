@@ -57,6 +57,7 @@ use mars_core::{
 use crate::{
     engine::{
         digest::KernelDigest,
+        inject,
         member::Member,
         paths,
         pipeline::{
@@ -308,9 +309,11 @@ impl Session {
                 Extent::Known(end) => end.min(size),
                 Extent::Unknown => size,
             };
+            inject::at!(ReplayRewrite, first, 0)?;
             write_again(file, first, end)?;
         }
-        if let Err(e) = file.sync() {
+        let r = inject::at!(ReplayOpenSync).and_then(|()| file.sync());
+        if let Err(e) = r {
             return Err(self.not_durable(from, e));
         }
         if again.is_some() {
@@ -350,7 +353,8 @@ impl Session {
         };
         if let Extent::Known(end) = extent {
             if end > self.synced {
-                if let Err(e) = file.datasync() {
+                let r = inject::at!(ReplaySync, self.synced, 0).and_then(|()| file.datasync());
+                if let Err(e) = r {
                     let from = self.synced;
                     return Err(self.not_durable(from, e));
                 }
@@ -379,6 +383,8 @@ impl Session {
             }
             let mut buf = Buf::new(rest)?;
             let n = read(file, &mut buf, self.at.pos)?;
+            let bytes = buf.get_mut(..n).ok_or(EIO)?;
+            let n = inject::data!(ReplayRead, self.at.pos, bytes)?.unwrap_or(n);
             if self.following && extent == Extent::Unknown {
                 // Fetching may just have begun to cut the file and to fill it again.
                 if let Err(e) = file.datasync() {
@@ -409,7 +415,9 @@ impl Session {
                                 }
                                 _ => None,
                             };
-                            if let Err(e) = self.pipe.admit_replayed(&a, data, end, stop) {
+                            let r = inject::at!(ReplayAdmit, end.pos, 0)
+                                .and_then(|()| self.pipe.admit_replayed(&a, data, end, stop));
+                            if let Err(e) = r {
                                 replayer.put_back();
                                 return Err(e);
                             }
@@ -438,6 +446,7 @@ impl Session {
 
     /// Goes on with the next log. Everything of the present one has been written back and published.
     fn switch(&mut self, next: LogName) -> Result {
+        inject::at!(SwitchLog)?;
         if let Some(file) = self.file.as_ref().filter(|f| f.size() > self.at.pos) {
             // Else recovery after a crash, from an older link, would go on in what a forced failover has cut off.
             pr_warn!(
@@ -447,13 +456,16 @@ impl Session {
                 self.at.pos,
                 file.size().saturating_sub(self.at.pos)
             );
+            inject::at!(SwitchCut, self.at.pos, 0)?;
             file.truncate(self.at.pos)?;
+            inject::at!(SwitchCutSync, self.at.pos, 0)?;
             file.sync()?;
         }
         // The version link of the next log is made from that of the present one, also after a crash: an older one must not
         // come back beside it.
         paths::sync_resource_dir(&self.m.name)?;
         self.m.set_version(&next, 0)?;
+        inject::at!(SwitchLink)?;
         self.m.advance(&next, 0, 0, false)?;
         self.m.fetch.begin_replay(&next);
         self.replayer = None;
@@ -467,6 +479,7 @@ impl Session {
     #[inline(never)]
     fn settle(&self, give_up: impl Fn() -> bool) -> Result {
         self.pipe.drain(give_up)?;
+        inject::at!(ReplaySettled, self.at.pos, 0)?;
         self.m.set_replay(&self.at.log, self.at.pos, self.at.pos)?;
         self.m.set_version(&self.at.log, self.at.pos)
     }
@@ -676,7 +689,9 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
         s.settle(|| ctx.should_stop())?;
         if let Some(f) = &s.file {
             if f.size() > s.at.pos {
+                inject::at!(RecoverySettled, s.at.pos, 0)?;
                 f.truncate(s.at.pos)?;
+                inject::at!(RecoveryCut, s.at.pos, 0)?;
                 f.sync()?;
             }
         } else if s.at.pos > 0 || known > u64::try_from(HEADER_SIZE)? {
@@ -813,6 +828,7 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
     let mut failed = false;
     let stop = || ctx.should_stop();
     while !ctx.should_stop() {
+        inject::pass!(ReplayRound);
         let mut limit = m.fetch.available(&s.at.log);
         if limit.fetched && limit.end.saturating_sub(s.synced) < GATHER_BYTES {
             // Each sync of the file is a commit of its file system's journal: a little more may come meanwhile.
@@ -948,7 +964,7 @@ fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
     } else {
         m.set_trouble(Some((
             "defective-log",
-            format_args!("{} can't be replayed at {defect}; if no member has a good copy, run 'marsadm invalidate {}' here", at.log, m.name),
+            format_args!("{} can't be replayed at {defect}; if no member has a good copy, run 'marsadm log-rotate {}' on the primary, and after that 'marsadm invalidate {}' here", at.log, m.name, m.name),
         )));
         time::sleep_ms(2000);
     }

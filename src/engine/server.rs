@@ -70,6 +70,7 @@ use crate::{
         },
         dirty::Asked,
         env::Env,
+        inject,
         member::Member,
         paths,
         sync,
@@ -497,7 +498,7 @@ impl Handler<'_> {
             return conn.reply_bulk(id, &head, buf.get(..len).ok_or(EIO)?);
         }
         // Direct I/O: what a peer reads must not push out, or get stale in, the page cache under the logger's own writes.
-        let data = if open.direct {
+        let (from, len) = if open.direct {
             let start = m.offset & !4095;
             let skip = usize::try_from(m.offset - start)?;
             let len = (skip + want + 4095) & !4095;
@@ -506,15 +507,21 @@ impl Handler<'_> {
                 .file
                 .read_direct(&mut buf, 0, len, start)
                 .unwrap_or_else(|e| unreadable(&log, m.offset, e));
-            buf.get(skip..n.min(skip + want)).unwrap_or(&[])
+            (skip, n.min(skip + want).saturating_sub(skip))
         } else {
             buf = Buf::new(want)?;
             let n = open
                 .file
                 .read_at(&mut buf, m.offset)
                 .unwrap_or_else(|e| unreadable(&log, m.offset, e));
-            buf.get(..n).unwrap_or(&[])
+            (0, n)
         };
+        let part = buf.get_mut(from..from + len).unwrap_or(&mut []);
+        let len = match inject::data!(ServeLog, m.offset, part) {
+            Ok(n) => n.unwrap_or(len),
+            Err(e) => unreadable(&log, m.offset, e),
+        };
+        let data = buf.get(from..from + len).unwrap_or(&[]);
         if data.is_empty() {
             return conn.reply_bulk(
                 id,
@@ -619,8 +626,12 @@ impl Handler<'_> {
         }
         let len = usize::try_from(m.length)?;
         let mut buf = Buf::new(len)?;
-        match bdev.read_at(&mut buf, 0, len, m.offset) {
-            Ok(()) => {
+        let r = bdev
+            .read_at(&mut buf, 0, len, m.offset)
+            .and_then(|()| inject::data!(ServeSync, m.offset, &mut buf));
+        match r {
+            Ok(n) => {
+                let len = n.unwrap_or(len);
                 self.env.stats.served.add(u64::from(m.length), Relaxed);
                 conn.reply_bulk(id, &reply(SyncStatus::Data), buf.get(..len).unwrap_or(&[]))
             }

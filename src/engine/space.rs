@@ -29,6 +29,7 @@ use mars_core::{
 
 use crate::{
     engine::{
+        inject,
         member::Member,
         paths,
         tunables, //
@@ -187,10 +188,12 @@ pub(crate) fn unlink_old(m: &Member, primary: bool) {
     let mut bytes = 0u64;
     for_each_log(m, |log, size| {
         if may_unlink(level, primary, log.number, own.log.number, lowest)
+            && inject::at!(LogUnlink).is_ok()
             && paths::log(&m.name, &log)
                 .and_then(|p| dir::unlink(&p))
                 .is_ok()
         {
+            inject::pass!(LogUnlinked);
             gone = gone.saturating_add(1);
             bytes = bytes.saturating_add(size);
         }

@@ -60,6 +60,7 @@ use mars_core::{
 use crate::{
     engine::{
         clock::Clock,
+        inject,
         paths,
         reserve,
         text, //
@@ -208,6 +209,7 @@ impl Store {
     fn write(&self, path: &str, value: &str, stamp: LamportTime) -> Result {
         let file = paths::absolute(path)?;
         let value = CString::try_from_fmt(format_args!("{value}"))?;
+        inject::at!(LinkWrite)?;
         let mut r = dir::replace_link(&file, &value, stamp.sec(), stamp.nsec());
         if r.is_err_and(|e| e == ENOSPC || e == EDQUOT) && reserve::release() {
             r = dir::replace_link(&file, &value, stamp.sec(), stamp.nsec());
@@ -216,10 +218,11 @@ impl Store {
             Err(e) if e == ENOENT => {
                 let parent = path.rsplit_once('/').map_or("", |(p, _)| p);
                 dir::mkdir_p(&paths::absolute(parent)?, 0o700)?;
-                dir::replace_link(&file, &value, stamp.sec(), stamp.nsec())
+                dir::replace_link(&file, &value, stamp.sec(), stamp.nsec())?;
             }
-            r => r,
+            r => r?,
         }
+        inject::at!(LinkWritten)
     }
 
     /// Takes what `peer` says about one link, if the rules allow it. Gives whether anything changed.
@@ -295,7 +298,13 @@ impl Store {
             }
         }
         self.clock.saw(stamp);
+        if log.is_some() {
+            inject::at!(LogDelete)?;
+        }
         self.write(path, text, stamp)?;
+        if log.is_some() {
+            inject::at!(LogDeleted)?;
+        }
         let mut tree = self.tree.lock();
         if log.is_some() {
             tree.apply_local(&checked, value, stamp)?;
@@ -375,6 +384,7 @@ impl Store {
         let depth = prefix.iter().filter(|b| **b == b'/').count();
         let mut names: KVec<(KVec<u8>, EntryKind)> = KVec::new();
         let mut failed: Result = Ok(());
+        inject::at!(Scan)?;
         dir::list(&path, |name, kind| {
             if name.first() == Some(&b'.') || !matches!(kind, EntryKind::Dir | EntryKind::Symlink) {
                 return true;

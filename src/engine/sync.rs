@@ -64,6 +64,7 @@ use crate::{
             Purpose, //
         },
         digest::KernelDigest,
+        inject,
         member::Member,
         tunables, //
     },
@@ -139,6 +140,7 @@ impl Workers {
     pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let size = m.size().ok_or(EINVAL)?;
         let me = m.me();
+        inject::at!(SyncStart)?;
         // Half a copy of one host and half of another is a state that neither ever had.
         let from = m.designated().ok_or(ENOENT)?;
         if m.get(format_args!("syncfrom-{me}"))
@@ -149,6 +151,7 @@ impl Workers {
         }
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
+        inject::at!(SyncBegin)?;
         let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
         *m.sync.job.lock() = Some(Job {
             plan: SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?,
@@ -201,6 +204,7 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
     let mut conn: Option<Conn> = None;
     let mut saved = time::mono_ns();
     while !ctx.should_stop() && !m.sync.broken.load(Relaxed) {
+        inject::pass!(SyncRound);
         if leader && time::mono_ns().saturating_sub(saved) > SAVE_MS * 1_000_000 {
             save(m, bdev);
             saved = time::mono_ns();
@@ -291,7 +295,7 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
 /// Flushes the disk. A flush that failed may have lost any block since the last good one, and the next one would not tell:
 /// so everything since then is compared again.
 fn flush(m: &Member, bdev: &BlockDevice) -> Result {
-    bdev.flush().inspect_err(|e| {
+    inject::at!(SyncFlush).and_then(|()| bdev.flush()).inspect_err(|e| {
         pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
         m.sync.broken.store(true, Relaxed);
         trouble(m, EIO);
@@ -321,7 +325,8 @@ fn trouble(m: &Member, e: Error) {
 fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Result<ChunkCost> {
     let len = usize::try_from(chunk.len)?;
     let mut local = Buf::new(len)?;
-    bdev.read_at(&mut local, 0, len, chunk.offset)
+    inject::at!(SyncRead, chunk.offset, len)
+        .and_then(|()| bdev.read_at(&mut local, 0, len, chunk.offset))
         .map_err(own_disk)?;
     let ask = SyncDigest {
         resource: m.name,
@@ -362,7 +367,8 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
             part.copy_from_slice(reply.data);
             cost.transferred = cost.transferred.saturating_add(u64::from(d.len));
         }
-        bdev.write_at(&local, from, n, offset, false)
+        inject::at!(SyncWrite, offset, n)
+            .and_then(|()| bdev.write_at(&local, from, n, offset, false))
             .map_err(own_disk)?;
     }
     Ok(cost)
@@ -389,7 +395,7 @@ fn save(m: &Member, bdev: &BlockDevice) {
         // Only `finish` may say that the disk is complete.
         return;
     }
-    if flush(m, bdev).is_ok() {
+    if flush(m, bdev).is_ok() && inject::at!(SyncSave).is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
         let equal = stats
@@ -414,6 +420,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     let pos = SyncPos::decode(payload).map_err(|_| EPROTO)?;
     status(pos.status)?;
     let creator = pos.creator.ok_or(EPROTO)?;
+    inject::at!(SyncFinish)?;
     flush(m, bdev).map_err(|_| EIO)?;
     let me = m.me();
     let link = ReplayLink {
@@ -430,7 +437,9 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     // Replay may begin in the log of the replay link, also if there is a gap before it: all of this disk is from later.
     let from = m.replay_link(&me).ok_or(ENOENT)?.log;
     m.try_set(format_args!("gap-{me}"), format_args!("{from},done"))?;
+    inject::at!(SyncPos)?;
     crate::engine::paths::sync_resource_dir(&m.name)?;
+    inject::at!(SyncDurable)?;
     let size = m.size().ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
     m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
@@ -464,6 +473,7 @@ pub(crate) fn ask_for_gap(m: &Member, next: &LogName) {
     // In this order: a sync that is not known to be for a gap compares everything, which is right, too.
     let r = m
         .try_set(format_args!("gap-{me}"), format_args!("{next}"))
+        .and_then(|()| inject::at!(GapAsk))
         .and_then(|()| m.try_set(format_args!("syncstatus-{me}"), format_args!("0")))
         .and_then(|()| crate::engine::paths::sync_resource_dir(&m.name));
     match r {
@@ -522,6 +532,7 @@ fn get_map(m: &Member, c: &mut Conn, next: &LogName) -> Result {
             found = Some((bits, generation));
             continue;
         }
+        inject::at!(GapMap)?;
         pr_info!(
             "{}: {} bytes may have been written without a log; they are compared\n",
             m.name.as_str(),

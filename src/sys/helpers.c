@@ -37,6 +37,7 @@
 #include <linux/namei.h>
 #include <linux/netdevice.h>
 #include <linux/statfs.h>
+#include <linux/stop_machine.h>
 #include <linux/stringhash.h>
 #include <linux/tcp.h>
 #include <linux/uio.h>
@@ -1692,3 +1693,20 @@ int mars_c_nodename(char *buf, size_t size)
 {
 	return strscpy(buf, init_utsname()->nodename, size);
 }
+
+#ifdef MARS_INJECT
+static int mars_die(void *unused)
+{
+	panic("mars: the fault injector lets this host die");
+	return 0;
+}
+
+/*
+ * The fault injector's loss of power. First all other processors stand still,
+ * since a panic takes its time to tell of itself.
+ */
+void mars_c_die(void)
+{
+	stop_machine(mars_die, NULL, NULL);
+}
+#endif

@@ -200,5 +200,8 @@ int mars_c_ifindex(const char *name);
 
 int mars_c_nodename(char *buf, size_t size);
 u64 mars_c_memory_bytes(void);
+#ifdef MARS_INJECT
+void mars_c_die(void);
+#endif
 
 #endif

@@ -34,6 +34,8 @@ pub(crate) mod host;
 pub(crate) mod log;
 pub(crate) mod notifier;
 pub(crate) mod socket;
+#[cfg(MARS_INJECT)]
+pub(crate) mod static_lock;
 pub(crate) mod sysctl;
 pub(crate) mod thread;
 pub(crate) mod time;

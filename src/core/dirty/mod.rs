@@ -359,6 +359,15 @@ impl DirtyMap {
         Ok(())
     }
 
+    /// That the gap has ended could not be made durable: it goes on, and what the file may say of its end is written over before
+    /// anything else is written without a log.
+    pub fn reopen(&mut self) {
+        if self.header.gap == Gap::Closed {
+            self.header.gap = Gap::Open { settled: true };
+            self.header_unsaved = true;
+        }
+    }
+
     /// All members have recovered, or this disk is about to be filled anew: nothing is dirty any more.
     pub fn clear(&mut self) {
         let h = &mut self.header;

@@ -22,27 +22,36 @@ const BUFFER: usize = 32 << 20;
 impl Logger<'_> {
     /// Whether this log can't or shall not be written any more.
     pub(super) fn is_out_of_room(&self) -> bool {
-        self.full || self.progress.inner.lock().must_stop
+        self.full || self.gap_begun || self.progress.inner.lock().must_stop
     }
 
     /// Ends `log` at its durable end and begins a gap. `false`: not now; nothing has changed.
     #[inline(never)]
     pub(super) fn open_gap(&mut self, log: &mut LogFile) -> bool {
         let fresh = self.progress.inner.lock().ends.reserve().is_ok();
-        if !fresh || (self.unflushed_since != 0 && !self.flush(log) && !self.full) {
+        // Once a gap was begun its beginning stays where it is.
+        let flush = self.unflushed_since != 0 && !self.gap_begun;
+        if !fresh || (flush && !self.flush(log) && !self.full) {
             return false;
         }
         // Behind this nobody has ever seen anything.
         let end = self.progress.inner.lock().ends.end();
         let next = log.name.number.saturating_add(1);
-        if let Err(e) = self.dirty.open_gap(self.clock.now(), log.name, end, next) {
+        let r = inject::at!(GapOpen)
+            .and_then(|()| self.dirty.open_gap(self.clock.now(), log.name, end, next));
+        if let Err(e) = r {
             crate::sys::log::log_err!(
                 "{}: the dirty map can't be written: {:?}; writes wait until there is room in /mars\n",
                 self.resource(),
                 e
             );
+            self.gap_begun = self.dirty.is_open();
+            if self.gap_begun {
+                self.failed(e);
+            }
             return false;
         }
+        inject::pass!(GapOpened);
         log.pos = end;
         // A log that was made for a rotation goes on where this one ends, and must not begin behind a gap.
         self.progress.drop_next();
@@ -58,6 +67,7 @@ impl Logger<'_> {
         self.unflushed_since = 0;
         self.suspect = false;
         self.full = false;
+        self.gap_begun = false;
         self.failures = 0;
         self.progress.fail(None);
         pr_err!("{}: EMERGENCY MODE: no room for {:?}, which ends at {}; from here on nothing is logged, replicas stay where they are. Make room in /mars\n", self.resource(), log.name, end);
@@ -126,7 +136,7 @@ impl Logger<'_> {
             return (rest == 0).then_some(false);
         };
         let (first, last) = (first.seq, last.seq);
-        if let Err(e) = self.dirty.mark(items) {
+        if let Err(e) = inject::at!(GapMark).and_then(|()| self.dirty.mark(items)) {
             crate::sys::log::log_err!(
                 "{}: the dirty map can't be written: {:?}; writes wait\n",
                 self.resource(),
@@ -136,6 +146,7 @@ impl Logger<'_> {
             self.pipe.with(|s| s.buffer.untake(first));
             return None;
         }
+        inject::pass!(GapMarked);
         self.logged = last;
         self.progress.fail(None);
         self.pipe.with(|s| {
@@ -190,6 +201,7 @@ impl Logger<'_> {
             }
         }
         self.pipe.write_all()?;
+        inject::at!(GapWritten)?;
         self.dirty.settle()
     }
 
@@ -202,8 +214,10 @@ impl Logger<'_> {
         self.pipe.hold();
         let r = self
             .write_out(items)
+            .and_then(|()| inject::at!(GapClose))
             .and_then(|()| self.dirty.close_gap(next.name.number));
         if r.is_ok() {
+            inject::pass!(GapClosed);
             self.progress.start(next.name, next.pos);
             self.pipe.with(|s| {
                 s.unlogged = false;

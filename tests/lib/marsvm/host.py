@@ -181,7 +181,7 @@ class Host:
             )
         ram = f"mem-path={origin.ram},share=off" if origin else None
         argv = arguments(self.spec, self.cluster.accel, files, ram)
-        argv += payload_disk(self.cluster.payload(*files[3:]))
+        argv += payload_disk(self.cluster.payload(*(files[3:] or filter(None, [self.spec.module]))))
         for i, disk in enumerate(self.disks):
             disk.power_on()
             argv += disk.arguments(i)
@@ -307,6 +307,30 @@ class Host:
             self._expect_reset -= 1
         machine.process.wait(util.scaled(30))
         self.boot(wait=wait, cold=cold)
+
+    @property
+    def is_lost(self):
+        """It does not answer and never will: off, or its kernel has panicked."""
+        agent = self._agent
+        return agent is None or agent._dead is not None
+
+    @contextlib.contextmanager
+    def expect_panic(self, pattern, timeout=60):
+        """Inside, its kernel panics with a message like `pattern`; afterwards it is off.
+
+        Like power_cut(), but a recorded disk has seen nothing else than what the guest did: QEMU
+        itself flushes its disks whenever it stops a machine or ends, so it is killed.
+        """
+        self.allow(pattern)
+        self._expect_death = True
+        yield
+        end = time.monotonic() + util.scaled(timeout)
+        while not self.is_lost:
+            if time.monotonic() > end:
+                self._expect_death = False
+                raise VmError(f"{self.name} has not panicked\n{self.console_tail()}")
+            time.sleep(0.02)
+        self.kill()
 
     def _unmount(self):
         self.run("sync; umount -a -t ext4,xfs,ext3,ext2 2>/dev/null; sync", timeout=60, check=False)

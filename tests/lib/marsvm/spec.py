@@ -48,6 +48,8 @@ class HostSpec:
     append: str = ""
     # Another kernel than the stock one: (vmlinuz, image, initrd, mars.ko).
     kernel: tuple = ()
+    # Another module than build/module/mars.ko: a path.
+    module: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "disks", tuple(self.disks))

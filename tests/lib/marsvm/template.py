@@ -114,7 +114,7 @@ def _as_seen(spec):
         )
         for d in spec.disks
     )
-    return dataclasses.replace(spec, disks=disks, mtu=0, kernel=())
+    return dataclasses.replace(spec, disks=disks, mtu=0, kernel=(), module="")
 
 
 @functools.lru_cache(maxsize=None)

@@ -187,6 +187,57 @@ fn given_a_gap_when_it_opens_settles_and_closes_then_recovery_starts_where_it_mu
 }
 
 #[test]
+fn p1_given_an_end_that_could_not_be_written_when_the_gap_goes_on_then_any_crash_finds_it_open_with_what_was_marked(
+) {
+    for (mask, reached) in [(0, false), (0x0f, false), (0xff, false), (0xff, true)] {
+        let mut m = new_map(1 << 30);
+        let mut f = File::new(&m);
+        m.open_gap(log(4, "a"), 8192, 5, LamportTime::ZERO).unwrap();
+        m.settle().unwrap();
+        f.save(&mut m);
+        m.close_gap(5).unwrap();
+        f.write(&mut m);
+        if reached {
+            // The disk has it, although it said that the flush had failed.
+            f.flush();
+        }
+        m.failed();
+        m.reopen();
+        assert!(m.is_open() && m.is_unsaved());
+        assert_eq!(m.settle(), Ok(()), "flushes without a log go on");
+        assert!(!m.covers(&log(5, "a")), "no replica may have it");
+        f.pending.clear();
+        m.mark(7 << 20, 512);
+        f.write(&mut m);
+        f.crash(&mut std::iter::repeat(mask));
+        // Nothing that was marked has been written yet, so either is right.
+        let found = f.load().unwrap().recovery();
+        assert!(
+            found == Recovery::Behind(log(4, "a"), 8192)
+                || reached && found == Recovery::From(log(5, "a"))
+        );
+        m.failed();
+        f.save(&mut m);
+        let l = f.load().unwrap();
+        assert_eq!(l.recovery(), Recovery::Behind(log(4, "a"), 8192));
+        assert!(l.bits().is_dirty(7 << 20, 1));
+        // At last it ends.
+        m.close_gap(5).unwrap();
+        f.save(&mut m);
+        assert_eq!(f.load().unwrap().recovery(), Recovery::From(log(5, "a")));
+        m.reopen();
+        assert!(m.is_open());
+    }
+    let mut m = new_map(1 << 30);
+    m.reopen();
+    assert_eq!(
+        m.recovery(),
+        Recovery::Normal,
+        "without a gap nothing is opened"
+    );
+}
+
+#[test]
 fn given_a_map_when_saved_and_loaded_then_it_is_the_same() {
     let mut m = new_map(3 << 31);
     let mut f = File::new(&m);
