@@ -393,8 +393,6 @@ impl Session {
                 }
             }
             let buf = Arc::new(buf, GFP_KERNEL)?;
-            let upto = self.at.pos.saturating_add(u64::try_from(n)?);
-            self.m.fetch.apply(&self.at.log, upto);
             let mut used = 0usize;
             loop {
                 let bytes = buf.get(used..n).unwrap_or(&[]);
@@ -404,6 +402,8 @@ impl Session {
                 ) {
                     Next::Batch(batch) => {
                         let end = batch.end();
+                        // Not what was read: of a batch of which the rest is missing nothing gets to the disk.
+                        self.m.fetch.apply(&self.at.log, end.pos);
                         for a in batch.records() {
                             let data = match a.kind {
                                 Kind::Write => {

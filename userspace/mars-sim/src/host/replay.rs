@@ -246,7 +246,6 @@ impl Session {
             }
             let buf = Rc::new(self.h.read_file(ino, self.at.pos, rest).await?);
             let n = buf.len();
-            self.h.fetch.apply(&self.at.log, self.at.pos + n as u64);
             if self.following && extent == Extent::Unknown {
                 if let Err(e) = self.h.sync_file(ino, true).await {
                     let from = self.at.pos;
@@ -260,6 +259,7 @@ impl Session {
                 match replayer.next::<HostDigest>(bytes, eof) {
                     Next::Batch(batch) => {
                         let end = batch.end();
+                        self.h.fetch.apply(&self.at.log, end.pos);
                         let mut records: Vec<_> = batch.records().collect();
                         if on("replay-out-of-order") {
                             records.reverse();
