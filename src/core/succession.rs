@@ -165,22 +165,22 @@ impl Course {
 }
 
 /// How far a disk may have been written from the log at its replay link. While replay runs that is known, but a crash leaves
-/// a link that is older, and then everything counts that the local file had when it was looked at first.
+/// a link that is older, and then everything counts that the local file had when it was looked at first, also what is damaged.
 ///
 /// This says whether a replica may stop where a forced failover has cut a log off, and follow the new history from there: only
-/// if it has nothing of what is behind. Else it goes on to what it has, and is in split brain.
+/// if it has nothing of what is behind. Else it is in split brain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Reach(Option<(LogName, u64)>);
 
 impl Reach {
-    /// After the start the file of `log`, in which the replay link is, is good up to `end`.
+    /// After the start the file of `log`, in which the replay link is, has bytes up to `end`.
     pub fn found(&mut self, log: LogName, end: u64) {
         if self.0.is_none_or(|(l, _)| l != log) {
             self.0 = Some((log, end));
         }
     }
 
-    /// What `log` has before `end` is about to be applied.
+    /// What `log` has before `end` is about to be admitted.
     pub fn apply(&mut self, log: &LogName, end: u64) {
         if let Some((l, reach)) = &mut self.0 {
             if l == log {
@@ -192,6 +192,17 @@ impl Reach {
     /// Everything before `log` is on the disk, and nothing of it.
     pub fn begin(&mut self, log: LogName) {
         self.0 = Some((log, 0));
+    }
+
+    /// Whether replay, at `pos` of `log`, may go on with another log: everything that the disk may have is behind it.
+    pub fn may_leave(&self, log: &LogName, pos: u64) -> bool {
+        !self.0.is_some_and(|(l, reach)| l == *log && reach > pos)
+    }
+
+    /// Whether the disk of `me`, whose replay link is in `log`, may have what was cut off.
+    pub fn is_cut_off(&self, log: &LogName, me: &Name, course: Course) -> bool {
+        let of = |(l, reach): (LogName, u64)| l == *log && reach > 0 && !course.may_reach(reach);
+        log.creator != *me && self.0.is_some_and(of)
     }
 
     /// Where replay of `log`, which `me` may have written, must stop on this course.
@@ -394,8 +405,15 @@ mod tests {
         assert_eq!(r.stop(&log(2, "a"), &me, Course::EndsAt(0)), Some(0));
         assert_eq!(r.stop(&one, &me, Course::Open(3)), None);
         assert_eq!(r.stop(&one, &name("a"), cut), None);
+        assert!(!r.is_cut_off(&one, &me, cut));
+        assert!(r.may_leave(&one, 6) && !r.may_leave(&one, 5));
         r.apply(&one, 8);
         assert_eq!(r.stop(&one, &me, cut), None);
+        assert!(r.is_cut_off(&one, &me, cut) && !r.may_leave(&one, 7));
+        assert!(!r.is_cut_off(&one, &name("a"), cut));
+        assert!(!r.is_cut_off(&one, &me, Course::Open(0)));
+        assert!(!r.is_cut_off(&log(2, "p"), &me, Course::EndsAt(0)));
+        assert!(r.may_leave(&log(2, "p"), 0));
         r.begin(log(2, "p"));
         assert_eq!(r.stop(&one, &me, cut), None);
         assert_eq!(r.stop(&log(2, "p"), &me, cut), Some(7));

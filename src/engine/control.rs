@@ -257,13 +257,18 @@ impl Control {
                 };
             }
         });
-        r.is_err() || diverged || self.sync_is_cut_off()
+        r.is_err() || diverged || self.is_cut_off()
     }
 
-    /// Whether this disk was filled from what the designated primary's history does not have: it can never become a state
-    /// of that.
-    fn sync_is_cut_off(&self) -> bool {
+    /// Whether this disk has, or may have, what the designated primary's history does not have: from replay, also if this
+    /// host's history can't say so yet, or from a sync that ended behind the cut. It can never become a state of that.
+    fn is_cut_off(&self) -> bool {
         let me = self.m.me();
+        let link = self.m.replay_link(&me);
+        let reach = self.m.fetch.reach();
+        if link.is_some_and(|l| reach.is_cut_off(&l.log, &me, self.m.course(&l.log))) {
+            return true;
+        }
         let syncpos = self.m.get(format_args!("syncpos-{me}"));
         let need = syncpos.and_then(|v| ReplayLink::parse(v.as_bytes()));
         need.is_some_and(|n| !self.is_consistent() && !self.m.course(&n.log).may_reach(n.pos))

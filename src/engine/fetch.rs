@@ -226,7 +226,7 @@ impl Fetch {
         self.changed.notify_all();
     }
 
-    /// What `log` has before `end` is about to be applied to the disk.
+    /// What `log` has before `end` is about to be admitted.
     pub(crate) fn apply(&self, log: &LogName, end: u64) {
         self.state.lock().reach.apply(log, end);
     }
@@ -443,6 +443,7 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
         ..OpenFlags::default()
     };
     let file = File::open(&path, flags, 0o600)?;
+    let size = file.size();
     let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
     if whole && file.size() > end {
         inject::at!(FetchBeginCut, end, 0)?;
@@ -452,7 +453,7 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
     let here = m.replay_link(&m.me()).is_some_and(|l| l.log == log);
     let mut s = m.fetch.state.lock();
     if here {
-        s.reach.found(log, file.size());
+        s.reach.found(log, size);
     }
     if let Some(damaged) = Doubt::of(s.damaged, &log) {
         end = end.min(damaged);

@@ -941,7 +941,8 @@ fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| ctx.should_stop()).is_err() {
         return None;
     }
-    successor(m, &s.at)
+    let may_leave = m.fetch.reach().may_leave(&s.at.log, s.at.pos);
+    successor(m, &s.at).filter(|_| may_leave)
 }
 
 fn fetch_again(m: &Member, at: &At) {

@@ -367,6 +367,23 @@ impl Fs {
         }
     }
 
+    /// The kernel has crashed, and all that was on its way to the disk gets there. What a failed sync has lost was in memory
+    /// only.
+    pub fn kernel_crash(&mut self) {
+        for i in self.inodes.values_mut() {
+            let size = i.view.len();
+            let mut bytes = i.durable.clone();
+            grow(&mut bytes, size, &i.stale);
+            bytes.truncate(size);
+            for (off, data) in &i.cache {
+                if let Some(part) = bytes.get_mut(*off..*off + data.len()) {
+                    part.copy_from_slice(data);
+                }
+            }
+            i.view = bytes;
+        }
+    }
+
     /// The power is gone.
     pub fn power_cut(&mut self, rng: &Rng) {
         let journal = std::mem::take(&mut self.journal);

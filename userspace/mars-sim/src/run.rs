@@ -315,11 +315,13 @@ fn calm(sim: &Rc<Sim>, looked: &mut u64) {
                     sim.say(i, || {
                         let key = |k: &str| h.get(&format!("{k}-{}", h.me));
                         format!(
-                            "replay {:?}, syncpos {:?}, syncstatus {:?}, {}",
+                            "replay {:?}, syncpos {:?}, syncstatus {:?}, {}, {:?}, {:?}",
                             key("replay"),
                             key("syncpos"),
                             key("syncstatus"),
-                            h.fetch.describe()
+                            h.fetch.describe(),
+                            h.fetch.reach(),
+                            h.replay_link(&h.me).map(|l| h.course(&l.log))
                         )
                     });
                 }

@@ -300,6 +300,8 @@ impl Sim {
             Crash::Kernel => {
                 if m.rng.chance(1, 2) {
                     fs.power_cut(&m.rng);
+                } else {
+                    fs.kernel_crash();
                 }
                 disk.kernel_crash(&m.rng);
             }

@@ -152,11 +152,15 @@ impl Control {
                 && designated.is_none_or(|d| d == *m)
                 && matches!(compare(&mine, &h.history(m)), Relation::Diverged(_))
         });
-        diverged || self.sync_is_cut_off()
+        diverged || self.is_cut_off()
     }
 
-    fn sync_is_cut_off(&self) -> bool {
+    fn is_cut_off(&self) -> bool {
         let h = &self.h;
+        let (link, reach) = (h.replay_link(&h.me), h.fetch.reach());
+        if link.is_some_and(|l| reach.is_cut_off(&l.log, &h.me, h.course(&l.log))) {
+            return true;
+        }
         let syncpos = h.get(&format!("syncpos-{}", h.me));
         let need = syncpos.and_then(|v| ReplayLink::parse(v.as_bytes()));
         need.is_some_and(|n| {

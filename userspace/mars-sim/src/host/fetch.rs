@@ -322,6 +322,7 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
     let source = pick_source(h, &log).ok_or(Errno::NoEnt)?;
     h.fs_io().await?;
     let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
+    let size = h.machine().fs.borrow().size(ino) as u64;
     let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
     if whole && h.machine().fs.borrow().size(ino) as u64 > end {
         h.truncate(ino, end).await?;
@@ -329,7 +330,6 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
     let here = h.replay_link(&h.me).is_some_and(|l| l.log == log);
     let mut s = h.fetch.state.borrow_mut();
     if here {
-        let size = h.machine().fs.borrow().size(ino) as u64;
         s.reach.found(log, size);
     }
     if let Some(damaged) = Doubt::of(s.damaged, &log) {

@@ -622,7 +622,9 @@ async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err() {
         return None;
     }
+    let may_leave = h.fetch.reach().may_leave(&s.at.log, s.at.pos);
     h.search(&s.at.log, s.at.pos, Purpose::Replay)
+        .filter(|_| may_leave)
 }
 
 async fn fetch_again(h: &Host, at: &At) {
