@@ -266,14 +266,15 @@ impl Fetch {
 pub(crate) fn choose(m: &Arc<Member>) {
     let fetch = &m.fetch;
     keep_course(m);
-    let (present, complete_now) = {
+    let (present, complete_now, epoch) = {
         let s = fetch.state.lock();
         match &s.target {
             Some(t) => (
                 Some((t.log, t.plan.contiguous(), t.source)),
                 t.plan.is_complete(),
+                s.epoch,
             ),
-            None => (None, false),
+            None => (None, false, s.epoch),
         }
     };
     let (log, from) = match present {
@@ -286,7 +287,8 @@ pub(crate) fn choose(m: &Arc<Member>) {
             match next_log(m, &log, end) {
                 Some(next) => {
                     let mut s = fetch.state.lock();
-                    if s.complete.push((log, end), GFP_KERNEL).is_err() {
+                    // Replay may have found it damaged meanwhile.
+                    if s.epoch != epoch || s.complete.push((log, end), GFP_KERNEL).is_err() {
                         return;
                     }
                     drop(s);
@@ -307,11 +309,11 @@ pub(crate) fn choose(m: &Arc<Member>) {
         if paths::log(&m.name, &log).is_ok_and(|p| crate::sys::dir::stat(&p).is_ok())
             && present.is_none()
         {
-            own_log(m, log);
+            own_log(m, log, epoch);
             return;
         }
     }
-    if let Err(e) = begin(m, log, from) {
+    if let Err(e) = begin(m, log, from, epoch) {
         m.set_trouble(Some((
             "waiting",
             format_args!("fetching {log} can't start: {e:?}; is /mars full?"),
@@ -365,21 +367,23 @@ fn keep_course(m: &Arc<Member>) {
 }
 
 /// The replay link names a log of this very host: it was primary. Its file is complete as it is.
-fn own_log(m: &Arc<Member>, log: LogName) {
+fn own_log(m: &Arc<Member>, log: LogName, epoch: u64) {
     let Some(link) = m.replay_link(&m.me()) else {
         return;
     };
     let end = link.pos;
     if let Some(next) = next_log(m, &log, end) {
-        if let Err(e) = begin(m, next, 0) {
-            m.set_trouble(Some((
+        match begin(m, next, 0, epoch) {
+            Ok(true) => {
+                let mut s = m.fetch.state.lock();
+                let _ = s.complete.push((log, end), GFP_KERNEL);
+            }
+            Ok(false) => (),
+            Err(e) => m.set_trouble(Some((
                 "waiting",
                 format_args!("fetching {next} can't start: {e:?}"),
-            )));
-            return;
+            ))),
         }
-        let mut s = m.fetch.state.lock();
-        let _ = s.complete.push((log, end), GFP_KERNEL);
     }
 }
 
@@ -434,7 +438,8 @@ fn pick_source(m: &Member, log: &LogName) -> Option<Name> {
     best.map(|(_, h)| h)
 }
 
-fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
+/// Fetches `log` from `from` on. Gives whether it has begun: not if `epoch` is over, since then something else is to be fetched.
+fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
     let source = pick_source(m, &log).ok_or(ENOENT)?;
     let path = paths::log(&m.name, &log)?;
     let flags = OpenFlags {
@@ -452,6 +457,9 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
     let file = Arc::new(file, GFP_KERNEL)?;
     let here = m.replay_link(&m.me()).is_some_and(|l| l.log == log);
     let mut s = m.fetch.state.lock();
+    if s.epoch != epoch {
+        return Ok(false);
+    }
     if here {
         s.reach.found(log, size);
     }
@@ -469,7 +477,7 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64) -> Result {
     });
     drop(s);
     m.fetch.changed.notify_all();
-    Ok(())
+    Ok(true)
 }
 
 /// The workers of one bundle; they stop when dropped.

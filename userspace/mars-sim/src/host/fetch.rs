@@ -197,14 +197,15 @@ impl Fetch {
 pub async fn choose(h: &Rc<Host>) {
     let fetch = &h.fetch;
     keep_course(h);
-    let (present, complete_now) = {
+    let (present, complete_now, epoch) = {
         let s = fetch.state.borrow();
         match &s.target {
             Some(t) => (
                 Some((t.log, t.plan.contiguous(), t.source)),
                 t.plan.is_complete(),
+                s.epoch,
             ),
-            None => (None, false),
+            None => (None, false, s.epoch),
         }
     };
     let (log, from) = match present {
@@ -228,10 +229,10 @@ pub async fn choose(h: &Rc<Host>) {
     };
     let path = h.log_path(&log);
     if log.creator == h.me && present.is_none() && h.machine().fs.borrow().node(&path).is_some() {
-        own_log(h, log).await;
+        own_log(h, log, epoch).await;
         return;
     }
-    if begin(h, log, from).await.is_err() {
+    if begin(h, log, from, epoch).await.is_err() {
         h.set_trouble(Some("waiting"));
     }
 }
@@ -271,17 +272,17 @@ fn keep_course(h: &Host) {
     }
 }
 
-async fn own_log(h: &Rc<Host>, log: LogName) {
+async fn own_log(h: &Rc<Host>, log: LogName, epoch: u64) {
     let Some(link) = h.replay_link(&h.me) else {
         return;
     };
     let end = link.pos;
     if let Some(next) = h.search(&log, end, Purpose::Fetch) {
-        if begin(h, next, 0).await.is_err() {
-            h.set_trouble(Some("waiting"));
-            return;
+        match begin(h, next, 0, epoch).await {
+            Ok(true) => h.fetch.state.borrow_mut().complete.push((log, end)),
+            Ok(false) => (),
+            Err(_) => h.set_trouble(Some("waiting")),
         }
-        h.fetch.state.borrow_mut().complete.push((log, end));
     }
 }
 
@@ -318,7 +319,8 @@ fn pick_source(h: &Host, log: &LogName) -> Option<Name> {
     best.map(|(_, m)| m)
 }
 
-async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
+/// Gives whether it has begun: not if `epoch` is over.
+async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
     let source = pick_source(h, &log).ok_or(Errno::NoEnt)?;
     h.fs_io().await?;
     let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
@@ -329,6 +331,9 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
     }
     let here = h.replay_link(&h.me).is_some_and(|l| l.log == log);
     let mut s = h.fetch.state.borrow_mut();
+    if s.epoch != epoch {
+        return Ok(false);
+    }
     if here {
         s.reach.found(log, size);
     }
@@ -347,7 +352,7 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64) -> Res<()> {
     drop(s);
     h.say(|| format!("fetches {log} from {end} at {source}"));
     h.fetch.changed.notify(&h.ex);
-    Ok(())
+    Ok(true)
 }
 
 /// Starts the bundle.
