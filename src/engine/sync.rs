@@ -85,6 +85,8 @@ const SAVE_MS: u64 = 3_000;
 /// What is to be compared.
 struct Job {
     plan: SyncPlan,
+    /// The replay link when it began: replay goes on from there, over whatever is copied.
+    link: Option<ReplayLink>,
     /// Before anything is compared, the map of the gap before this log is needed.
     need: Option<LogName>,
     /// Only what is dirty here is compared.
@@ -152,9 +154,12 @@ impl Workers {
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
         inject::at!(SyncBegin)?;
+        // The link first: whoever moves it says last that nothing counts.
+        let link = m.replay_link(&me);
         let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
         *m.sync.job.lock() = Some(Job {
             plan: SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?,
+            link,
             need: m.gap_to_pass(),
             map: None,
         });
@@ -382,6 +387,19 @@ fn status(s: SyncStatus) -> Result {
     }
 }
 
+/// An administrator may have moved the replay link meanwhile (`marsadm invalidate`, with an `attach` in between): what was
+/// copied may lack writes from before the new place, which nobody replays. All ends then, and begins again at the
+/// `syncstatus` that came with the new link.
+fn need_same_link(m: &Member) -> Result {
+    let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
+    let began = m.sync.job.lock().as_ref().map(|j| place(j.link));
+    if began == Some(place(m.replay_link(&m.me()))) {
+        return Ok(());
+    }
+    m.sync.broken.store(true, Relaxed);
+    Err(EAGAIN)
+}
+
 /// Makes what was written durable, then says so.
 fn save(m: &Member, bdev: &BlockDevice) {
     let found = m
@@ -395,7 +413,7 @@ fn save(m: &Member, bdev: &BlockDevice) {
         // Only `finish` may say that the disk is complete.
         return;
     }
-    if flush(m, bdev).is_ok() && inject::at!(SyncSave).is_ok() {
+    if flush(m, bdev).is_ok() && inject::at!(SyncSave).is_ok() && need_same_link(m).is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
         let equal = stats
@@ -422,6 +440,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     let creator = pos.creator.ok_or(EPROTO)?;
     inject::at!(SyncFinish)?;
     flush(m, bdev).map_err(|_| EIO)?;
+    need_same_link(m)?;
     let me = m.me();
     let link = ReplayLink {
         log: LogName {
@@ -440,6 +459,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     inject::at!(SyncPos)?;
     crate::engine::paths::sync_resource_dir(&m.name)?;
     inject::at!(SyncDurable)?;
+    need_same_link(m)?;
     let size = m.size().ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
     m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
@@ -559,11 +579,11 @@ fn no_map(m: &Member, next: &LogName) -> Result {
     m.try_set(format_args!("gap-{me}"), format_args!("{next},all"))?;
     let size = m.size().ok_or(EINVAL)?;
     let plan = SyncPlan::new(size, 0, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?;
-    *m.sync.job.lock() = Some(Job {
-        plan,
-        need: None,
-        map: None,
-    });
+    if let Some(job) = &mut *m.sync.job.lock() {
+        job.plan = plan;
+        job.need = None;
+        job.map = None;
+    }
     Ok(())
 }
 

@@ -575,6 +575,8 @@ impl Ctx {
         let v = self.view();
         let me = self.h.me;
         let log = v.replay(primary).ok_or("no position")?.log;
+        self.set(&format!("syncstatus-{me}"), "0").await?;
+        self.barrier().await?;
         for number in log.number.saturating_sub(1)..=log.number {
             if let Some(text) = v.get(&format!("version-{number:09}-{primary}")) {
                 let text = text.to_owned();
@@ -590,6 +592,7 @@ impl Ctx {
         self.h.machine().place.set(None);
         self.set(&format!("replay-{me}"), &start.to_string())
             .await?;
+        self.set(&format!("syncstatus-{me}"), "0").await?;
         self.drop_versions(&[log.number.saturating_sub(1), log.number])
             .await?;
         self.h.machine().place.set(None);

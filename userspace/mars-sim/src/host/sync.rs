@@ -32,6 +32,10 @@ const CONNECTIONS: usize = 2;
 #[derive(Default)]
 pub struct Sync {
     plan: RefCell<Option<SyncPlan>>,
+    /// The replay link when it began.
+    link: Cell<Option<ReplayLink>>,
+    /// All ends, and begins again.
+    broken: Cell<bool>,
     running: Cell<usize>,
 }
 
@@ -48,13 +52,15 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let me = h.me;
     let from = h.designated().ok_or(Errno::NoEnt)?;
     if h.get(&format!("syncfrom-{me}")).as_deref() != Some(from.as_str()) {
-        h.put(&format!("syncstatus-{me}"), "0").await;
-        h.put(&format!("syncfrom-{me}"), from.as_str()).await;
+        h.try_put(&format!("syncstatus-{me}"), "0").await?;
+        h.try_put(&format!("syncfrom-{me}"), from.as_str()).await?;
     }
     h.sync_dir().await?;
+    h.sync.link.set(h.replay_link(&me));
     let start = h.number(&format!("syncstatus-{me}")).unwrap_or(0);
     let plan = SyncPlan::new(size, start, GRAIN, CHUNK).map_err(|_| Errno::Io)?;
     *h.sync.plan.borrow_mut() = Some(plan);
+    h.sync.broken.set(false);
     h.say(|| format!("syncs from {from} at {start}"));
     let mut threads = Vec::new();
     for i in 0..CONNECTIONS {
@@ -74,7 +80,7 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
 async fn work(t: &Thread, h: &Rc<Host>, from: Name, leader: bool) {
     let mut conn: Option<Conn> = None;
     let mut saved = h.ex.now();
-    while !t.should_stop() {
+    while !t.should_stop() && !h.sync.broken.get() {
         if leader && h.ex.now() - saved > SAVE_MS * MS {
             save(h).await;
             saved = h.ex.now();
@@ -175,13 +181,23 @@ async fn one_chunk(h: &Rc<Host>, c: &mut Conn, chunk: Chunk) -> Res<()> {
     Ok(())
 }
 
+/// Whether the replay link is where it was when the sync began.
+fn need_same_link(h: &Host) -> Res<()> {
+    let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
+    if place(h.sync.link.get()) == place(h.replay_link(&h.me)) {
+        return Ok(());
+    }
+    h.sync.broken.set(true);
+    Err(Errno::Again)
+}
+
 async fn save(h: &Host) {
     let done = h.sync.plan.borrow().as_ref().map(SyncPlan::progress);
     let Some(done) = done else { return };
     if Some(done) == h.size() {
         return;
     }
-    if h.flush_disk().await.is_ok() {
+    if h.flush_disk().await.is_ok() && need_same_link(h).is_ok() {
         let me = h.me;
         h.put(&format!("syncstatus-{me}"), &done.to_string()).await;
     }
@@ -194,14 +210,18 @@ async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
     if !on("sync-status-before-flush") {
         h.flush_disk().await?;
     }
+    need_same_link(h)?;
     let me = h.me;
     let link = ReplayLink { log, pos, rest: 0 };
     if !on("sync-forgets-end") {
-        h.put(&format!("syncpos-{me}"), &link.to_string()).await;
+        h.try_put(&format!("syncpos-{me}"), &link.to_string())
+            .await?;
     }
     h.sync_dir().await?;
+    need_same_link(h)?;
     let size = h.size().ok_or(Errno::NoEnt)?;
-    h.put(&format!("syncstatus-{me}"), &size.to_string()).await;
+    h.try_put(&format!("syncstatus-{me}"), &size.to_string())
+        .await?;
     h.set_trouble(None);
     h.say(|| format!("sync is complete, consistent at {log} {pos}"));
     Ok(())

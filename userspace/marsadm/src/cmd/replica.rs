@@ -71,6 +71,12 @@ fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
         .as_ref()
         .map(|p| p.log)
         .ok_or_else(|| Failure::refused(format!("the position of '{primary}' is not known")))?;
+    // Somebody may have attached the disk meanwhile, and a sync may have begun, or even ended: at the new place it is worth
+    // nothing. Said before, so that the disk never counts as complete there; and after, because until then a running
+    // sync may have told of its progress (from then on it ends: `need_same_link` in the module).
+    let complete = res.path(&format!("syncstatus-{}", ctx.me));
+    ctx.store.set(&complete, "0")?;
+    ctx.store.barrier()?;
     let first = log.number.saturating_sub(1);
     for number in first..=log.number {
         if let Some(version) = member.versions.get(&number) {
@@ -85,6 +91,7 @@ fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
     let start = Position::new(log, 0).replay_value();
     ctx.store
         .set(&res.path(&format!("replay-{}", ctx.me)), &start)?;
+    ctx.store.set(&complete, "0")?;
     Ok(log)
 }
 
