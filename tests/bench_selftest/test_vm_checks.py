@@ -31,6 +31,17 @@ def test_an_expected_report_is_left_out_with_its_trace():
     assert len(found) == 1 and "page fault" in found[0]
 
 
+def test_a_report_ends_where_the_next_boot_begins():
+    def panic(text):
+        return "".join([f"[   11.{n:06}] {l}\n" for n, l in enumerate([f"Kernel panic - not syncing: {text}", *["a"] * 5, "Call Trace:", *["b"] * 13])])
+
+    boots = "".join(panic("expected") + "[    3.500000] mars: hello\n" * 9 for _ in range(5))
+    assert kernlog.problems(boots, ["expected"]) == []
+    found = kernlog.problems(boots + panic("not expected by anybody"), ["syncing: expected"])
+    assert len(found) == 1 and "by anybody" in found[0]
+    assert kernlog.problems(panic("expected") + "[    3.500000] WARNING: foo\n", ["expected"])
+
+
 @pytest.mark.parametrize(
     "line",
     [

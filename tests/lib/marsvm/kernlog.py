@@ -58,6 +58,15 @@ _ALLOWED = re.compile("|".join(f"(?:{p})" for p in ALLOWED))
 FATAL = re.compile(r"Kernel panic - not syncing|mars-bench: init failed")
 
 
+_TIME = re.compile(r"^\[ *(\d+\.\d+)\]")
+
+
+def _is_earlier(line, than):
+    """By its time stamp; those of two processors may differ a little."""
+    a, b = _TIME.match(line), _TIME.match(than)
+    return bool(a and b and float(a[1]) < float(b[1]) - 1)
+
+
 def problems(text, allow=()):
     """The bad lines of `text`, each with the lines that follow it; [] if there are none.
 
@@ -71,11 +80,14 @@ def problems(text, allow=()):
     for i, line in enumerate(lines):
         if i < skip_until or not _BAD.search(line) or _ALLOWED.search(line):
             continue
-        # One report has many lines that match; it is shown and judged once.
+        # One report has many lines that match; it is shown and judged once. It ends at the latest where the next boot begins.
         skip_until = i + 60
         for j in range(i, min(i + 60, len(lines))):
             if "---[ end " in lines[j]:
                 skip_until = j + 1
+                break
+            if _is_earlier(lines[j], line):
+                skip_until = j
                 break
         if extra and any(extra.search(l) for l in lines[max(0, i - 3) : min(i + 4, len(lines))]):
             continue
