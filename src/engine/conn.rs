@@ -114,6 +114,17 @@ fn read_plain(socket: &Socket, body: &mut KVec<u8>) -> Result<Result<Header, Wir
     Ok(Ok(header))
 }
 
+/// Reads `len` bytes to the start of `body`, which keeps its greatest length: to fill it with zeroes anew for each big frame
+/// costs more than to receive it.
+fn receive_body<'a>(socket: &Socket, body: &'a mut KVec<u8>, len: usize) -> Result<&'a mut [u8]> {
+    if body.len() < len {
+        body.resize(len, 0, GFP_KERNEL)?;
+    }
+    let part = body.get_mut(..len).ok_or(EPROTO)?;
+    socket.recv_exact(part, tunables::NET_TIMEOUT_MS)?;
+    Ok(part)
+}
+
 impl Conn {
     /// Connects to `host` and proves the cluster key.
     ///
@@ -312,17 +323,14 @@ impl Conn {
             .rx
             .header::<KernelDigest>(&head)
             .map_err(wire_error)?;
-        self.body.clear();
-        self.body.resize(header.body_len(), 0, GFP_KERNEL)?;
-        self.socket
-            .recv_exact(&mut self.body, tunables::NET_TIMEOUT_MS)?;
-        if let Some(n) = inject::data!(NetReceived, 0, &mut self.body)? {
-            self.body.truncate(n);
+        let mut body = receive_body(&self.socket, &mut self.body, header.body_len())?;
+        if let Some(n) = inject::data!(NetReceived, 0, body)? {
+            body = body.get_mut(..n).ok_or(EPROTO)?;
         }
         let (kind, payload) = self
             .session
             .rx
-            .open::<KernelDigest>(&header, &self.body)
+            .open::<KernelDigest>(&header, body)
             .map_err(wire_error)?;
         Ok((kind, header.id, payload.len()))
     }
@@ -362,14 +370,11 @@ impl Conn {
                 return Err(EPROTO);
             }
         };
-        self.body.clear();
-        self.body.resize(header.body_len(), 0, GFP_KERNEL)?;
-        self.socket
-            .recv_exact(&mut self.body, tunables::NET_TIMEOUT_MS)?;
+        let body = receive_body(&self.socket, &mut self.body, header.body_len())?;
         let opened = self
             .session
             .rx
-            .open::<KernelDigest>(&header, &self.body)
+            .open::<KernelDigest>(&header, body)
             .map(|(k, p)| (k, p.len()));
         match opened {
             Ok((kind, len)) => Ok(Some((kind, header.id, len))),
