@@ -7,10 +7,16 @@ import time
 import pytest
 
 from marsvm import AgentTimeout
+from marsvm import Cluster
 from marsvm import CommandFailed
 from marsvm import HostReset
+from marsvm import HostSpec
 from marsvm import scaled
+from marsvm import tap
 from marsvm import wait_until
+
+# Feature bits of virtio's network card.
+GUEST_TSO4, HOST_TSO4 = 7, 11
 
 
 def test_hosts_run_the_stock_kernel_and_see_each_other(mars_hosts):
@@ -85,7 +91,21 @@ def test_files_go_in_and_out(mars_hosts):
 
 
 def test_a_link_is_cut_silently_or_with_its_carrier_and_heals(mars_hosts):
-    a, b = mars_hosts(2)
+    cut_and_heal(*mars_hosts(2))
+
+
+@pytest.mark.skipif(not tap.works(), reason="no /dev/net/tun here: the benchmark goes without offload, too")
+def test_a_link_with_offload_passes_large_segments_and_is_cut_likewise():
+    with Cluster(2, HostSpec(disks=()), offload=True) as (a, b):
+        features = a.run(f"cat /sys/class/net/{a.interface(b)}/device/features").out
+        assert features[HOST_TSO4] == features[GUEST_TSO4] == "1", features
+        cut_and_heal(a, b)
+        b.power_cut()
+        b.boot()
+        wait_until(lambda: a.run("ping -c 1 -W 1 hostb"), 20, "the wire finds the new machine")
+
+
+def cut_and_heal(a, b):
     ping = "ping -c 1 -W 1 hostb"
     carrier = f"cat /sys/class/net/{a.interface(b)}/carrier"
     a.run(ping)

@@ -9,6 +9,7 @@ import weakref
 
 from . import accel as accelerators
 from . import payload
+from . import tap
 from . import util
 from .disks import Folder
 from .host import Host
@@ -32,6 +33,9 @@ class Wire:
     also see their link go down). It outlives the machines at its ends.
     """
 
+    # Whether a machine with it has to boot, instead of being a copy of one that has.
+    cold = False
+
     def __init__(self, path, a, b):
         self.path = path
         self.ends = (a, b)
@@ -39,6 +43,10 @@ class Wire:
 
     def other(self, host):
         return self.ends[1] if host is self.ends[0] else self.ends[0]
+
+    def descriptors(self, host):
+        """What QEMU inherits."""
+        return ()
 
     def arguments(self, host):
         peer = self.other(host)
@@ -62,14 +70,18 @@ class Wire:
         host.qmp("set_link", name=f"h{n}", up=self.cut == "")
         host.qmp("set_link", name=f"c{n}", up=self.cut != "carrier")
 
+    def close(self):
+        """Its socket goes with the folder."""
+
 
 class Cluster:
     """`count` hosts named hosta, hostb, …, all like `spec` (or one spec for each).
 
     As a context manager it ends its machines at the end. Indexing and iteration give the hosts.
+    `offload`: the wires are those of marsvm.tap.
     """
 
-    def __init__(self, count=2, spec=None, *, accel=None, boot=True, boot_timeout=60, log_dir=None):
+    def __init__(self, count=2, spec=None, *, accel=None, boot=True, boot_timeout=60, log_dir=None, offload=False):
         specs = tuple(spec) if isinstance(spec, (list, tuple)) else (spec or HostSpec(),) * count
         assert len(specs) == count and 1 <= count <= 10, "one HostSpec for each of 1 to 10 hosts"
         self.specs = specs
@@ -92,7 +104,7 @@ class Cluster:
             self.wires = []
             for i, a in enumerate(self.hosts):
                 for b in self.hosts[i + 1 :]:
-                    wire = Wire(self.run_dir / f"{a.number}-{b.number}", a, b)
+                    wire = tap.TapWire(a, b) if offload else Wire(self.run_dir / f"{a.number}-{b.number}", a, b)
                     self.wires.append(wire)
                     a.wires[b] = b.wires[a] = wire
             if boot:
@@ -145,6 +157,8 @@ class Cluster:
         self.closed = True
         for host in getattr(self, "hosts", []):
             host.kill()
+        for wire in getattr(self, "wires", []):
+            wire.close()
         self._run_folder.close()
         self._folder.close()
         _alive.discard(self)

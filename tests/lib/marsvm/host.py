@@ -175,7 +175,7 @@ class Host:
         )
         cards = max(len(self.wires), MIN_CARDS)
         origin = None
-        if not cold:
+        if not cold and not any(wire.cold for wire in self.wires.values()):
             origin = template.get(
                 self.spec, cards, self.cluster.accel, files, self.cluster.boot_timeout
             )
@@ -200,6 +200,7 @@ class Host:
             argv,
             self.console,
             self.cluster.log_dir / f"{self.name}.qemu",
+            descriptors=[fd for wire in self.wires.values() for fd in wire.descriptors(self)],
             on_hello=self._on_hello,
             on_event=self._on_event,
             on_lost=self._on_lost,

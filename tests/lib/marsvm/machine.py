@@ -96,7 +96,7 @@ class Machine:
     on_lost(machine, reason) once, when QEMU has ended or the guest's kernel has panicked.
     """
 
-    def __init__(self, name, argv, console, log, *, on_hello=None, on_event=None, on_lost=None):
+    def __init__(self, name, argv, console, log, *, descriptors=(), on_hello=None, on_event=None, on_lost=None):
         self.name = name
         self.console = console
         self._log = log
@@ -120,7 +120,7 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                pass_fds=(agent_child.fileno(), qmp_child.fileno()),
+                pass_fds=(agent_child.fileno(), qmp_child.fileno(), *descriptors),
             ).result()
         agent_child.close()
         qmp_child.close()
