@@ -164,6 +164,22 @@ impl Course {
     }
 }
 
+/// Whether a disk may be filled by a sync from the designated primary while its replay link is in `log`: replay goes on there
+/// over what was copied, so it has to be a log of that primary's history. `same` is the primary's version link of its number.
+///
+/// It is not after a forced failover to a member that was behind, or while a new primary has not come so far yet.
+pub fn may_sync_at(log: &LogName, same: Option<&VersionLink>) -> bool {
+    same.is_some_and(|v| v.this.log == *log)
+}
+
+/// Whether a replica whose replay link is in `log` has gone another way than a running primary, the newest log of whose history
+/// has the number `newest`. That one is still written to, so whatever follows it elsewhere follows a part of it that was cut
+/// off by a forced failover, or another log. (That the histories themselves have no number in common, and say nothing of
+/// each other, is possible: a replica that was made anew knows only the last two.)
+pub fn is_beyond(log: &LogName, newest: u32) -> bool {
+    log.number > newest
+}
+
 /// How far a disk may have been written from the log at its replay link. While replay runs that is known, but a crash leaves
 /// a link that is older, and then everything counts that the local file had when it was looked at first, also what is damaged.
 ///
@@ -386,6 +402,18 @@ mod tests {
                 assert_eq!(search(&mine, 7, purpose, &others), Some(log(2, "p")));
             }
         }
+    }
+
+    #[test]
+    fn p1_given_a_replica_whose_start_is_no_log_of_the_primary_then_no_sync_fills_it() {
+        // Made anew from `a` in log 5; then `p`, which had only log 1, was made primary by force.
+        let p = chain(&[("a", 7), ("p", 1)]);
+        let of = |number: usize| p.get(number - 1);
+        assert!(!may_sync_at(&log(5, "a"), None));
+        assert!(is_beyond(&log(5, "a"), 2) && is_beyond(&log(3, "a"), 2));
+        assert!(!may_sync_at(&log(2, "a"), of(2)));
+        assert!(may_sync_at(&log(2, "p"), of(2)) && may_sync_at(&log(1, "a"), of(1)));
+        assert!(!is_beyond(&log(2, "p"), 2) && !is_beyond(&log(1, "a"), 2));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use mars_core::{
     lamport::{Clock, LamportTime},
     log::{LogName, VersionLink},
     name::Name,
-    succession::{course, is_forward, Course, Purpose, Search},
+    succession::{course, is_beyond, is_forward, may_sync_at, Course, Purpose, Search},
     tree::{value::ReplayLink, Tree},
 };
 use mars_host_digest::HostDigest;
@@ -367,6 +367,27 @@ impl Host {
         let of = |n| tree.resource(&self.res).version(n, &primary);
         let next = log.number.checked_add(1).and_then(of);
         course(log, of(log.number).as_ref(), next.as_ref())
+    }
+
+    /// Whether a sync from a host may fill the disk here.
+    pub fn may_sync_from(&self, host: &Name) -> bool {
+        let tree = self.tree.borrow();
+        let r = tree.resource(&self.res);
+        r.replay(&self.me)
+            .is_some_and(|l| may_sync_at(&l.log, r.version(l.log.number, host).as_ref()))
+    }
+
+    /// Whether the replay link here is in a log that no running primary's history leads to.
+    pub fn is_beyond(&self) -> bool {
+        let Some(primary) = self.designated().filter(|h| *h != self.me) else {
+            return false;
+        };
+        if !self.switch(&format!("actual-{primary}/is-primary")) {
+            return false;
+        }
+        let newest = self.history(&primary).last().map(|v| v.this.log.number);
+        let link = self.replay_link(&self.me);
+        link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n))
     }
 
     /// What follows a log in the history of another member.

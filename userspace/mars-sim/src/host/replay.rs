@@ -3,6 +3,7 @@
 //! `src/engine/replay.rs`: local logs onto the disk, all the time on a secondary, once before a device appears.
 
 use super::{
+    logger::has_batches,
     pipeline::{self, Pipeline, Slice},
     Host,
 };
@@ -434,6 +435,10 @@ pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
     let mut s = Session::new(h)?;
     let r = run_to_end(&mut s, t).await;
     s.end().await;
+    if matches!(r, Err(Errno::BadMsg | Errno::NoEnt)) {
+        let from = if s.at.pos <= HEADER { 0 } else { s.at.pos };
+        h.fetch.again_from(h, &s.at.log, from);
+    }
     r.map(|()| s.at)
 }
 
@@ -622,9 +627,22 @@ async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err() {
         return None;
     }
+    if let Some(own) = own_unsaid(&h, &s.at.log, s.at.pos) {
+        return Some(own);
+    }
     let may_leave = h.fetch.reach().may_leave(&s.at.log, s.at.pos);
     h.search(&s.at.log, s.at.pos, Purpose::Replay)
         .filter(|_| may_leave)
+}
+
+/// The log of this very host that goes on here, if it was written to. Rotation does not wait for write-back, so the disk may
+/// have what it says, and a crash may have left no link that names it: nothing else may go on here.
+pub fn own_unsaid(h: &Host, log: &LogName, pos: u64) -> Option<LogName> {
+    let own = log.number.checked_add(1).and_then(|n| h.version(n));
+    own_next(log, pos, &h.me, own.as_ref()).filter(|n| {
+        let ino = h.machine().fs.borrow().file(&h.log_path(n));
+        ino.is_some_and(|ino| has_batches(h, ino))
+    })
 }
 
 async fn fetch_again(h: &Host, at: &At) {
