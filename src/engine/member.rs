@@ -27,7 +27,9 @@ use mars_core::{
     name::Name,
     succession::{
         course,
+        is_beyond,
         is_forward,
+        may_sync_at,
         Course, //
     },
     tree::value::ReplayLink, //
@@ -350,6 +352,31 @@ impl Member {
         let of = |n| self.version(n, &primary).map(|(_, v)| v);
         let next = log.number.checked_add(1).and_then(of);
         course(log, of(log.number).as_ref(), next.as_ref())
+    }
+
+    /// Whether a sync from `host` may fill the disk here.
+    pub(crate) fn may_sync_from(&self, host: &Name) -> bool {
+        self.replay_link(&self.me()).is_some_and(|l| {
+            let same = self.version(l.log.number, host);
+            may_sync_at(&l.log, same.as_ref().map(|(_, v)| v))
+        })
+    }
+
+    /// Whether the replay link here is in a log that the running primary's history does not lead to.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory.
+    pub(crate) fn is_beyond(&self) -> Result<bool> {
+        let Some(primary) = self.designated().filter(|h| *h != self.me()) else {
+            return Ok(false);
+        };
+        if !self.switch(format_args!("actual-{primary}/is-primary")) {
+            return Ok(false);
+        }
+        let newest = self.history(&primary)?.last().map(|v| v.this.log.number);
+        let link = self.replay_link(&self.me());
+        Ok(link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n)))
     }
 
     /// Calls `f` for each member of the resource (`data-<host>` exists).

@@ -345,23 +345,43 @@ fn p5_given_an_own_version_link_when_a_peer_has_another_then_the_history_never_g
     let local = |tree: &mut Tree, p: &TreePath<'_>, v: &str| {
         tree.apply_local(p, v.as_bytes(), t(5)).unwrap();
     };
-    let decide = |tree: &Tree, v: &str, s| tree.decide_remote(&two, v.as_bytes(), t(s), t(100), &me);
+    let decide =
+        |tree: &Tree, v: &str, s| tree.decide_remote(&two, v.as_bytes(), t(s), t(100), &me);
     // A crash has lost it all, or the newest word.
-    assert_eq!(decide(&tree, &link(2, "alpha", 500), 6), Ok(MergeDecision::Take));
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 6),
+        Ok(MergeDecision::Take)
+    );
     local(&mut tree, &two, &link(2, "alpha", 400));
     local(&mut tree, &replay, "log-000000002-alpha,400,0");
-    assert_eq!(decide(&tree, &link(2, "alpha", 500), 6), Ok(MergeDecision::Take));
-    assert_eq!(decide(&tree, &link(2, "alpha", 500), 4), Ok(MergeDecision::NotNewer));
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 6),
+        Ok(MergeDecision::Take)
+    );
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 4),
+        Ok(MergeDecision::NotNewer)
+    );
     // Recovery has gone further than the peer knows.
-    assert_eq!(decide(&tree, &link(2, "alpha", 300), 6), Ok(MergeDecision::SayAgain));
-    assert_eq!(decide(&tree, &link(2, "beta", 500), 6), Ok(MergeDecision::SayAgain));
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 300), 6),
+        Ok(MergeDecision::SayAgain)
+    );
+    assert_eq!(
+        decide(&tree, &link(2, "beta", 500), 6),
+        Ok(MergeDecision::SayAgain)
+    );
     assert_eq!(decide(&tree, ".deleted", 6), Ok(MergeDecision::Take));
     // The log is closed.
     local(&mut tree, &three, &link(3, "alpha", 100));
-    assert_eq!(decide(&tree, &link(2, "alpha", 500), 6), Ok(MergeDecision::SayAgain));
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 6),
+        Ok(MergeDecision::SayAgain)
+    );
     // Other hosts speak for themselves.
     let beta = path("resource-r/version-000000002-beta");
-    tree.apply_local(&beta, link(2, "alpha", 400).as_bytes(), t(5)).unwrap();
+    tree.apply_local(&beta, link(2, "alpha", 400).as_bytes(), t(5))
+        .unwrap();
     let less = link(2, "alpha", 300);
     let r = tree.decide_remote(&beta, less.as_bytes(), t(6), t(100), &me);
     assert_eq!(r, Ok(MergeDecision::Take));

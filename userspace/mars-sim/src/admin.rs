@@ -213,7 +213,10 @@ impl View {
         };
         !others.iter().any(|m| {
             let runs = self.designated() == Some(*m) && self.is_primary(m);
-            let stuck = matches!(self.state(m), "defective-log" | "split-brain" | "disk-error");
+            let stuck = matches!(
+                self.state(m),
+                "defective-log" | "split-brain" | "disk-error"
+            );
             let has_all = self
                 .replay(m)
                 .is_some_and(|r| crate::host::reach(&r, &end.0, end.1));

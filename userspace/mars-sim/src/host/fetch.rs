@@ -279,6 +279,7 @@ async fn own_log(h: &Rc<Host>, log: LogName, epoch: u64) {
         return;
     };
     let end = link.pos;
+    // What is behind it may be on the disk, as may be what the next log of our own has: replay looks first.
     let longer = {
         let fs = h.machine().fs.borrow();
         let size = fs.file(&h.log_path(&log)).map_or(0, |ino| fs.size(ino));
@@ -336,6 +337,7 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
     let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
     let size = h.machine().fs.borrow().size(ino) as u64;
     let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
+    // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
     let repair = h.designated() == Some(h.me);
     if whole && !repair && h.machine().fs.borrow().size(ino) as u64 > end {
         h.truncate(ino, end).await?;
