@@ -32,6 +32,7 @@ use mars_core::{
     name::Name,
     succession::{
         self,
+        is_passed,
         Course,
         Reach, //
     },
@@ -328,6 +329,15 @@ pub(crate) fn choose(m: &Arc<Member>) {
 #[inline(never)]
 fn keep_course(m: &Arc<Member>) {
     let me = m.me();
+    // Replay, which was faster, may have left it, and then it may be deleted everywhere.
+    let passed = m.replay_link(&me).is_some_and(|l| {
+        let target = m.fetch.position().map(|(log, _)| log);
+        target.is_some_and(|log| is_passed(log.number, &l))
+    });
+    if passed {
+        m.fetch.forget();
+        return;
+    }
     let mut logs: KVec<(LogName, u64)> = KVec::new();
     let (target, reach) = {
         let s = m.fetch.state.lock();

@@ -211,8 +211,12 @@ impl View {
         let (Some(end), true) = (self.end_of(me), self.good(me) && !others.is_empty()) else {
             return false;
         };
+        // Who is to become primary may yet need something for that, else its word is all that counts.
+        let designated = self.designated();
+        if let Some(p) = designated.filter(|p| others.contains(p)) {
+            return !self.is_primary(&p);
+        }
         !others.iter().any(|m| {
-            let runs = self.designated() == Some(*m) && self.is_primary(m);
             let stuck = matches!(
                 self.state(m),
                 "defective-log" | "split-brain" | "disk-error"
@@ -220,7 +224,7 @@ impl View {
             let has_all = self
                 .replay(m)
                 .is_some_and(|r| crate::host::reach(&r, &end.0, end.1));
-            runs || self.good(m) && !stuck && has_all
+            self.good(m) && !stuck && has_all
         })
     }
 

@@ -15,7 +15,7 @@ use mars_core::{
     fetch::{Doubt, FetchPlan, Task},
     log::LogName,
     name::Name,
-    succession::{reported_end, Course, Purpose, Reach},
+    succession::{is_passed, reported_end, Course, Purpose, Reach},
 };
 use std::{cell::RefCell, rc::Rc};
 
@@ -241,6 +241,15 @@ pub async fn choose(h: &Rc<Host>) {
 
 /// What is no part of the designated primary's history is not fetched.
 fn keep_course(h: &Host) {
+    // Replay, which was faster, may have left it, and then it may be deleted everywhere.
+    let passed = h.replay_link(&h.me).is_some_and(|l| {
+        let target = h.fetch.position().map(|(log, _)| log);
+        target.is_some_and(|log| is_passed(log.number, &l))
+    });
+    if passed {
+        h.fetch.forget();
+        return;
+    }
     let (logs, target, reach) = {
         let s = h.fetch.state.borrow();
         let target = s.target.as_ref().map(|t| t.log);

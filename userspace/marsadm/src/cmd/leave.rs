@@ -126,26 +126,32 @@ fn need_not_last_copy(res: &Resource, me: &str) -> Result<()> {
         return Ok(());
     };
     let others = || res.real_members().filter(|m| m.host != me);
-    let has_it = |m: &&Member| {
-        let runs = res.designated() == Some(m.host.as_str()) && m.actual.primary;
+    let has_it = |m: &Member| {
         let stuck = matches!(
             m.state_word(),
             "defective-log" | "split-brain" | "disk-error"
         );
-        runs || m.is_consistent(res.size) && !stuck && primary::has_all_of(m, own)
+        m.is_consistent(res.size) && !stuck && primary::has_all_of(m, own)
     };
-    if others().next().is_none() || others().any(|m| has_it(&m)) {
+    // Who is to become primary may yet need something for that; once it is, its word is all that counts.
+    let designated = others().find(|m| res.designated() == Some(m.host.as_str()));
+    let good = match designated {
+        Some(p) => p.actual.primary,
+        None => others().next().is_none() || others().any(has_it),
+    };
+    if good {
         return Ok(());
     }
     let rest: Vec<&str> = others().map(|m| m.host.as_str()).collect();
     Err(Failure::refused(format!(
-        "'{me}' has data of '{}' that no other member has whole ({}): leaving would make it useless for them",
+        "'{me}' may have data of '{}' that no other member has whole ({}): there is no running primary, and leaving could \
+         make theirs useless",
         res.name,
         rest.join(", ")
     ))
     .hint(format!(
-        "`marsadm primary {0}` here lets the others catch up (`marsadm view {0}`); if their data is not wanted, they leave \
-         first; or --force",
+        "let one become primary (`marsadm primary {0}`), here if it can't elsewhere, and the others catch up (`marsadm view \
+         {0}`); if their data is not wanted, they leave first; or --force",
         res.name
     )))
 }
