@@ -165,11 +165,25 @@ impl Course {
 }
 
 /// Whether a disk may be filled by a sync from the designated primary while its replay link is in `log`: replay goes on there
-/// over what was copied, so it has to be a log of that primary's history. `same` is the primary's version link of its number.
+/// over what was copied, so it has to be a log of that primary's `history`. [`None`]: that history begins later (its host was
+/// filled later), and others may know; see [`vouches`].
 ///
 /// It is not after a forced failover to a member that was behind, or while a new primary has not come so far yet.
-pub fn may_sync_at(log: &LogName, same: Option<&VersionLink>) -> bool {
-    same.is_some_and(|v| v.this.log == *log)
+pub fn may_sync_at(log: &LogName, history: &[VersionLink]) -> Option<bool> {
+    let first = history.first()?.this.log.number;
+    if log.number < first {
+        return None;
+    }
+    Some(history.iter().any(|v| v.this.log == *log))
+}
+
+/// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
+pub fn vouches(log: &LogName, theirs: &[VersionLink], history: &[VersionLink]) -> bool {
+    theirs.iter().any(|v| v.this.log == *log)
+        && matches!(
+            compare(theirs, history),
+            Relation::Equal | Relation::Ahead | Relation::Behind
+        )
 }
 
 /// Whether a replica whose replay link is in `log` has gone another way than a running primary, the newest log of whose history
@@ -408,12 +422,24 @@ mod tests {
     fn p1_given_a_replica_whose_start_is_no_log_of_the_primary_then_no_sync_fills_it() {
         // Made anew from `a` in log 5; then `p`, which had only log 1, was made primary by force.
         let p = chain(&[("a", 7), ("p", 1)]);
-        let of = |number: usize| p.get(number - 1);
-        assert!(!may_sync_at(&log(5, "a"), None));
+        let may = |n, creator| may_sync_at(&log(n, creator), &p);
+        assert_eq!(may(5, "a"), Some(false));
         assert!(is_beyond(&log(5, "a"), 2) && is_beyond(&log(3, "a"), 2));
-        assert!(!may_sync_at(&log(2, "a"), of(2)));
-        assert!(may_sync_at(&log(2, "p"), of(2)) && may_sync_at(&log(1, "a"), of(1)));
+        assert_eq!(may(2, "a"), Some(false));
+        assert_eq!((may(2, "p"), may(1, "a")), (Some(true), Some(true)));
         assert!(!is_beyond(&log(2, "p"), 2) && !is_beyond(&log(1, "a"), 2));
+    }
+
+    #[test]
+    fn p10_given_a_primary_that_was_filled_later_when_a_sync_begins_before_then_others_vouch() {
+        let a = chain(&[("a", 7), ("b", 5), ("b", 9)]);
+        let late = &a[1..];
+        assert_eq!(may_sync_at(&log(1, "a"), late), None);
+        assert!(vouches(&log(1, "a"), &a, late));
+        // Not who does not know it, nor who has gone another way, nor who has nothing in common.
+        assert!(!vouches(&log(1, "a"), late, late) && !vouches(&log(1, "b"), &a, late));
+        assert!(!vouches(&log(1, "a"), &chain(&[("a", 7), ("a", 5)]), late));
+        assert!(!vouches(&log(1, "a"), &a[..1], &a[2..]));
     }
 
     #[test]

@@ -409,7 +409,14 @@ impl Control {
         let start_sync = work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished);
         if start_sync && !sync::may_start(&m) {
             s.sync = None;
-            m.set_trouble(Some(("waiting", format_args!("the position of this replica is not in the history of the designated primary. It may still get so far; if it was made primary by force, or the same is here when it is primary for long: 'marsadm invalidate {}' here", m.name))));
+            if m.is_led() {
+                m.set_trouble(Some(("no-history", format_args!("the history of the primary does not lead to the position of this replica, where replay would begin after a sync. Run 'marsadm invalidate {}' here", m.name))));
+            } else {
+                m.set_trouble(Some((
+                    "waiting",
+                    format_args!("the sync waits: the designated primary is not primary yet"),
+                )));
+            }
         } else if start_sync {
             s.sync = None;
             m.dirty.clear().map_err(|e| {

@@ -30,6 +30,7 @@ use mars_core::{
         is_beyond,
         is_forward,
         may_sync_at,
+        vouches,
         Course, //
     },
     tree::value::ReplayLink, //
@@ -355,11 +356,33 @@ impl Member {
     }
 
     /// Whether a sync from `host` may fill the disk here.
-    pub(crate) fn may_sync_from(&self, host: &Name) -> bool {
-        self.replay_link(&self.me()).is_some_and(|l| {
-            let same = self.version(l.log.number, host);
-            may_sync_at(&l.log, same.as_ref().map(|(_, v)| v))
-        })
+    ///
+    /// # Errors
+    ///
+    /// Out of memory.
+    pub(crate) fn may_sync_from(&self, host: &Name) -> Result<bool> {
+        let me = self.me();
+        let Some(link) = self.replay_link(&me) else {
+            return Ok(false);
+        };
+        let theirs = self.history(host)?;
+        if let Some(may) = may_sync_at(&link.log, &theirs) {
+            return Ok(may);
+        }
+        let mut found = false;
+        self.for_each_member(|h| {
+            if h != me && !found {
+                let other = self.history(&h);
+                found = other.is_ok_and(|o| vouches(&link.log, &o, &theirs));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Whether the designated primary is another host, and is primary.
+    pub(crate) fn is_led(&self) -> bool {
+        self.designated()
+            .is_some_and(|h| h != self.me() && self.switch(format_args!("actual-{h}/is-primary")))
     }
 
     /// Whether the replay link here is in a log that the running primary's history does not lead to.
@@ -368,12 +391,9 @@ impl Member {
     ///
     /// Out of memory.
     pub(crate) fn is_beyond(&self) -> Result<bool> {
-        let Some(primary) = self.designated().filter(|h| *h != self.me()) else {
+        let Some(primary) = self.designated().filter(|_| self.is_led()) else {
             return Ok(false);
         };
-        if !self.switch(format_args!("actual-{primary}/is-primary")) {
-            return Ok(false);
-        }
         let newest = self.history(&primary)?.last().map(|v| v.this.log.number);
         let link = self.replay_link(&self.me());
         Ok(link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n)))

@@ -133,7 +133,8 @@ impl Sync {
 
 /// Whether what the designated primary has may be copied: it needs the history that the replay link here is in.
 pub(crate) fn may_start(m: &Member) -> bool {
-    m.designated().is_some_and(|p| m.may_sync_from(&p))
+    m.designated()
+        .is_some_and(|p| m.may_sync_from(&p).unwrap_or(false))
 }
 
 /// The workers of one sync; they stop when dropped.

@@ -253,7 +253,8 @@ impl Control {
             if sync::may_start(&h) {
                 s.sync = Some(sync::start(&h).await.map_err(|_| "syncing")?);
             } else {
-                h.set_trouble(Some("waiting"));
+                let led = h.is_led();
+                h.set_trouble(Some(if led { "no-history" } else { "waiting" }));
             }
         }
         if work.replay && s.replay.is_none() {

@@ -28,7 +28,7 @@ use mars_core::{
     lamport::{Clock, LamportTime},
     log::{LogName, VersionLink},
     name::Name,
-    succession::{course, is_beyond, is_forward, may_sync_at, Course, Purpose, Search},
+    succession::{course, is_beyond, is_forward, may_sync_at, vouches, Course, Purpose, Search},
     tree::{value::ReplayLink, Tree},
 };
 use mars_host_digest::HostDigest;
@@ -371,20 +371,29 @@ impl Host {
 
     /// Whether a sync from a host may fill the disk here.
     pub fn may_sync_from(&self, host: &Name) -> bool {
-        let tree = self.tree.borrow();
-        let r = tree.resource(&self.res);
-        r.replay(&self.me)
-            .is_some_and(|l| may_sync_at(&l.log, r.version(l.log.number, host).as_ref()))
+        let Some(link) = self.replay_link(&self.me) else {
+            return false;
+        };
+        let theirs = self.history(host);
+        may_sync_at(&link.log, &theirs).unwrap_or_else(|| {
+            let others = self.members().into_iter().filter(|m| *m != self.me);
+            others
+                .into_iter()
+                .any(|m| vouches(&link.log, &self.history(&m), &theirs))
+        })
+    }
+
+    /// Whether the designated primary is another host, and is primary.
+    pub fn is_led(&self) -> bool {
+        self.designated()
+            .is_some_and(|h| h != self.me && self.switch(&format!("actual-{h}/is-primary")))
     }
 
     /// Whether the replay link here is in a log that no running primary's history leads to.
     pub fn is_beyond(&self) -> bool {
-        let Some(primary) = self.designated().filter(|h| *h != self.me) else {
+        let Some(primary) = self.designated().filter(|_| self.is_led()) else {
             return false;
         };
-        if !self.switch(&format!("actual-{primary}/is-primary")) {
-            return false;
-        }
         let newest = self.history(&primary).last().map(|v| v.this.log.number);
         let link = self.replay_link(&self.me);
         link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n))

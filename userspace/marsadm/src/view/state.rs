@@ -329,7 +329,7 @@ pub fn remedy(res: &Resource, m: &Member) -> Option<String> {
              `marsadm invalidate {name}` on '{0}'",
             m.host
         ),
-        "defective-log" => format!(
+        "defective-log" | "no-history" => format!(
             "`marsadm invalidate {name}` on '{}' makes a fresh replica",
             m.host
         ),
