@@ -113,7 +113,7 @@ pub fn decide(role: Role, o: &Observed) -> Step {
                     replay: false,
                     ..work(o)
                 })
-            } else if o.synced && o.consistent {
+            } else if o.synced && o.consistent || defect!("primary-inconsistent") {
                 Step::BecomePrimary
             } else {
                 Step::RefuseInconsistent(work(o))

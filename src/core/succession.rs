@@ -174,7 +174,7 @@ pub fn may_sync_at(log: &LogName, history: &[VersionLink]) -> Option<bool> {
     if log.number < first {
         return None;
     }
-    Some(history.iter().any(|v| v.this.log == *log))
+    Some(history.iter().any(|v| v.this.log == *log) || defect!("sync-any-history"))
 }
 
 /// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
@@ -287,6 +287,7 @@ pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
 /// the sync ended. `syncpos` is [`None`] if there is no such link, and `Some(None)` if it can't be understood.
 pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayLink>) -> bool {
     match (syncpos, replay) {
+        _ if defect!("consistent-early") => true,
         (None | Some(None), _) => true,
         (Some(Some(need)), Some(have)) => {
             (have.log.number, have.pos) >= (need.log.number, need.pos)
@@ -297,7 +298,7 @@ pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayL
 
 /// Whether a replay link may be moved to `pos` of log `number`: it never goes back (P9), whoever comes late.
 pub fn is_forward(have: Option<ReplayLink>, number: u32, pos: u64) -> bool {
-    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos))
+    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos)) || defect!("link-goes-back")
 }
 
 /// Whether a host whose replay link this is no longer needs the file of log `number`.

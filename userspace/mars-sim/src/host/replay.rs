@@ -381,6 +381,10 @@ fn covered(h: &Host, log: &LogName, pos: u64) {
 /// the disk: two faults at once, of which one destroys what is needed against the other. Such a run ends.
 pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
     if h.sim.is_good(h.i).is_none() {
+        h.sim.violated(format!(
+            "P1 prefix: {when} the disk is no state that the primary had (host {})",
+            h.me
+        ));
         return;
     }
     let Some(place): Option<Place> = h.place(log, pos) else {
@@ -646,6 +650,9 @@ async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
 /// The log of this very host that goes on here, if it was written to. Rotation does not wait for write-back, so the disk may
 /// have what it says, and a crash may have left no link that names it: nothing else may go on here.
 pub fn own_unsaid(h: &Host, log: &LogName, pos: u64) -> Option<LogName> {
+    if on("own-log-unsaid") {
+        return None;
+    }
     let own = log.number.checked_add(1).and_then(|n| h.version(n));
     own_next(log, pos, &h.me, own.as_ref()).filter(|n| {
         let ino = h.machine().fs.borrow().file(&h.log_path(n));
