@@ -86,6 +86,8 @@ pub struct Host {
     pub(crate) trouble: Cell<Option<&'static str>>,
     /// The device, while there is one.
     pub device: RefCell<Option<Rc<device::Device>>>,
+    /// The last recovery took the end of a log for one that a crash has torn.
+    pub(crate) torn: Cell<bool>,
     /// The truth's number of it.
     pub device_id: Cell<Option<usize>>,
 }
@@ -128,6 +130,7 @@ impl Host {
             publishing: Lock::default(),
             trouble: Cell::new(None),
             device: RefCell::default(),
+            torn: Cell::new(false),
             device_id: Cell::new(None),
             sim,
         })

@@ -392,7 +392,7 @@ pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
     };
     let disk = h.machine().disk.borrow();
     let r = h.sim.truth.borrow_mut().exact(&disk, place, when);
-    if r.is_err() && h.machine().flipped.get() {
+    if r.is_err() && h.machine().flipped.get() && h.torn.get() {
         h.say(|| "a damaged log was taken for a torn one: the run is over".into());
         h.sim.over.set(true);
         return;
@@ -445,6 +445,7 @@ async fn publish(h: &Host, logs: &Known, pos: LogPos) -> bool {
 /// Replays what the local logs hold, to their true end, and cuts the last one there.
 pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
     let mut s = Session::new(h)?;
+    h.torn.set(false);
     let r = run_to_end(&mut s, t).await;
     s.end().await;
     if matches!(r, Err(Errno::BadMsg | Errno::NoEnt)) {
@@ -477,6 +478,7 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
             Looked::Starved => (),
             Looked::End(clean) => {
+                h.torn.set(h.torn.get() || !clean);
                 h.say(|| format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos))
             }
             Looked::Bad(_) => return Err(Errno::BadMsg),
