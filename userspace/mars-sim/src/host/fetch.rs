@@ -349,6 +349,7 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
     // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
     let repair = h.designated() == Some(h.me);
     if whole && !repair && h.machine().fs.borrow().size(ino) as u64 > end {
+        h.torn.set(true);
         h.truncate(ino, end).await?;
     }
     let here = h.replay_link(&h.me).is_some_and(|l| l.log == log);

@@ -86,7 +86,7 @@ pub struct Host {
     pub(crate) trouble: Cell<Option<&'static str>>,
     /// The device, while there is one.
     pub device: RefCell<Option<Rc<device::Device>>>,
-    /// The last recovery took the end of a log for one that a crash has torn.
+    /// Since the start, the end of a log was taken for one that a crash has torn.
     pub(crate) torn: Cell<bool>,
     /// The truth's number of it.
     pub device_id: Cell<Option<usize>>,

@@ -445,7 +445,6 @@ async fn publish(h: &Host, logs: &Known, pos: LogPos) -> bool {
 /// Replays what the local logs hold, to their true end, and cuts the last one there.
 pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
     let mut s = Session::new(h)?;
-    h.torn.set(false);
     let r = run_to_end(&mut s, t).await;
     s.end().await;
     if matches!(r, Err(Errno::BadMsg | Errno::NoEnt)) {
