@@ -211,12 +211,7 @@ impl View {
         let (Some(end), true) = (self.end_of(me), self.good(me) && !others.is_empty()) else {
             return false;
         };
-        // Who is to become primary may yet need something for that, else its word is all that counts.
-        let designated = self.designated();
-        if let Some(p) = designated.filter(|p| others.contains(p)) {
-            return !self.is_primary(&p);
-        }
-        !others.iter().any(|m| {
+        let has_it = |m: &Name| {
             let stuck = matches!(
                 self.state(m),
                 "defective-log" | "split-brain" | "disk-error"
@@ -225,7 +220,16 @@ impl View {
                 .replay(m)
                 .is_some_and(|r| crate::host::reach(&r, &end.0, end.1));
             self.good(m) && !stuck && has_all
-        })
+        };
+        // Who is to become primary may yet need something for that, unless it was and is in a log of its own; once it is, its
+        // word is all that counts.
+        match self.designated().filter(|p| others.contains(p)) {
+            Some(p) => {
+                let own_log = self.replay(&p).is_some_and(|r| r.log.creator == p);
+                !self.is_primary(&p) && !(own_log && has_it(&p))
+            }
+            None => !others.iter().any(has_it),
+        }
     }
 
     pub fn diverged(&self) -> Vec<(Name, Name)> {

@@ -133,10 +133,15 @@ fn need_not_last_copy(res: &Resource, me: &str) -> Result<()> {
         );
         m.is_consistent(res.size) && !stuck && primary::has_all_of(m, own)
     };
-    // Who is to become primary may yet need something for that; once it is, its word is all that counts.
+    // Who is to become primary may yet need something for that, unless it was and is in a log of its own; once it is, its word is
+    // all that counts.
+    let own_log = |m: &Member| {
+        let replay = m.replay.as_ref();
+        replay.is_some_and(|p| p.log.creator.as_str() == m.host)
+    };
     let designated = others().find(|m| res.designated() == Some(m.host.as_str()));
     let good = match designated {
-        Some(p) => p.actual.primary,
+        Some(p) => p.actual.primary || own_log(p) && has_it(p),
         None => others().next().is_none() || others().any(has_it),
     };
     if good {
