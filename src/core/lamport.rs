@@ -6,6 +6,7 @@
 //! received advances the own clock, so that what is written afterwards is newer: cause before
 //! effect, also when the real clocks of the members differ.
 
+use crate::defect::defect;
 use core::fmt;
 
 /// Nanoseconds per second.
@@ -184,6 +185,9 @@ impl Clock {
     /// Something happened elsewhere at `seen`, and here after it: the time now is later.
     pub fn advance(&mut self, seen: LamportTime, now_real: LamportTime) -> Result<(), TooFarAhead> {
         check_future(seen, now_real)?;
+        if defect!("clock-ignores-peers") {
+            return Ok(());
+        }
         self.stamp = if seen > self.stamp {
             seen
         } else {

@@ -55,6 +55,8 @@ pub struct Observed {
     /// The peers were heard since the module was loaded, or had long enough to be: a former primary that comes back
     /// must first learn whether somebody else was designated meanwhile.
     pub settled: bool,
+    /// Recovery has just found a local log that is damaged, or not there. Other members may have it.
+    pub damaged: bool,
 }
 
 /// What a secondary's workers may do.
@@ -85,6 +87,9 @@ pub enum Step {
     Follow(Work),
     /// This host is designated, but its disk is not a state which the primary ever had; say so and wait.
     RefuseInconsistent(Work),
+    /// This host is designated, but a log that it needs is damaged. Let it be fetched again, as far as it was durable here
+    /// once, before recovery is tried again.
+    Repair(Work),
     /// The device shall go, but is held open; say who holds it and wait.
     WaitForClose,
 }
@@ -103,7 +108,12 @@ pub fn decide(role: Role, o: &Observed) -> Step {
         Role::Secondary if o.designated == Designated::Me => {
             if !o.settled {
                 Step::Stay
-            } else if o.synced && o.consistent {
+            } else if o.synced && o.consistent && o.damaged {
+                Step::Repair(Work {
+                    replay: false,
+                    ..work(o)
+                })
+            } else if o.synced && o.consistent || defect!("primary-inconsistent") {
                 Step::BecomePrimary
             } else {
                 Step::RefuseInconsistent(work(o))
@@ -140,10 +150,11 @@ mod tests {
         consistent: true,
         split_brain: false,
         settled: true,
+        damaged: false,
     };
 
     fn all() -> impl Iterator<Item = (Role, Observed)> {
-        (0u32..3 * 3 * 1024).map(|n| {
+        (0u32..3 * 3 * 2048).map(|n| {
             let bit = |i: u32| ((n / 9) >> i) & 1 == 1;
             let o = Observed {
                 stopping: bit(0),
@@ -156,6 +167,7 @@ mod tests {
                 consistent: bit(7),
                 split_brain: bit(8),
                 settled: bit(9),
+                damaged: bit(10),
                 designated: [Designated::Me, Designated::Other, Designated::Nobody]
                     [usize::try_from(n % 3).unwrap()],
             };
@@ -186,9 +198,28 @@ mod tests {
     fn p5_given_split_brain_when_secondary_then_nothing_is_fetched_replayed_or_synced() {
         for (role, o) in all() {
             if o.split_brain {
-                if let Step::Follow(w) | Step::RefuseInconsistent(w) = decide(role, &o) {
+                if let Step::Follow(w) | Step::RefuseInconsistent(w) | Step::Repair(w) =
+                    decide(role, &o)
+                {
                     assert_eq!(w, Work::default());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn p10_given_a_damaged_log_when_designated_then_it_is_only_fetched_and_only_if_that_is_on() {
+        for (role, o) in all() {
+            match decide(role, &o) {
+                Step::Repair(w) => {
+                    assert!(o.damaged && role == Role::Secondary);
+                    assert_eq!(o.designated, Designated::Me);
+                    // A forced failover has fetching off: what is here is all that counts, until somebody says otherwise.
+                    let fetch = o.fetch && !o.split_brain;
+                    assert_eq!((w.fetch, w.replay, w.sync), (fetch, false, false));
+                }
+                Step::BecomePrimary => assert!(!o.damaged),
+                _ => (),
             }
         }
     }

@@ -164,6 +164,36 @@ impl Course {
     }
 }
 
+/// Whether a disk may be filled by a sync from the designated primary while its replay link is in `log`: replay goes on there
+/// over what was copied, so it has to be a log of that primary's `history`. [`None`]: that history begins later (its host was
+/// filled later), and others may know; see [`vouches`].
+///
+/// It is not after a forced failover to a member that was behind, or while a new primary has not come so far yet.
+pub fn may_sync_at(log: &LogName, history: &[VersionLink]) -> Option<bool> {
+    let first = history.first()?.this.log.number;
+    if log.number < first {
+        return None;
+    }
+    Some(history.iter().any(|v| v.this.log == *log) || defect!("sync-any-history"))
+}
+
+/// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
+pub fn vouches(log: &LogName, theirs: &[VersionLink], history: &[VersionLink]) -> bool {
+    theirs.iter().any(|v| v.this.log == *log)
+        && matches!(
+            compare(theirs, history),
+            Relation::Equal | Relation::Ahead | Relation::Behind
+        )
+}
+
+/// Whether a replica whose replay link is in `log` has gone another way than a running primary, the newest log of whose history
+/// has the number `newest`. That one is still written to, so whatever follows it elsewhere follows a part of it that was cut
+/// off by a forced failover, or another log. (That the histories themselves have no number in common, and say nothing of
+/// each other, is possible: a replica that was made anew knows only the last two.)
+pub fn is_beyond(log: &LogName, newest: u32) -> bool {
+    log.number > newest
+}
+
 /// How far a disk may have been written from the log at its replay link. While replay runs that is known, but a crash leaves
 /// a link that is older, and then everything counts that the local file had when it was looked at first, also what is damaged.
 ///
@@ -257,6 +287,7 @@ pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
 /// the sync ended. `syncpos` is [`None`] if there is no such link, and `Some(None)` if it can't be understood.
 pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayLink>) -> bool {
     match (syncpos, replay) {
+        _ if defect!("consistent-early") => true,
         (None | Some(None), _) => true,
         (Some(Some(need)), Some(have)) => {
             (have.log.number, have.pos) >= (need.log.number, need.pos)
@@ -267,7 +298,7 @@ pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayL
 
 /// Whether a replay link may be moved to `pos` of log `number`: it never goes back (P9), whoever comes late.
 pub fn is_forward(have: Option<ReplayLink>, number: u32, pos: u64) -> bool {
-    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos))
+    have.is_none_or(|l| (l.log.number, l.pos) <= (number, pos)) || defect!("link-goes-back")
 }
 
 /// Whether a host whose replay link this is no longer needs the file of log `number`.
@@ -386,6 +417,30 @@ mod tests {
                 assert_eq!(search(&mine, 7, purpose, &others), Some(log(2, "p")));
             }
         }
+    }
+
+    #[test]
+    fn p1_given_a_replica_whose_start_is_no_log_of_the_primary_then_no_sync_fills_it() {
+        // Made anew from `a` in log 5; then `p`, which had only log 1, was made primary by force.
+        let p = chain(&[("a", 7), ("p", 1)]);
+        let may = |n, creator| may_sync_at(&log(n, creator), &p);
+        assert_eq!(may(5, "a"), Some(false));
+        assert!(is_beyond(&log(5, "a"), 2) && is_beyond(&log(3, "a"), 2));
+        assert_eq!(may(2, "a"), Some(false));
+        assert_eq!((may(2, "p"), may(1, "a")), (Some(true), Some(true)));
+        assert!(!is_beyond(&log(2, "p"), 2) && !is_beyond(&log(1, "a"), 2));
+    }
+
+    #[test]
+    fn p10_given_a_primary_that_was_filled_later_when_a_sync_begins_before_then_others_vouch() {
+        let a = chain(&[("a", 7), ("b", 5), ("b", 9)]);
+        let late = &a[1..];
+        assert_eq!(may_sync_at(&log(1, "a"), late), None);
+        assert!(vouches(&log(1, "a"), &a, late));
+        // Not who does not know it, nor who has gone another way, nor who has nothing in common.
+        assert!(!vouches(&log(1, "a"), late, late) && !vouches(&log(1, "b"), &a, late));
+        assert!(!vouches(&log(1, "a"), &chain(&[("a", 7), ("a", 5)]), late));
+        assert!(!vouches(&log(1, "a"), &a[..1], &a[2..]));
     }
 
     #[test]

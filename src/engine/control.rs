@@ -197,7 +197,6 @@ impl Control {
         let m = &self.m;
         let me = m.me();
         let is_member = m.get(format_args!("data-{me}")).is_some();
-        let size = m.size();
         Observed {
             stopping: stopping || !is_member,
             attach: m.switch(format_args!("todo-{me}/attach")),
@@ -213,11 +212,23 @@ impl Control {
                 Running::Primary(p) => p.disk.open_count() > 0,
                 _ => false,
             },
-            synced: size.is_some() && m.number(format_args!("syncstatus-{me}")) == size,
+            synced: self.is_synced(),
             consistent: self.is_consistent(),
             split_brain: self.role() != Role::Primary && (self.has_diverged() || self.has_more()),
             settled: m.env.is_settled(),
+            damaged: self
+                .failure
+                .as_ref()
+                .is_some_and(|r| r.word == "defective-log")
+                && time::mono_ns() < self.retry_at,
         }
+    }
+
+    /// The disk has been filled by a sync.
+    fn is_synced(&self) -> bool {
+        let size = self.m.size();
+        let me = self.m.me();
+        size.is_some() && self.m.number(format_args!("syncstatus-{me}")) == size
     }
 
     /// The replay link has reached the end of the primary's log as it was when the sync ended.
@@ -234,9 +245,7 @@ impl Control {
     /// also if this host's history can't say so yet.
     fn has_more(&self) -> bool {
         let me = self.m.me();
-        self.m.dirty.is_open()
-            && self.m.designated().is_some_and(|h| h != me)
-            && self.m.number(format_args!("syncstatus-{me}")) == self.m.size()
+        self.m.dirty.is_open() && self.m.designated().is_some_and(|h| h != me) && self.is_synced()
     }
 
     /// Whether this host's history and that of another member exclude each other.
@@ -264,7 +273,11 @@ impl Control {
     /// host's history can't say so yet, or from a sync that ended behind the cut. It can never become a state of that.
     fn is_cut_off(&self) -> bool {
         let me = self.m.me();
-        let link = self.m.replay_link(&me);
+        if self.m.is_beyond().unwrap_or(true) {
+            return true;
+        }
+        // What a disk had that is not complete is replaced by the sync.
+        let link = self.m.replay_link(&me).filter(|_| self.is_synced());
         let reach = self.m.fetch.reach();
         if link.is_some_and(|l| reach.is_cut_off(&l.log, &me, self.m.course(&l.log))) {
             return true;
@@ -287,12 +300,14 @@ impl Control {
             }
             Step::BecomePrimary => self.become_primary(ctx),
             Step::LeavePrimary => self.leave_primary(ctx),
-            Step::Follow(work) | Step::RefuseInconsistent(work) => self.follow(work),
+            Step::Follow(work) | Step::RefuseInconsistent(work) | Step::Repair(work) => {
+                self.follow(work)
+            }
             Step::WaitForClose => Ok(()),
         };
         match result {
             Ok(()) => {
-                if !matches!(step, Step::WaitForClose) {
+                if !matches!(step, Step::WaitForClose | Step::Repair(_)) {
                     self.failure = None;
                 }
             }
@@ -391,7 +406,18 @@ impl Control {
         if !work.fetch {
             s.fetch = None;
         }
-        if work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished) {
+        let start_sync = work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished);
+        if start_sync && !sync::may_start(&m) {
+            s.sync = None;
+            if m.is_led() {
+                m.set_trouble(Some(("no-history", format_args!("the history of the primary does not lead to the position of this replica, where replay would begin after a sync. Run 'marsadm invalidate {}' here", m.name))));
+            } else {
+                m.set_trouble(Some((
+                    "waiting",
+                    format_args!("the sync waits: the designated primary is not primary yet"),
+                )));
+            }
+        } else if start_sync {
             s.sync = None;
             m.dirty.clear().map_err(|e| {
                 fail(
@@ -959,7 +985,9 @@ impl Control {
         };
         let code = |n: i32| m.set(format_args!("actual-{me}/replay-code"), format_args!("{n}"));
         let trouble = m.trouble.lock();
-        let failure = self.failure.as_ref().or(trouble.as_ref());
+        // In a split brain no worker runs: what troubled one of them is over, and would hide what matters.
+        let trouble = trouble.as_ref().filter(|_| !o.split_brain);
+        let failure = self.failure.as_ref().or(trouble);
         if let Some(r) = failure {
             code(if r.word == "defective-log" {
                 EBADMSG.to_errno()
@@ -1043,7 +1071,7 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
 #[cold]
 fn recovery_failed(e: Error) -> Reason {
     if e == EBADMSG || e == ENOENT {
-        return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. 'marsadm invalidate' on another host, or a good copy of the log, is needed"));
+        return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. it is fetched again from another member while fetching is on ('marsadm resume-fetch'), as far as it was durable here. If no member has it: 'marsadm pause-fetch' and 'marsadm primary --force' on a member whose view shows no DefectiveLog, and 'marsadm invalidate' here"));
     }
     fail("disk-error", format_args!("recovery of the local log failed: {e:?}; it is tried again. See the kernel log for the disk that fails"))
 }

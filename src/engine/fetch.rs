@@ -32,6 +32,7 @@ use mars_core::{
     name::Name,
     succession::{
         self,
+        is_passed,
         Course,
         Reach, //
     },
@@ -282,6 +283,8 @@ pub(crate) fn choose(m: &Arc<Member>) {
             Some(link) => (link.log, link.pos),
             None => return,
         },
+        // Only what is damaged here is fetched: nobody else's history counts any more.
+        Some(_) if m.designated() == Some(m.me()) => return,
         Some((log, end, source)) => {
             // Closed according to the source, or the tree knows what follows exactly here.
             match next_log(m, &log, end) {
@@ -326,6 +329,15 @@ pub(crate) fn choose(m: &Arc<Member>) {
 #[inline(never)]
 fn keep_course(m: &Arc<Member>) {
     let me = m.me();
+    // Replay, which was faster, may have left it, and then it may be deleted everywhere.
+    let passed = m.replay_link(&me).is_some_and(|l| {
+        let target = m.fetch.position().map(|(log, _)| log);
+        target.is_some_and(|log| is_passed(log.number, &l))
+    });
+    if passed {
+        m.fetch.forget();
+        return;
+    }
     let mut logs: KVec<(LogName, u64)> = KVec::new();
     let (target, reach) = {
         let s = m.fetch.state.lock();
@@ -372,6 +384,13 @@ fn own_log(m: &Arc<Member>, log: LogName, epoch: u64) {
         return;
     };
     let end = link.pos;
+    // What is behind it may be on the disk, as may be what the next log of our own has: replay looks first.
+    let longer = paths::log(&m.name, &log)
+        .and_then(|p| crate::sys::dir::stat(&p))
+        .is_ok_and(|s| s.size > end);
+    if longer || replay::own_unsaid(m, &log, end).is_some() {
+        return;
+    }
     if let Some(next) = next_log(m, &log, end) {
         match begin(m, next, 0, epoch) {
             Ok(true) => {
@@ -450,11 +469,14 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
     let file = File::open(&path, flags, 0o600)?;
     let size = file.size();
     let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
-    if whole && file.size() > end {
+    // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
+    let repair = m.designated() == Some(m.me());
+    if whole && !repair && file.size() > end {
         inject::at!(FetchBeginCut, end, 0)?;
         file.truncate(end)?;
     }
     let file = Arc::new(file, GFP_KERNEL)?;
+    let reported = replay::reported_end(m, &log);
     let here = m.replay_link(&m.me()).is_some_and(|l| l.log == log);
     let mut s = m.fetch.state.lock();
     if s.epoch != epoch {
@@ -467,11 +489,15 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
         end = end.min(damaged);
         s.damaged = None;
     }
+    let mut plan = FetchPlan::new(end);
+    if repair {
+        plan.end_at(reported.max(from));
+    }
     s.epoch = s.epoch.wrapping_add(1);
     s.target = Some(Target {
         log,
         file,
-        plan: FetchPlan::new(end),
+        plan,
         source,
         epoch: s.epoch,
     });

@@ -252,7 +252,7 @@ impl LogFile {
 }
 
 /// Whether there is a header and at least one batch behind it. What can't be read counts as yes.
-fn has_batches(file: &File) -> bool {
+pub(crate) fn has_batches(file: &File) -> bool {
     let Ok(mut start) = Buf::zeroed(HEADER_SIZE + usize::try_from(MAX_BATCH).unwrap_or(0)) else {
         return true;
     };

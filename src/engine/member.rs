@@ -27,7 +27,10 @@ use mars_core::{
     name::Name,
     succession::{
         course,
+        is_beyond,
         is_forward,
+        may_sync_at,
+        vouches,
         Course, //
     },
     tree::value::ReplayLink, //
@@ -350,6 +353,50 @@ impl Member {
         let of = |n| self.version(n, &primary).map(|(_, v)| v);
         let next = log.number.checked_add(1).and_then(of);
         course(log, of(log.number).as_ref(), next.as_ref())
+    }
+
+    /// Whether a sync from `host` may fill the disk here.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory.
+    pub(crate) fn may_sync_from(&self, host: &Name) -> Result<bool> {
+        let me = self.me();
+        let Some(link) = self.replay_link(&me) else {
+            return Ok(false);
+        };
+        let theirs = self.history(host)?;
+        if let Some(may) = may_sync_at(&link.log, &theirs) {
+            return Ok(may);
+        }
+        let mut found = false;
+        self.for_each_member(|h| {
+            if h != me && !found {
+                let other = self.history(&h);
+                found = other.is_ok_and(|o| vouches(&link.log, &o, &theirs));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Whether the designated primary is another host, and is primary.
+    pub(crate) fn is_led(&self) -> bool {
+        self.designated()
+            .is_some_and(|h| h != self.me() && self.switch(format_args!("actual-{h}/is-primary")))
+    }
+
+    /// Whether the replay link here is in a log that the running primary's history does not lead to.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory.
+    pub(crate) fn is_beyond(&self) -> Result<bool> {
+        let Some(primary) = self.designated().filter(|_| self.is_led()) else {
+            return Ok(false);
+        };
+        let newest = self.history(&primary)?.last().map(|v| v.this.log.number);
+        let link = self.replay_link(&self.me());
+        Ok(link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n)))
     }
 
     /// Calls `f` for each member of the resource (`data-<host>` exists).

@@ -58,6 +58,7 @@ use crate::{
     engine::{
         digest::KernelDigest,
         inject,
+        logfile::has_batches,
         member::Member,
         paths,
         pipeline::{
@@ -630,6 +631,20 @@ pub(crate) fn search(m: &Member, log: &LogName, end: u64, purpose: Purpose) -> O
 #[inline(never)]
 pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) -> Result<At> {
     let mut s = Session::new(m.clone(), bdev.clone())?;
+    let r = run_to_end(&mut s, ctx);
+    let at = s.at;
+    // Write-back ends first: then the link is as far as it can be.
+    drop(s);
+    if matches!(r, Err(e) if e == EBADMSG || e == ENOENT) {
+        // Until it is tried again, what is damaged may be fetched.
+        m.fetch.again_from(&at.log, damaged_from(&at));
+    }
+    r.map(|()| at)
+}
+
+#[inline(never)]
+fn run_to_end(s: &mut Session, ctx: &ThreadCtx) -> Result {
+    let m = &s.m.clone();
     let started = s.at;
     let t0 = time::mono_ns();
     let mut bytes = 0u64;
@@ -733,11 +748,11 @@ pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) 
         s.at.log,
         s.at.pos
     );
-    Ok(s.at)
+    Ok(())
 }
 
 /// How far `log` was durable here according to this host's own version link.
-fn reported_end(m: &Member, log: &LogName) -> u64 {
+pub(crate) fn reported_end(m: &Member, log: &LogName) -> u64 {
     let own = m.version(log.number, &m.me());
     succession::reported_end(log, own.as_ref().map(|(_, v)| v))
 }
@@ -941,16 +956,43 @@ fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| ctx.should_stop()).is_err() {
         return None;
     }
+    if let Some(own) = own_unsaid(m, &s.at.log, s.at.pos) {
+        return Some(own);
+    }
     let may_leave = m.fetch.reach().may_leave(&s.at.log, s.at.pos);
     successor(m, &s.at).filter(|_| may_leave)
 }
 
+/// The log of this very host that goes on at `pos` of `log`, if it was written to. Rotation does not wait for write-back, so
+/// the disk may have what it says, and a crash may have left no link that names it: nothing else may go on here.
+pub(crate) fn own_unsaid(m: &Member, log: &LogName, pos: u64) -> Option<LogName> {
+    let own = log
+        .number
+        .checked_add(1)
+        .and_then(|n| m.version(n, &m.me()));
+    let next = own_next(log, pos, &m.me(), own.as_ref().map(|(_, v)| v))?;
+    let path = paths::log(&m.name, &next).ok()?;
+    match File::open(&path, OpenFlags::default(), 0o600) {
+        Ok(f) if !has_batches(&f) => None,
+        Err(e) if e == ENOENT => None,
+        // What can't be read may be there.
+        _ => Some(next),
+    }
+}
+
 fn fetch_again(m: &Member, at: &At) {
+    m.fetch.again_from(&at.log, damaged_from(at));
+    time::sleep_ms(500);
+}
+
+fn damaged_from(at: &At) -> u64 {
     // A damaged first batch may also mean that the log was made anew behind this copy's header.
     let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
-    let from = if at.pos <= header { 0 } else { at.pos };
-    m.fetch.again_from(&at.log, from);
-    time::sleep_ms(500);
+    if at.pos <= header {
+        0
+    } else {
+        at.pos
+    }
 }
 
 fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {

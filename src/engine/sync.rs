@@ -131,6 +131,12 @@ impl Sync {
     }
 }
 
+/// Whether what the designated primary has may be copied: it needs the history that the replay link here is in.
+pub(crate) fn may_start(m: &Member) -> bool {
+    m.designated()
+        .is_some_and(|p| m.may_sync_from(&p).unwrap_or(false))
+}
+
 /// The workers of one sync; they stop when dropped.
 pub(crate) struct Workers {
     _threads: KVec<Thread>,
@@ -156,6 +162,10 @@ impl Workers {
         inject::at!(SyncBegin)?;
         // The link first: whoever moves it says last that nothing counts.
         let link = m.replay_link(&me);
+        if let Some(l) = link {
+            // Whatever the disk had before is replaced.
+            m.fetch.begin_replay(&l.log);
+        }
         let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
         *m.sync.job.lock() = Some(Job {
             plan: SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?,

@@ -10,6 +10,7 @@
 //! The caller holds the lock. All calls that allocate change nothing when they fail.
 
 pub mod merge;
+mod own;
 pub mod path;
 mod scan;
 pub mod tombstone;
@@ -306,6 +307,9 @@ impl Tree {
             } else {
                 MergeDecision::Refused
             });
+        }
+        if decision == MergeDecision::Take && !self.may_learn(path, value, me) {
+            return Ok(MergeDecision::SayAgain);
         }
         let phantom = node.is_some_and(|n| n.phantom);
         if decision == MergeDecision::Take && phantom && is_tombstone(value) {

@@ -330,6 +330,64 @@ fn p10_given_a_crash_that_lost_the_own_newest_word_when_a_peer_has_it_then_it_is
 }
 
 #[test]
+fn p5_given_an_own_version_link_when_a_peer_has_another_then_the_history_never_goes_back() {
+    let (mut tree, me) = (Tree::new(), name("alpha"));
+    let point = |number: u32, creator: &str, pos: u64| {
+        format!("{:032x},log-{number:09}-{creator},{pos}", pos + 1)
+    };
+    let link = |number, creator: &str, pos| {
+        let before = point(number - 1, "alpha", 900);
+        format!("{}:{before}", point(number, creator, pos))
+    };
+    let two = path("resource-r/version-000000002-alpha");
+    let three = path("resource-r/version-000000003-alpha");
+    let replay = path("resource-r/replay-alpha");
+    let local = |tree: &mut Tree, p: &TreePath<'_>, v: &str| {
+        tree.apply_local(p, v.as_bytes(), t(5)).unwrap();
+    };
+    let decide =
+        |tree: &Tree, v: &str, s| tree.decide_remote(&two, v.as_bytes(), t(s), t(100), &me);
+    // A crash has lost it all, or the newest word.
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 6),
+        Ok(MergeDecision::Take)
+    );
+    local(&mut tree, &two, &link(2, "alpha", 400));
+    local(&mut tree, &replay, "log-000000002-alpha,400,0");
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 6),
+        Ok(MergeDecision::Take)
+    );
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 4),
+        Ok(MergeDecision::NotNewer)
+    );
+    // Recovery has gone further than the peer knows.
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 300), 6),
+        Ok(MergeDecision::SayAgain)
+    );
+    assert_eq!(
+        decide(&tree, &link(2, "beta", 500), 6),
+        Ok(MergeDecision::SayAgain)
+    );
+    assert_eq!(decide(&tree, ".deleted", 6), Ok(MergeDecision::Take));
+    // The log is closed.
+    local(&mut tree, &three, &link(3, "alpha", 100));
+    assert_eq!(
+        decide(&tree, &link(2, "alpha", 500), 6),
+        Ok(MergeDecision::SayAgain)
+    );
+    // Other hosts speak for themselves.
+    let beta = path("resource-r/version-000000002-beta");
+    tree.apply_local(&beta, link(2, "alpha", 400).as_bytes(), t(5))
+        .unwrap();
+    let less = link(2, "alpha", 300);
+    let r = tree.decide_remote(&beta, less.as_bytes(), t(6), t(100), &me);
+    assert_eq!(r, Ok(MergeDecision::Take));
+}
+
+#[test]
 fn a_walk_finds_what_was_changed_by_hand() {
     let mut tree = load(&alpha());
     let before = tree.generation();

@@ -205,6 +205,33 @@ impl View {
             })
     }
 
+    /// Whether `me` has what no other member has, while others are left that would need it.
+    fn is_last_copy(&self, me: &Name) -> bool {
+        let others: Vec<Name> = self.members().into_iter().filter(|m| m != me).collect();
+        let (Some(end), true) = (self.end_of(me), self.good(me) && !others.is_empty()) else {
+            return false;
+        };
+        let has_it = |m: &Name| {
+            let stuck = matches!(
+                self.state(m),
+                "defective-log" | "split-brain" | "disk-error"
+            );
+            let has_all = self
+                .replay(m)
+                .is_some_and(|r| crate::host::reach(&r, &end.0, end.1));
+            self.good(m) && !stuck && has_all
+        };
+        // Who is to become primary may yet need something for that, unless it was and is in a log of its own; once it is, its
+        // word is all that counts.
+        match self.designated().filter(|p| others.contains(p)) {
+            Some(p) => {
+                let own_log = self.replay(&p).is_some_and(|r| r.log.creator == p);
+                !self.is_primary(&p) && !(own_log && has_it(&p))
+            }
+            None => !others.iter().any(has_it),
+        }
+    }
+
     pub fn diverged(&self) -> Vec<(Name, Name)> {
         let members: Vec<Name> = self
             .members()
@@ -560,13 +587,21 @@ impl Ctx {
         self.wait(|v| Ok(!v.is_primary(&me))).await
     }
 
-    fn source(&self, v: &View) -> Result<Name, &'static str> {
+    /// The designated primary, which must be primary: before that its history may still change.
+    async fn source(&self, v: &View) -> Result<Name, &'static str> {
         let p = v.designated().ok_or("nobody is designated")?;
         if p == self.h.me {
             return Err("this host is the primary");
         }
         if !v.members().contains(&p) || v.replay(&p).is_none() {
             return Err("nothing is known of the primary");
+        }
+        if !v.is_primary(&p) {
+            // Perhaps the news have not arrived yet.
+            let _ = self.ping(&p).await;
+            if !self.view().is_primary(&p) {
+                return Err("the designated primary is not primary");
+            }
         }
         Ok(p)
     }
@@ -654,7 +689,7 @@ impl Ctx {
         if v.designated() == Some(me) || v.is_primary(&me) {
             return Err("this host is the primary");
         }
-        let primary = self.source(v)?;
+        let primary = self.source(v).await?;
         if !self.h.is_alive(&primary) {
             return Err("the primary does not answer");
         }
@@ -685,7 +720,7 @@ impl Ctx {
             }
             return Err("this host is a member already");
         }
-        let primary = self.source(v)?;
+        let primary = self.source(v).await?;
         if !self.h.is_alive(&primary) {
             return Err("the primary does not answer");
         }
@@ -713,6 +748,9 @@ impl Ctx {
         let me = self.h.me;
         if v.designated() == Some(me) || v.is_primary(&me) {
             return Err("this host is the primary");
+        }
+        if v.is_last_copy(&me) {
+            return Err("no other member has what is here");
         }
         self.down(v).await?;
         self.delete(&format!("data-{me}")).await?;

@@ -103,6 +103,34 @@ pub const ALL: &[(&str, &str)] = &[
         "a sync is complete before the disk is flushed",
     ),
     ("sync-and-replay", "sync and replay run at the same time"),
+    (
+        "link-goes-back",
+        "a late position moves the replay link back",
+    ),
+    (
+        "clock-ignores-peers",
+        "stamps of others do not advance the clock",
+    ),
+    (
+        "consistent-early",
+        "consistent before replay has reached the end of the sync",
+    ),
+    (
+        "primary-inconsistent",
+        "an inconsistent replica becomes primary",
+    ),
+    (
+        "own-log-unsaid",
+        "a former primary's own log that no link names is passed over",
+    ),
+    (
+        "sync-any-history",
+        "a sync from a primary whose history has not the log at the replay link",
+    ),
+    (
+        "history-goes-back",
+        "a peer's word takes the own history back",
+    ),
 ];
 
 /// Whether a bug is switched on.
@@ -148,26 +176,51 @@ pub fn all(only: Option<&str>) -> bool {
 
     let mut missed = 0;
     let mut found = 0;
-    println!("{:26} {:>7} {:>7}  found by", "defect", "run", "seconds");
+    println!("{:26} {:>26} {:>7}  found by", "defect", "run", "seconds");
     for (name, what) in ALL.iter().filter(|(n, _)| only.is_none_or(|o| o == *n)) {
         let start = Instant::now();
-        match search(name, start + Duration::from_secs(120)) {
-            Some((seed, v)) => {
+        let found_by = by_script(name).or_else(|| {
+            let (seed, v) = search(name, start + Duration::from_secs(120))?;
+            Some((seed.to_string(), v))
+        });
+        match found_by {
+            Some((run, v)) => {
                 found += 1;
                 let v: String = v.chars().take(70).collect();
                 println!(
-                    "{name:26} {seed:7} {:7.1}  {v}",
+                    "{name:26} {run:>26} {:7.1}  {v}",
                     start.elapsed().as_secs_f64()
                 );
             }
             None => {
                 missed += 1;
-                println!("{name:26} {:>7} {:>7}  NOT FOUND: {what}", "-", "-");
+                println!("{name:26} {:>26} {:>7}  NOT FOUND: {what}", "-", "-");
             }
         }
     }
     println!("simulate-defects: {found} passed, {missed} failed");
     missed == 0 && found > 0
+}
+
+/// The first script of `regressions/` that breaks a promise with the bug. (Without any, all of them keep all promises.) What comes
+/// together once in a million runs is found by the script that was made of that one.
+#[cfg(feature = "defects")]
+fn by_script(name: &str) -> Option<(String, String)> {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/regressions");
+    let mut paths: Vec<_> = std::fs::read_dir(dir)
+        .ok()?
+        .flatten()
+        .map(|e| e.path())
+        .collect();
+    paths.sort();
+    mars_core::defect::switch_on(name);
+    let found = paths.iter().find_map(|p| {
+        let s = crate::script::Script::parse(&std::fs::read_to_string(p).ok()?).ok()?;
+        let v = crate::run::run(&s, false).violation?;
+        Some((p.file_name()?.to_string_lossy().into_owned(), v))
+    });
+    mars_core::defect::switch_on("");
+    found
 }
 
 /// Searches for a run that breaks a promise with the bug, and keeps all without it.

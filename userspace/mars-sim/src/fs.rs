@@ -67,9 +67,20 @@ impl Op {
 struct Inode {
     view: Vec<u8>,
     durable: Vec<u8>,
-    cache: Vec<(usize, Rc<Vec<u8>>)>,
+    /// Which write it was, place and bytes.
+    cache: Vec<(u64, usize, Rc<Vec<u8>>)>,
+    /// Counts writes: what came after the beginning of a sync is not what that writes, whatever was cut meanwhile.
+    writes: u64,
     /// Where its blocks were before.
     stale: Rc<Vec<u8>>,
+}
+
+impl Inode {
+    /// Takes what a sync that began after so many writes brings to the disk.
+    fn written_until(&mut self, written: u64) -> Vec<(usize, Rc<Vec<u8>>)> {
+        let n = self.cache.partition_point(|(w, ..)| *w <= written);
+        self.cache.drain(..n).map(|(_, off, d)| (off, d)).collect()
+    }
 }
 
 /// The file system.
@@ -237,7 +248,8 @@ impl Fs {
             self.journal.push(Op::Size(ino, end));
         }
         i.view[off..end].copy_from_slice(data);
-        i.cache.push((off, Rc::new(data.to_vec())));
+        i.writes += 1;
+        i.cache.push((i.writes, off, Rc::new(data.to_vec())));
         Ok(())
     }
 
@@ -253,24 +265,24 @@ impl Fs {
             i.stale = Rc::new(i.view.clone());
         }
         i.view.truncate(size);
-        for (off, data) in &mut i.cache {
+        for (_, off, data) in &mut i.cache {
             let keep = size.saturating_sub(*off).min(data.len());
             if keep < data.len() {
                 *data = Rc::new(data[..keep].to_vec());
             }
         }
-        i.cache.retain(|(_, d)| !d.is_empty());
+        i.cache.retain(|(.., d)| !d.is_empty());
         self.journal.push(Op::Size(ino, size));
     }
 
     /// A sync of a file begins: gives what [`Fs::synced`] has to be told.
-    pub fn sync(&self, ino: u32) -> (usize, usize) {
-        let cached = self.inodes.get(&ino).map_or(0, |i| i.cache.len());
-        (cached, self.journal.len())
+    pub fn sync(&self, ino: u32) -> (u64, usize) {
+        let written = self.inodes.get(&ino).map_or(0, |i| i.writes);
+        (written, self.journal.len())
     }
 
     /// A sync has ended. `data_only`: names and unchanged sizes are not made durable.
-    pub fn synced(&mut self, ino: u32, (cached, journal): (usize, usize), data_only: bool) {
+    pub fn synced(&mut self, ino: u32, (written, journal): (u64, usize), data_only: bool) {
         let journal = journal.min(self.journal.len());
         let sized = self.journal[..journal]
             .iter()
@@ -284,18 +296,16 @@ impl Fs {
             }
         }
         if let Some(i) = self.inodes.get_mut(&ino) {
-            let cached = cached.min(i.cache.len());
-            for (off, data) in i.cache.drain(..cached) {
+            for (off, data) in i.written_until(written) {
                 put(&mut i.durable, off, &data, &i.stale);
             }
         }
     }
 
     /// A sync has failed: what was to be written is taken for clean, and a part of it is not on the disk.
-    pub fn sync_failed(&mut self, ino: u32, (cached, _): (usize, usize), rng: &Rng) {
+    pub fn sync_failed(&mut self, ino: u32, (written, _): (u64, usize), rng: &Rng) {
         if let Some(i) = self.inodes.get_mut(&ino) {
-            let cached = cached.min(i.cache.len());
-            for (off, data) in i.cache.drain(..cached) {
+            for (off, data) in i.written_until(written) {
                 if rng.chance(1, 2) {
                     put(&mut i.durable, off, &data, &i.stale);
                 }
@@ -375,7 +385,7 @@ impl Fs {
             let mut bytes = i.durable.clone();
             grow(&mut bytes, size, &i.stale);
             bytes.truncate(size);
-            for (off, data) in &i.cache {
+            for (_, off, data) in &i.cache {
                 if let Some(part) = bytes.get_mut(*off..*off + data.len()) {
                     part.copy_from_slice(data);
                 }
@@ -405,7 +415,7 @@ impl Fs {
             let cache = std::mem::take(&mut i.cache);
             let mut count: BTreeMap<usize, u64> = BTreeMap::new();
             let units = |off: usize, len: usize| off / unit..(off + len).div_ceil(unit);
-            for (off, data) in &cache {
+            for (_, off, data) in &cache {
                 for u in units(*off, data.len()) {
                     *count.entry(u).or_default() += 1;
                 }
@@ -413,7 +423,7 @@ impl Fs {
             for n in count.values_mut() {
                 *n = rng.below(*n + 1);
             }
-            for (off, data) in &cache {
+            for (_, off, data) in &cache {
                 for u in units(*off, data.len()) {
                     let n = count.entry(u).or_default();
                     if *n == 0 {

@@ -74,6 +74,8 @@ pub type Place = (LogId, u64);
 struct Log {
     name: LogName,
     id: [u8; 16],
+    /// Of creations that came to nothing: a crash may show the file as one of them left it.
+    former: Vec<[u8; 16]>,
     parent: Option<Place>,
     base: Rc<Vec<WriteId>>,
     /// What the log holds, in order.
@@ -126,6 +128,7 @@ impl Truth {
         // One that was never used is begun again.
         if let Some(old) = self.find(&name).filter(|l| self.logs[*l].chain.is_empty()) {
             let log = &mut self.logs[old];
+            log.former.push(log.id);
             log.id = id;
             log.attempts.clear();
             log.device = device;
@@ -135,6 +138,7 @@ impl Truth {
         self.logs.push(Log {
             name,
             id,
+            former: Vec::new(),
             parent: None,
             base: Rc::new(vec![0; self.sectors]),
             chain: Vec::new(),
@@ -168,7 +172,7 @@ impl Truth {
         let id = bytes.get(32..48)?;
         self.logs
             .iter()
-            .rposition(|l| l.name == *name && l.id == id)
+            .rposition(|l| l.name == *name && (l.id == id || l.former.iter().any(|f| f == id)))
     }
 
     /// A batch is about to be written.

@@ -184,6 +184,8 @@ pub struct Sim {
     pub counts: Counts,
     /// The script is over and all faults are gone.
     pub calm: Cell<bool>,
+    /// What happened is more than is promised: the run ends here.
+    pub over: Cell<bool>,
 }
 
 impl Sim {
@@ -218,6 +220,7 @@ impl Sim {
             next_write: Cell::new(1),
             counts: Counts::default(),
             calm: Cell::new(false),
+            over: Cell::new(false),
             cfg: cfg.clone(),
         })
     }
@@ -236,6 +239,11 @@ impl Sim {
             }
             t.push_back(line);
         }
+    }
+
+    /// Nothing that happens from now on says anything.
+    pub fn is_over(&self) -> bool {
+        self.over.get() || self.violation.borrow().is_some()
     }
 
     /// A promise was broken.

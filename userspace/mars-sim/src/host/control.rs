@@ -117,7 +117,6 @@ impl Control {
         let h = &self.h;
         let me = h.me;
         let is_member = h.get(&format!("data-{me}")).is_some();
-        let size = h.size();
         let syncpos = h
             .get(&format!("syncpos-{me}"))
             .map(|v| ReplayLink::parse(v.as_bytes()));
@@ -136,11 +135,17 @@ impl Control {
                 Running::Primary(p) => p.device.opened.get(),
                 _ => false,
             },
-            synced: size.is_some() && h.number(&format!("syncstatus-{me}")) == size,
+            synced: self.is_synced(),
             consistent: is_consistent(syncpos, h.replay_link(&me)),
             split_brain: self.role() != Role::Primary && self.has_diverged(),
             settled: h.is_settled(),
+            damaged: self.failure == Some("defective-log") && h.ex.now() < self.retry_at,
         }
+    }
+
+    fn is_synced(&self) -> bool {
+        let size = self.h.size();
+        size.is_some() && self.h.number(&format!("syncstatus-{}", self.h.me)) == size
     }
 
     fn has_diverged(&self) -> bool {
@@ -157,7 +162,11 @@ impl Control {
 
     fn is_cut_off(&self) -> bool {
         let h = &self.h;
+        if h.is_beyond() {
+            return true;
+        }
         let (link, reach) = (h.replay_link(&h.me), h.fetch.reach());
+        let link = link.filter(|_| self.is_synced());
         if link.is_some_and(|l| reach.is_cut_off(&l.log, &h.me, h.course(&l.log))) {
             return true;
         }
@@ -182,12 +191,14 @@ impl Control {
             }
             Step::BecomePrimary => self.become_primary().await,
             Step::LeavePrimary => self.leave_primary().await,
-            Step::Follow(work) | Step::RefuseInconsistent(work) => self.follow(work).await,
+            Step::Follow(work) | Step::RefuseInconsistent(work) | Step::Repair(work) => {
+                self.follow(work).await
+            }
             Step::WaitForClose => Ok(()),
         };
         match result {
             Ok(()) => {
-                if step != Step::WaitForClose {
+                if !matches!(step, Step::WaitForClose | Step::Repair(_)) {
                     self.failure = None;
                 }
             }
@@ -239,7 +250,12 @@ impl Control {
         }
         if work.sync && (s.sync.is_none() || h.sync.is_finished()) {
             stop_all(&h, s.sync.take()).await;
-            s.sync = Some(sync::start(&h).await.map_err(|_| "syncing")?);
+            if sync::may_start(&h) {
+                s.sync = Some(sync::start(&h).await.map_err(|_| "syncing")?);
+            } else {
+                let led = h.is_led();
+                h.set_trouble(Some(if led { "no-history" } else { "waiting" }));
+            }
         }
         if work.replay && s.replay.is_none() {
             s.replay = Some(replay::start(&h).map_err(|_| "replaying")?);
@@ -453,7 +469,7 @@ impl Control {
             h.put(&format!("actual-{me}/fetch-pos"), &format!("{log},{pos}"))
                 .await;
         }
-        let failure = self.failure.or(h.trouble.get());
+        let failure = self.failure.or(h.trouble.get().filter(|_| !o.split_brain));
         let word = match (step, &self.running) {
             _ if failure.is_some() => failure.unwrap_or(""),
             (Step::WaitForClose, _) => "stopping",

@@ -15,7 +15,7 @@ use mars_core::{
     fetch::{Doubt, FetchPlan, Task},
     log::LogName,
     name::Name,
-    succession::{Course, Purpose, Reach},
+    succession::{is_passed, reported_end, Course, Purpose, Reach},
 };
 use std::{cell::RefCell, rc::Rc};
 
@@ -213,6 +213,8 @@ pub async fn choose(h: &Rc<Host>) {
             Some(link) => (link.log, link.pos),
             None => return,
         },
+        // Only what is damaged here is fetched: nobody else's history counts any more.
+        Some(_) if h.designated() == Some(h.me) => return,
         Some((log, end, source)) => match h.search(&log, end, Purpose::Fetch) {
             Some(next) => {
                 fetch.state.borrow_mut().complete.push((log, end));
@@ -239,6 +241,15 @@ pub async fn choose(h: &Rc<Host>) {
 
 /// What is no part of the designated primary's history is not fetched.
 fn keep_course(h: &Host) {
+    // Replay, which was faster, may have left it, and then it may be deleted everywhere.
+    let passed = h.replay_link(&h.me).is_some_and(|l| {
+        let target = h.fetch.position().map(|(log, _)| log);
+        target.is_some_and(|log| is_passed(log.number, &l))
+    });
+    if passed {
+        h.fetch.forget();
+        return;
+    }
     let (logs, target, reach) = {
         let s = h.fetch.state.borrow();
         let target = s.target.as_ref().map(|t| t.log);
@@ -277,6 +288,15 @@ async fn own_log(h: &Rc<Host>, log: LogName, epoch: u64) {
         return;
     };
     let end = link.pos;
+    // What is behind it may be on the disk, as may be what the next log of our own has: replay looks first.
+    let longer = {
+        let fs = h.machine().fs.borrow();
+        let size = fs.file(&h.log_path(&log)).map_or(0, |ino| fs.size(ino));
+        size as u64 > end
+    };
+    if longer || replay::own_unsaid(h, &log, end).is_some() {
+        return;
+    }
     if let Some(next) = h.search(&log, end, Purpose::Fetch) {
         match begin(h, next, 0, epoch).await {
             Ok(true) => h.fetch.state.borrow_mut().complete.push((log, end)),
@@ -326,7 +346,10 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
     let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
     let size = h.machine().fs.borrow().size(ino) as u64;
     let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
-    if whole && h.machine().fs.borrow().size(ino) as u64 > end {
+    // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
+    let repair = h.designated() == Some(h.me);
+    if whole && !repair && h.machine().fs.borrow().size(ino) as u64 > end {
+        h.torn.set(true);
         h.truncate(ino, end).await?;
     }
     let here = h.replay_link(&h.me).is_some_and(|l| l.log == log);
@@ -342,10 +365,15 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
         s.damaged = None;
     }
     s.epoch += 1;
+    let mut plan = FetchPlan::new(end);
+    if repair {
+        let reported = reported_end(&log, h.version(log.number).as_ref());
+        plan.end_at(reported.max(from));
+    }
     s.target = Some(Target {
         log,
         ino,
-        plan: FetchPlan::new(end),
+        plan,
         source,
         epoch: s.epoch,
     });

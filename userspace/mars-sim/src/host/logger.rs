@@ -161,7 +161,8 @@ impl LogFile {
     }
 }
 
-fn has_batches(h: &Host, ino: u32) -> bool {
+/// Whether there is a header and at least one batch behind it.
+pub fn has_batches(h: &Host, ino: u32) -> bool {
     let fs = h.machine().fs.borrow();
     let bytes = fs.bytes(ino);
     let Some((block, rest)) = bytes.split_at_checked(HEADER_SIZE) else {

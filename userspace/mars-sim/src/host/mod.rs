@@ -28,7 +28,7 @@ use mars_core::{
     lamport::{Clock, LamportTime},
     log::{LogName, VersionLink},
     name::Name,
-    succession::{course, is_forward, Course, Purpose, Search},
+    succession::{course, is_beyond, is_forward, may_sync_at, vouches, Course, Purpose, Search},
     tree::{value::ReplayLink, Tree},
 };
 use mars_host_digest::HostDigest;
@@ -86,6 +86,8 @@ pub struct Host {
     pub(crate) trouble: Cell<Option<&'static str>>,
     /// The device, while there is one.
     pub device: RefCell<Option<Rc<device::Device>>>,
+    /// Since the start, the end of a log was taken for one that a crash has torn.
+    pub(crate) torn: Cell<bool>,
     /// The truth's number of it.
     pub device_id: Cell<Option<usize>>,
 }
@@ -128,6 +130,7 @@ impl Host {
             publishing: Lock::default(),
             trouble: Cell::new(None),
             device: RefCell::default(),
+            torn: Cell::new(false),
             device_id: Cell::new(None),
             sim,
         })
@@ -367,6 +370,36 @@ impl Host {
         let of = |n| tree.resource(&self.res).version(n, &primary);
         let next = log.number.checked_add(1).and_then(of);
         course(log, of(log.number).as_ref(), next.as_ref())
+    }
+
+    /// Whether a sync from a host may fill the disk here.
+    pub fn may_sync_from(&self, host: &Name) -> bool {
+        let Some(link) = self.replay_link(&self.me) else {
+            return false;
+        };
+        let theirs = self.history(host);
+        may_sync_at(&link.log, &theirs).unwrap_or_else(|| {
+            let others = self.members().into_iter().filter(|m| *m != self.me);
+            others
+                .into_iter()
+                .any(|m| vouches(&link.log, &self.history(&m), &theirs))
+        })
+    }
+
+    /// Whether the designated primary is another host, and is primary.
+    pub fn is_led(&self) -> bool {
+        self.designated()
+            .is_some_and(|h| h != self.me && self.switch(&format!("actual-{h}/is-primary")))
+    }
+
+    /// Whether the replay link here is in a log that no running primary's history leads to.
+    pub fn is_beyond(&self) -> bool {
+        let Some(primary) = self.designated().filter(|_| self.is_led()) else {
+            return false;
+        };
+        let newest = self.history(&primary).last().map(|v| v.this.log.number);
+        let link = self.replay_link(&self.me);
+        link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n))
     }
 
     /// What follows a log in the history of another member.

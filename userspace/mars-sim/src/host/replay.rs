@@ -3,6 +3,7 @@
 //! `src/engine/replay.rs`: local logs onto the disk, all the time on a secondary, once before a device appears.
 
 use super::{
+    logger::has_batches,
     pipeline::{self, Pipeline, Slice},
     Host,
 };
@@ -375,8 +376,15 @@ fn covered(h: &Host, log: &LogName, pos: u64) {
 }
 
 /// Nothing is in flight: the disk must be exactly a state of the truth, if it says of itself that it is one.
+///
+/// A bit that has flipped behind what was reported as durable looks like a torn end after a crash, and what stood there may be on
+/// the disk: two faults at once, of which one destroys what is needed against the other. Such a run ends.
 pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
-    if h.machine().flipped.get() || h.sim.is_good(h.i).is_none() {
+    if h.sim.is_good(h.i).is_none() {
+        h.sim.violated(format!(
+            "P1 prefix: {when} the disk is no state that the primary had (host {})",
+            h.me
+        ));
         return;
     }
     let Some(place): Option<Place> = h.place(log, pos) else {
@@ -384,6 +392,11 @@ pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
     };
     let disk = h.machine().disk.borrow();
     let r = h.sim.truth.borrow_mut().exact(&disk, place, when);
+    if r.is_err() && h.machine().flipped.get() && h.torn.get() {
+        h.say(|| "a damaged log was taken for a torn one: the run is over".into());
+        h.sim.over.set(true);
+        return;
+    }
     h.sim.check(h.i, r);
 }
 
@@ -434,6 +447,10 @@ pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
     let mut s = Session::new(h)?;
     let r = run_to_end(&mut s, t).await;
     s.end().await;
+    if matches!(r, Err(Errno::BadMsg | Errno::NoEnt)) {
+        let from = if s.at.pos <= HEADER { 0 } else { s.at.pos };
+        h.fetch.again_from(h, &s.at.log, from);
+    }
     r.map(|()| s.at)
 }
 
@@ -460,6 +477,7 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
             Looked::Starved => (),
             Looked::End(clean) => {
+                h.torn.set(h.torn.get() || !clean);
                 h.say(|| format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos))
             }
             Looked::Bad(_) => return Err(Errno::BadMsg),
@@ -622,9 +640,25 @@ async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err() {
         return None;
     }
+    if let Some(own) = own_unsaid(&h, &s.at.log, s.at.pos) {
+        return Some(own);
+    }
     let may_leave = h.fetch.reach().may_leave(&s.at.log, s.at.pos);
     h.search(&s.at.log, s.at.pos, Purpose::Replay)
         .filter(|_| may_leave)
+}
+
+/// The log of this very host that goes on here, if it was written to. Rotation does not wait for write-back, so the disk may
+/// have what it says, and a crash may have left no link that names it: nothing else may go on here.
+pub fn own_unsaid(h: &Host, log: &LogName, pos: u64) -> Option<LogName> {
+    if on("own-log-unsaid") {
+        return None;
+    }
+    let own = log.number.checked_add(1).and_then(|n| h.version(n));
+    own_next(log, pos, &h.me, own.as_ref()).filter(|n| {
+        let ino = h.machine().fs.borrow().file(&h.log_path(n));
+        ino.is_some_and(|ino| has_batches(h, ino))
+    })
 }
 
 async fn fetch_again(h: &Host, at: &At) {

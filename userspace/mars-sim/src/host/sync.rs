@@ -46,6 +46,11 @@ impl Sync {
     }
 }
 
+/// Whether what the designated primary has may be copied: it needs the history that the replay link here is in.
+pub fn may_start(h: &Host) -> bool {
+    h.designated().is_some_and(|p| h.may_sync_from(&p))
+}
+
 /// Starts or goes on with a sync.
 pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let size = h.size().ok_or(Errno::NoEnt)?;
@@ -56,7 +61,12 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
         h.try_put(&format!("syncfrom-{me}"), from.as_str()).await?;
     }
     h.sync_dir().await?;
-    h.sync.link.set(h.replay_link(&me));
+    let link = h.replay_link(&me);
+    h.sync.link.set(link);
+    if let Some(l) = link {
+        // Whatever the disk had before is replaced.
+        h.fetch.begin_replay(&l.log);
+    }
     let start = h.number(&format!("syncstatus-{me}")).unwrap_or(0);
     let plan = SyncPlan::new(size, start, GRAIN, CHUNK).map_err(|_| Errno::Io)?;
     *h.sync.plan.borrow_mut() = Some(plan);
@@ -219,6 +229,9 @@ async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
     }
     h.sync_dir().await?;
     need_same_link(h)?;
+    if !may_start(h) {
+        return Err(Errno::Again);
+    }
     let size = h.size().ok_or(Errno::NoEnt)?;
     h.try_put(&format!("syncstatus-{me}"), &size.to_string())
         .await?;

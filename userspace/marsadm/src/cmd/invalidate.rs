@@ -21,6 +21,7 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
     need_not_primary(ctx, &res, "invalidate")?;
     let primary = replica::source(ctx, &res)?.host.clone();
     peers::need_alive(ctx, &primary, "a fresh replica needs the primary")?;
+    replica::need_primary(ctx, name, &primary)?;
     if ctx.own(&res)?.actual.primary {
         return Err(
             Failure::refused(format!("'{}' is still actual primary of '{name}'", ctx.me)).hint(

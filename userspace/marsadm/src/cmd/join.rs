@@ -52,6 +52,7 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
     report_split(&res);
     let primary = replica::source(ctx, &res)?.host.clone();
     peers::need_alive(ctx, &primary, "joining needs the primary")?;
+    replica::need_primary(ctx, name, &primary)?;
     let size = res.size.ok_or_else(|| {
         Failure::refused(format!("the size of '{name}' is not known yet"))
             .hint("`marsadm wait-cluster`, then try again")

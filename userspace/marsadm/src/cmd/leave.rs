@@ -7,11 +7,11 @@
 //! it removes what is left.
 
 use super::switch::running;
-use super::{invalidate, operation, replica};
+use super::{invalidate, operation, primary, replica};
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
-use crate::tree::model::Resource;
+use crate::tree::model::{Member, Resource};
 use crate::tree::store::{Entry, Trigger};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -52,6 +52,7 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
                 "or, to give up the resource: `marsadm secondary {name}`, `marsadm down {name}`"
             ))
         })?;
+        need_not_last_copy(&res, me)?;
         if let Some(own) = own {
             let mut on: Vec<&str> = running(own);
             let t = own.todo;
@@ -116,6 +117,48 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Refused where nobody else has what is here, while others are left who would need it: a sync that is not complete could never
+/// be completed, a log that is missing or damaged elsewhere never be fetched.
+fn need_not_last_copy(res: &Resource, me: &str) -> Result<()> {
+    let Some(own) = res.member(me).filter(|m| m.is_consistent(res.size)) else {
+        return Ok(());
+    };
+    let others = || res.real_members().filter(|m| m.host != me);
+    let has_it = |m: &Member| {
+        let stuck = matches!(
+            m.state_word(),
+            "defective-log" | "split-brain" | "disk-error"
+        );
+        m.is_consistent(res.size) && !stuck && primary::has_all_of(m, own)
+    };
+    // Who is to become primary may yet need something for that, unless it was and is in a log of its own; once it is, its word is
+    // all that counts.
+    let own_log = |m: &Member| {
+        let replay = m.replay.as_ref();
+        replay.is_some_and(|p| p.log.creator.as_str() == m.host)
+    };
+    let designated = others().find(|m| res.designated() == Some(m.host.as_str()));
+    let good = match designated {
+        Some(p) => p.actual.primary || own_log(p) && has_it(p),
+        None => others().next().is_none() || others().any(has_it),
+    };
+    if good {
+        return Ok(());
+    }
+    let rest: Vec<&str> = others().map(|m| m.host.as_str()).collect();
+    Err(Failure::refused(format!(
+        "'{me}' may have data of '{}' that no other member has whole ({}): there is no running primary, and leaving could \
+         make theirs useless",
+        res.name,
+        rest.join(", ")
+    ))
+    .hint(format!(
+        "let one become primary (`marsadm primary {0}`), here if it can't elsewhere, and the others catch up (`marsadm view \
+         {0}`); if their data is not wanted, they leave first; or --force",
+        res.name
+    )))
 }
 
 /// The module's file of what was written while `/mars` was full; it is never replicated.

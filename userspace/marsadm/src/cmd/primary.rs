@@ -239,7 +239,7 @@ pub fn end_of(member: &Member) -> Option<Position> {
 }
 
 /// Whether `own` has replayed everything of `old`.
-fn has_all_of(own: &Member, old: &Member) -> bool {
+pub fn has_all_of(own: &Member, old: &Member) -> bool {
     let (Some(have), Some(end)) = (&own.replay, end_of(old)) else {
         return false;
     };

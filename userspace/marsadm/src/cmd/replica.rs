@@ -57,6 +57,35 @@ pub fn source<'a>(ctx: &Ctx, res: &'a Resource) -> Result<&'a Member> {
     Ok(member)
 }
 
+/// Refused while the designated primary is not primary: its position may still be in a log that is not the one that it goes on
+/// with. And if it can't become primary, what is here may be the only good copy.
+pub fn need_primary(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
+    if !ctx.can_wait() {
+        return Ok(());
+    }
+    let is_primary = || -> Result<bool> {
+        let res = ctx.resource(name)?;
+        Ok(res.member(primary).is_some_and(|m| m.actual.primary))
+    };
+    if is_primary()? {
+        return Ok(());
+    }
+    // Perhaps the news have not arrived yet.
+    peers::ping(ctx, &[primary.to_owned()], false)?;
+    if is_primary()? {
+        return Ok(());
+    }
+    let res = ctx.resource(name)?;
+    let word = res.member(primary).map_or("", Member::state_word);
+    Err(Failure::refused(format!(
+        "'{primary}' is the designated primary of '{name}', but not primary yet (state '{word}'): nothing can be copied from it"
+    ))
+    .hint(format!(
+        "wait until `marsadm view {name}` shows it as Primary; if it can't become that: `marsadm pause-fetch {name}`, then \
+         `marsadm primary --force {name}` on the host whose version is to be kept"
+    )))
+}
+
 /// Writes the position from which this host shall follow: the start of the log that the primary is in, with the
 /// primary's own history.
 fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {

@@ -322,7 +322,14 @@ pub fn remedy(res: &Resource, m: &Member) -> Option<String> {
     let name = &res.name;
     Some(match m.state_word() {
         "disk-error" => "repair or reconnect the disk; the module tries again by itself".into(),
-        "defective-log" => format!(
+        // It can't be invalidated: it may be the one with the data.
+        "defective-log" if res.designated() == Some(&m.host) => format!(
+            "while fetching is on (`marsadm resume-fetch {name}` on '{0}'), the log is fetched again from whoever has it. If nobody \
+             has: on a good member `marsadm pause-fetch {name}` and `marsadm primary --force {name}`, then \
+             `marsadm invalidate {name}` on '{0}'",
+            m.host
+        ),
+        "defective-log" | "no-history" => format!(
             "`marsadm invalidate {name}` on '{}' makes a fresh replica",
             m.host
         ),
