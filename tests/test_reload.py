@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The module comes and goes, with everything done in between, and leaves nothing behind."""
 
+import pytest
+
 import marscluster
 from marscase import DEVICE
 from marscase import SIZE
@@ -15,6 +17,7 @@ from marscase import write_files
 SLACK = 3 << 20
 # Objects of one slab cache.
 OBJECTS = 400
+ROUNDS = number("MARS_REPEAT", 3)
 
 
 def one_round(a, b, first):
@@ -47,8 +50,8 @@ def one_round(a, b, first):
         assert not host.run("ps ax -o comm | grep ^mars_", check=False).out, "threads are left"
 
 
+@pytest.mark.timeout(120 + 120 * ROUNDS)
 def test_loaded_and_unloaded_again_and_again(mars_hosts):
-    rounds = number("MARS_REPEAT", 3)
     a, b = mars_hosts(2)
     marscluster.setup_cluster([a, b])
     for host in (a, b):
@@ -56,14 +59,14 @@ def test_loaded_and_unloaded_again_and_again(mars_hosts):
     one_round(a, b, first=True)
     # Everything that is only made once has been made.
     before = [host.memory_snapshot() for host in (a, b)]
-    for _ in range(rounds - 1):
+    for _ in range(ROUNDS - 1):
         one_round(a, b, first=False)
     for host, start in zip((a, b), before, strict=True):
         end = host.memory_snapshot()
         assert end["vmalloc_mars"] == 0, end["vmalloc_lines"]
         for name in ("SUnreclaim", "VmallocUsed", "Percpu", "KernelStack"):
             grown = end[name] - start[name]
-            assert grown < SLACK, f"{host.name}: {name} grew by {grown} in {rounds - 1} rounds"
+            assert grown < SLACK, f"{host.name}: {name} grew by {grown} in {ROUNDS - 1} rounds"
         used = start["MemAvailable"] - end["MemAvailable"]
         assert used < 4 * SLACK, f"{host.name}: {used} bytes of memory are missing"
         more = {
