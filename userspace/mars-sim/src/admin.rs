@@ -226,7 +226,7 @@ impl View {
         match self.designated().filter(|p| others.contains(p)) {
             Some(p) => {
                 let own_log = self.replay(&p).is_some_and(|r| r.log.creator == p);
-                !self.is_primary(&p) && !(own_log && has_it(&p))
+                !(self.is_primary(&p) || own_log && has_it(&p))
             }
             None => !others.iter().any(has_it),
         }
