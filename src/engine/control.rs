@@ -1071,7 +1071,7 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
 #[cold]
 fn recovery_failed(e: Error) -> Reason {
     if e == EBADMSG || e == ENOENT {
-        return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. it is fetched again from another member while fetching is on ('marsadm resume-fetch'), as far as it was durable here. If no member has it: 'marsadm pause-fetch' and 'marsadm primary --force' on a member whose view shows no DefectiveLog, and 'marsadm invalidate' here"));
+        return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. The log is fetched again from another member while fetching is on ('marsadm resume-fetch'), as far as it was durable here. If no member has it: 'marsadm pause-fetch' and 'marsadm primary --force' on a member whose view shows no DefectiveLog, and 'marsadm invalidate' here"));
     }
     fail("disk-error", format_args!("recovery of the local log failed: {e:?}; it is tried again. See the kernel log for the disk that fails"))
 }

@@ -320,8 +320,23 @@ impl Store {
     /// Writes what this host says of itself once more, with a new stamp; `writer` is held.
     fn say_again(&self, path: &TreePath<'_>) -> Result {
         let mut value = KVec::new();
-        let own = self.get(path.as_str());
-        value.extend_from_slice(own.as_ref().map_or(TOMBSTONE, Value::as_bytes), GFP_KERNEL)?;
+        // A tool may have written since the last scan: what is on the disk decides, not the copy in memory.
+        match dir::read_link(&paths::absolute(path.as_str())?, &mut value) {
+            Ok((sec, nsec)) => {
+                if let Some(stamp) = LamportTime::new(sec, nsec) {
+                    self.clock.saw(stamp);
+                }
+            }
+            Err(e) if e == ENOENT => {
+                let own = self.get(path.as_str());
+                value.clear();
+                value.extend_from_slice(
+                    own.as_ref().map_or(TOMBSTONE, Value::as_bytes),
+                    GFP_KERNEL,
+                )?;
+            }
+            Err(e) => return Err(e),
+        }
         let text = core::str::from_utf8(&value).map_err(|_| EINVAL)?;
         let stamp = self.clock.now();
         self.write(path.as_str(), text, stamp)?;

@@ -15,10 +15,10 @@ import subprocess
 from .errors import VmError
 from .machine import mac
 
-_CLONE_NEWNET = 0x40000000
-_TUNSETIFF = 0x400454CA
 BRIDGE = "bridge0"
 
+_CLONE_NEWNET = 0x40000000
+_TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
@@ -39,6 +39,11 @@ class Namespace:
         """A new tap device there: its descriptor. It goes with the last copy of that."""
         return self._thread.submit(_open_tap, name).result()
 
+    def bridge(self):
+        """Makes the bridge there."""
+        self.ip("link", "add", "name", BRIDGE, "type", "bridge", "mcast_snooping", "0")
+        self.ip("link", "set", "dev", BRIDGE, "up")
+
     def close(self):
         self._thread.shutdown()
 
@@ -54,18 +59,18 @@ def _open_tap(name):
 
 
 def works():
-    """Whether such devices can be made here."""
+    """Whether such a wire can be made here: a kernel without bridges, or a container, may not allow it."""
+    space = None
     try:
         space = Namespace()
-    except OSError:
-        return False
-    try:
+        space.bridge()
         os.close(space.tap("probe"))
         return True
-    except OSError:
+    except (OSError, VmError):
         return False
     finally:
-        space.close()
+        if space:
+            space.close()
 
 
 class TapWire:
@@ -77,8 +82,7 @@ class TapWire:
         self.ends = (a, b)
         self.cut = ""
         self._space = Namespace()
-        self._space.ip("link", "add", "name", BRIDGE, "type", "bridge", "mcast_snooping", "0")
-        self._space.ip("link", "set", "dev", BRIDGE, "up")
+        self._space.bridge()
         self._taps = {}
         for host in self.ends:
             self._taps[host] = self._space.tap(host.name)

@@ -124,7 +124,8 @@ pub fn fail_if_stuck(member: &Member) -> Result<()> {
             "a transaction log on '{}' is defective: {reason}",
             member.host
         ))
-        .hint("`marsadm invalidate` there makes a fresh replica from the primary"),
+        // Which way out there is depends on who is designated.
+        .hint("`marsadm view` there says what helps"),
         "no-space" => Failure::refused(format!("/mars is full on '{}': {reason}", member.host))
             .hint("free space there, e.g. `marsadm log-delete-all all`"),
         _ if member.actual.disk_error < 0 => Failure::refused(format!(
