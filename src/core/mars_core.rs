@@ -39,6 +39,7 @@ pub mod lamport;
 pub mod log;
 pub mod name;
 pub mod num;
+pub mod pace;
 pub mod replay;
 pub mod resource;
 pub mod space;

@@ -12,6 +12,9 @@
 //! * *Draining* (detach, handover, log deletion): full depth, and the position is published as soon as all is done.
 //! * *The disk fails:* one I/O at a time, with a pause after each failure, which gets longer.
 //!
+//! I/Os go out in flocks: new ones are started only when half of the depth is free. One after the other, each would cost a
+//! wake-up of the thread, a doorbell of the disk and an interrupt of its own; together they share them, in sector order.
+//!
 //! What was written stays in the buffer until a flush of the disk has succeeded. That costs, so it happens at most every
 //! [`Policy::publish_ns`] while records come in, and otherwise as soon as everything is written, or when what only waits
 //! for it fills [`Policy::landed`] of the buffer.
@@ -111,6 +114,8 @@ pub struct View {
 pub struct Decision {
     /// How many I/Os to start.
     pub start: usize,
+    /// If none are to be started although some are in flight: look again when no more than so many are left.
+    pub left: usize,
     /// Flush the disk.
     pub flush: bool,
     /// If there was nothing to do: look again after so long, unless something happens before.
@@ -130,8 +135,14 @@ pub fn decide(view: &View, policy: &Policy) -> Decision {
     if let Some(ns) = flush_in {
         sleep_ns = sleep_ns.min(ns);
     }
+    let left = depth / 2;
     Decision {
-        start: depth.saturating_sub(view.in_flight),
+        start: if view.in_flight <= left {
+            depth.saturating_sub(view.in_flight)
+        } else {
+            0
+        },
+        left,
         flush: flush_in == Some(0),
         sleep_ms: to_ms(sleep_ns),
     }
@@ -405,6 +416,23 @@ mod tests {
             ..v
         };
         assert!(now(v).flush);
+    }
+
+    #[test]
+    fn given_ios_in_flight_when_asked_then_new_ones_are_started_once_half_of_the_depth_is_free() {
+        let v = View {
+            oldest_dirty_ns: Some(99 * S),
+            ..busy()
+        };
+        for in_flight in 0..=20 {
+            let d = now(View { in_flight, ..v });
+            assert_eq!(d.left, 4);
+            assert_eq!(
+                d.start,
+                if in_flight <= 4 { 8 - in_flight } else { 0 },
+                "{in_flight}"
+            );
+        }
     }
 
     #[test]

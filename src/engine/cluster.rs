@@ -34,6 +34,9 @@ use crate::{
     VERSION, //
 };
 
+/// The time is said anew after so many seconds, and with each scan.
+const TIME_EVERY: u32 = 5;
+
 /// A resource of this host: its control thread, and what it shares.
 struct Resource {
     control: Thread,
@@ -78,7 +81,7 @@ impl Cluster {
         env.store.forget_old();
         env.refresh();
         self.serve();
-        self.say_alive();
+        self.say_alive(true);
         if let Err(e) = self.match_peers() {
             crate::engine::text::warn_limited(format_args!("starting a peer failed: {e:?}"));
         }
@@ -86,14 +89,17 @@ impl Cluster {
             crate::engine::text::warn_limited(format_args!("starting a resource failed: {e:?}"));
         }
         env.kick_members();
-        // A second between signs of life; a scan at once when somebody pulls the trigger.
+        // A look at the facts each second; a scan at once when somebody pulls the trigger.
         let mut rest = tunables::SCAN_INTERVAL_SEC.get();
+        let mut silent = 0;
         while rest > 0 && !ctx.should_stop() {
             rest -= 1;
             if env.kick.wait_timeout(1000) {
                 return;
             }
-            self.say_alive();
+            // Each sign of life is a link made anew on every host: no more of them than anybody needs.
+            silent += 1;
+            self.say_alive(rest > 0 && silent % TIME_EVERY == 0);
         }
     }
 
@@ -115,14 +121,13 @@ impl Cluster {
     }
 
     /// Signs of life and facts about this host.
-    fn say_alive(&self) {
+    fn say_alive(&self, with_time: bool) {
         let env = &self.env;
         let level = env.space.level();
         env.space.look(true);
         if env.space.level() != level {
             env.kick_members();
         }
-        let now = env.clock.now();
         let say = |key: &str, value: core::fmt::Arguments<'_>| {
             let r =
                 CString::try_from_fmt(format_args!("actual-{}/{key}", env.me)).and_then(|path| {
@@ -139,7 +144,9 @@ impl Cluster {
             // Nothing is written before this host belongs to a cluster.
             return;
         }
-        say("time", format_args!("{now}"));
+        if with_time {
+            say("time", format_args!("{}", env.clock.now()));
+        }
         say("alive", format_args!("1"));
         say("tree", format_args!("0.1"));
         say("features", format_args!("4,5,0x00040000"));
@@ -155,7 +162,6 @@ impl Cluster {
         if space.total > 0 {
             say("rest-space", format_args!("{}", space.free >> 30));
             say("total-space", format_args!("{}", space.total >> 30));
-            say("rest-bytes", format_args!("{}", space.free >> 20 << 20));
         }
         if env.space.level() <= 1 {
             reserve::fill();

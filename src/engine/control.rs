@@ -18,6 +18,7 @@ use mars_core::{
         LogName,
         HEADER_SIZE, //
     },
+    pace::Pace,
     resource::{
         decide,
         Designated,
@@ -83,8 +84,6 @@ use crate::{
 const TICK_MS: u32 = 500;
 /// Smallest time between two rounds: who kicks often must not take the processor from those who do the work.
 const PAUSE_MS: u32 = 25;
-/// How often figures that change all the time are written to the tree: each one travels to all other hosts.
-const FIGURES_NS: u64 = 250_000_000;
 /// Pause after a disk that could not be opened, or a role change that failed.
 const RETRY_MS: u64 = 5_000;
 /// So much is buffered at most while logging may stop soon.
@@ -133,9 +132,9 @@ struct Control {
     shortage: Option<Shortage>,
     /// The resource comes near to its own limits.
     near_limit: bool,
-    /// Whether this round writes figures that change all the time, and the monotonic time when that was done last.
+    /// Whether this round writes figures that change all the time.
     figures: bool,
-    figures_at: u64,
+    pace: Pace<Option<(LogName, u64)>>,
 }
 
 /// Spawns the control thread of `m`. It ends, with everything detached, some time after it was asked to stop.
@@ -151,7 +150,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             shortage: None,
             near_limit: false,
             figures: true,
-            figures_at: 0,
+            pace: Pace::new(),
         };
         c.run(ctx);
     })
@@ -165,11 +164,8 @@ impl Control {
             let o = self.observe(stopping);
             let step = decide(self.role(), &o);
             let now = time::mono_ns();
-            self.figures = !matches!(step, Step::Stay | Step::Follow(_))
-                || now.saturating_sub(self.figures_at) >= FIGURES_NS;
-            if self.figures {
-                self.figures_at = now;
-            }
+            let changes = !matches!(step, Step::Stay | Step::Follow(_));
+            self.figures = self.pace.look(now, self.position(), changes);
             self.act(step, ctx);
             self.publish(step, &o);
             if matches!(self.running, Running::Detached) && ctx.should_stop() {
@@ -179,8 +175,16 @@ impl Control {
                 self.m.kick.wait_timeout(20);
             } else {
                 ctx.sleep_ms(PAUSE_MS);
-                self.m.kick.wait_timeout(TICK_MS);
+                self.m.kick.wait_timeout(self.pace.next_look_ms(TICK_MS));
             }
+        }
+    }
+
+    /// How far the log that is written or fetched here is.
+    fn position(&self) -> Option<(LogName, u64)> {
+        match &self.running {
+            Running::Primary(_) => self.m.progress.current(),
+            _ => self.m.fetch.position(),
         }
     }
 
@@ -767,7 +771,7 @@ impl Control {
         let Some((mut current, mut end)) = m.progress.current() else {
             return Ok(());
         };
-        if self.figures || current != p.log {
+        if current != p.log {
             match m.publish_logs() {
                 Some(now) => (current, end) = now,
                 None => return Ok(()),

@@ -557,10 +557,12 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
             self.tell();
         }
         if started == 0 {
-            if self.group.in_flight() > 0 {
-                self.group.wait(50);
-            } else {
-                self.pipe.work.wait_timeout(decision.sleep_ms);
+            match self.group.in_flight().checked_sub(1) {
+                // If there was nothing to start, the next one that ends may change that.
+                Some(others) => self.group.wait(50, decision.left.min(others)),
+                None => {
+                    self.pipe.work.wait_timeout(decision.sleep_ms);
+                }
             }
         }
     }
@@ -809,12 +811,12 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
     /// Whoever stops this thread has drained the buffer, or has decided to leave the rest to the log.
     fn end(&mut self) {
         while self.group.in_flight() > 0 {
-            self.group.wait(1000);
+            self.group.wait(1000, 0);
             self.reap(true);
         }
         self.flush(time::mono_ns());
         while self.group.in_flight() > 0 {
-            self.group.wait(1000);
+            self.group.wait(1000, 0);
             self.reap(true);
         }
         self.tell();

@@ -547,6 +547,8 @@ struct Queue<T> {
     running: usize,
     /// Not taken by [`IoGroup::reap`] yet, including those that run.
     pending: usize,
+    /// Who waits is woken when no more than so many run.
+    wake_at: usize,
 }
 
 // SAFETY: It owns its ops, whose parts may all be sent to other threads.
@@ -595,6 +597,7 @@ impl<T: Send> IoGroup<T> {
                     tail: ptr::null_mut(),
                     running: 0,
                     pending: 0,
+                    wake_at: 0,
                 }, "mars_io_group"),
                 // SAFETY: `slot` is valid for a wait queue head, which is pinned; name and key
                 // live as long as the module.
@@ -842,18 +845,15 @@ impl<T: Send> IoGroup<T> {
         })
     }
 
-    /// Waits until an I/O can be taken, at most `timeout_ms`; says whether one can. Returns at once
-    /// if nothing is in flight. Signals (so also the request to stop a kernel thread) do not end
-    /// it, because I/O ends by itself. May sleep.
-    pub(crate) fn wait(&self, timeout_ms: u32) -> bool {
+    /// Waits until no more than `left` I/Os run, at most `timeout_ms`. Who is content with some left is woken less often:
+    /// several can be taken then. Signals (so also the request to stop a kernel thread) do not end it, because I/O ends by
+    /// itself. May sleep. Only one thread waits.
+    pub(crate) fn wait(&self, timeout_ms: u32, left: usize) {
         let jiffies = isize::try_from(msecs_to_jiffies(timeout_ms)).unwrap_or(isize::MAX);
-        self.wait_for(bindings::TASK_IDLE, jiffies, |q| {
-            !q.head.is_null() || q.running == 0
-        });
-        !self.inner.queue.lock().head.is_null()
+        self.wait_for(bindings::TASK_IDLE, jiffies, left);
     }
 
-    fn wait_for(&self, state: u32, mut jiffies: isize, ready: impl Fn(&Queue<T>) -> bool) {
+    fn wait_for(&self, state: u32, mut jiffies: isize, left: usize) {
         let Ok(state) = c_int::try_from(state) else {
             return;
         };
@@ -865,7 +865,12 @@ impl<T: Send> IoGroup<T> {
             // SAFETY: By the type invariants, `head` is a wait queue head; `entry` was initialised,
             // and is taken off before it ends.
             unsafe { bindings::prepare_to_wait(head, entry.get(), state) };
-            if ready(&*self.inner.queue.lock()) || jiffies == 0 {
+            let ready = {
+                let mut queue = self.inner.queue.lock();
+                queue.wake_at = left;
+                queue.running <= left
+            };
+            if ready || jiffies == 0 {
                 break;
             }
             // SAFETY: A task may sleep here; the state was set above.
@@ -879,9 +884,7 @@ impl<T: Send> IoGroup<T> {
 impl<T: Send> Drop for IoGroup<T> {
     fn drop(&mut self) {
         // Without an end, and visible to the detector of hung tasks.
-        self.wait_for(bindings::TASK_UNINTERRUPTIBLE, isize::MAX, |q| {
-            q.running == 0
-        });
+        self.wait_for(bindings::TASK_UNINTERRUPTIBLE, isize::MAX, 0);
         while self.reap().is_some() {}
     }
 }
@@ -1054,16 +1057,18 @@ impl<T> Op<T> {
         // INVARIANT: The op is the last one, and its `next` is null since it was made.
         queue.tail = op;
         queue.running = queue.running.saturating_sub(1);
-        // Under the lock, because after it the group may be gone.
-        // SAFETY: `finished` is a wait queue head by the invariants of the group.
-        unsafe {
-            bindings::__wake_up(
-                inner.finished.get(),
-                bindings::TASK_NORMAL,
-                0,
-                ptr::null_mut(),
-            )
-        };
+        if queue.running <= queue.wake_at {
+            // Under the lock, because after it the group may be gone.
+            // SAFETY: `finished` is a wait queue head by the invariants of the group.
+            unsafe {
+                bindings::__wake_up(
+                    inner.finished.get(),
+                    bindings::TASK_NORMAL,
+                    0,
+                    ptr::null_mut(),
+                )
+            };
+        }
         if let Some(waker) = &inner.waker {
             waker.deref().wake();
         }
