@@ -73,7 +73,8 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     #[test]
-    fn given_figures_that_move_all_the_time_when_looked_at_often_then_they_are_told_once_a_second() {
+    fn given_figures_that_move_all_the_time_when_looked_at_often_then_they_are_told_once_a_second()
+    {
         let mut pace = Pace::new();
         let told = (0..400u64)
             .filter(|i| pace.look(i * 25 * MS, *i, false))

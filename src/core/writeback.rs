@@ -6,7 +6,8 @@
 //!
 //! * *Nothing comes in:* write back at once, at a modest depth, so that the buffer is empty soon and reads are not slowed
 //!   down much.
-//! * *Writes come in:* let them gather for [`Policy::gather_ns`]. What is rewritten meanwhile goes to the disk once, and the
+//! * *A little comes in:* let it gather for [`Policy::fresh_ns`]; a replica is then not far behind, at little cost.
+//! * *Much comes in:* let it gather for [`Policy::gather_ns`]. What is rewritten meanwhile goes to the disk once, and the
 //!   rest in longer sorted stretches. The log has it all, so waiting risks nothing but the time of a recovery.
 //! * *The buffer fills up:* the deeper, the fuller; above [`Policy::pressure`] at full depth, before admissions have to wait.
 //! * *Draining* (detach, handover, log deletion): full depth, and the position is published as soon as all is done.
@@ -29,6 +30,10 @@ pub struct Policy {
     /// Nothing comes in once nothing was admitted for so long. One write after the other, each with a flush, is a load:
     /// a write-back between two of them would only slow the next one down.
     pub quiet_ns: u64,
+    /// Under a small load, records get this old before they are written back.
+    pub fresh_ns: u64,
+    /// The load is small as long as no more bytes than this are to be written.
+    pub little: usize,
     /// Under load, records get this old before they are written back.
     pub gather_ns: u64,
     /// From this share of the budget on (in percent) age does not matter.
@@ -46,15 +51,18 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// For a replica: what is replayed shall soon be on its disk, because it counts as replicated only then.
-    pub const fn replica() -> Self {
+    /// For a primary: nobody waits for its disk while the buffer has room, and what is written back during a burst takes
+    /// disk and processor from the application. Some seconds of writes are also what a recovery replays fast.
+    pub const fn primary() -> Self {
         Self {
             idle_depth: 8,
             max_depth: 64,
             quiet_ns: 30_000_000,
-            gather_ns: 500_000_000,
-            relaxed: 25,
-            pressure: 60,
+            fresh_ns: 4_000_000_000,
+            little: 0,
+            gather_ns: 4_000_000_000,
+            relaxed: 50,
+            pressure: 80,
             landed: 25,
             publish_ns: 1_000_000_000,
             retry_ns: 500_000_000,
@@ -62,14 +70,17 @@ impl Policy {
         }
     }
 
-    /// For a primary: nobody waits for its disk while the buffer has room, and what is written back during a burst takes
-    /// disk and processor from the application. Some seconds of writes are also what a recovery replays fast.
-    pub const fn primary() -> Self {
+    /// For a replica: what is replayed shall be on its disk soon, because it counts as replicated only then. But not at any
+    /// price: under load its own log has it, durably, and a takeover writes it back first. Records come in flocks, each some
+    /// 25 ms or more after the other.
+    pub const fn replica() -> Self {
         Self {
-            gather_ns: 4_000_000_000,
-            relaxed: 50,
-            pressure: 80,
-            ..Self::replica()
+            quiet_ns: 100_000_000,
+            fresh_ns: 150_000_000,
+            little: 512 << 10,
+            relaxed: 25,
+            pressure: 60,
+            ..Self::primary()
         }
     }
 }
@@ -175,6 +186,12 @@ fn to_ms(ns: u64) -> u32 {
     u32::try_from(ms).unwrap_or(u32::MAX)
 }
 
+/// Time until nothing comes in any more, if nothing comes in, 0 for now; `None` while the log has not all of it.
+fn quiet_in_ns(view: &View, policy: &Policy) -> Option<u64> {
+    let silence = view.now_ns.saturating_sub(view.last_admitted_ns);
+    view.idle.then(|| policy.quiet_ns.saturating_sub(silence))
+}
+
 /// Time until the next flush, 0 for now; `None` without need.
 fn flush_in_ns(view: &View, policy: &Policy) -> Option<u64> {
     if view.landed_bytes == 0 || view.flushing {
@@ -193,7 +210,7 @@ fn flush_in_ns(view: &View, policy: &Policy) -> Option<u64> {
     if percent(view.landed_bytes, view.budget) >= policy.landed {
         return Some(0);
     }
-    if view.all_landed && (view.draining || view.idle) {
+    if view.all_landed && (view.draining || quiet_in_ns(view, policy) == Some(0)) {
         // Not more often than ten times in a second, for an application that writes a little and often.
         let least = if view.draining {
             0
@@ -236,20 +253,20 @@ fn depth(view: &View, policy: &Policy) -> (usize, u64) {
     if view.draining || percent >= policy.pressure {
         return (policy.max_depth, FOREVER);
     }
-    let silence = view.now_ns.saturating_sub(view.last_admitted_ns);
-    let quiet_in = if view.idle {
-        policy.quiet_ns.saturating_sub(silence)
-    } else {
-        FOREVER
-    };
+    let quiet_in = quiet_in_ns(view, policy).unwrap_or(FOREVER);
     if quiet_in == 0 {
         return (policy.idle_depth.min(policy.max_depth), FOREVER);
     }
     let age = view
         .oldest_dirty_ns
         .map_or(u64::MAX, |t| view.now_ns.saturating_sub(t));
-    if percent < policy.relaxed && age < policy.gather_ns {
-        return (0, policy.gather_ns.saturating_sub(age).min(quiet_in));
+    let gather_ns = if view.dirty_bytes.saturating_sub(view.landed_bytes) <= policy.little {
+        policy.fresh_ns
+    } else {
+        policy.gather_ns
+    };
+    if percent < policy.relaxed && age < gather_ns {
+        return (0, gather_ns.saturating_sub(age).min(quiet_in));
     }
     // From the modest depth at `relaxed` to the full one at `pressure`.
     let range = usize::from(policy.pressure.saturating_sub(policy.relaxed));
@@ -300,9 +317,9 @@ mod tests {
     #[test]
     fn given_fresh_records_under_load_when_asked_then_they_gather_until_they_are_old_enough() {
         let fresh = now(busy());
-        assert_eq!((fresh.start, fresh.sleep_ms), (0, 500));
+        assert_eq!((fresh.start, fresh.sleep_ms), (0, 1000));
         let old = View {
-            oldest_dirty_ns: Some(99 * S),
+            oldest_dirty_ns: Some(96 * S),
             ..busy()
         };
         assert_eq!(now(old).start, 8);
@@ -311,6 +328,35 @@ mod tests {
             ..busy()
         };
         assert_eq!(now(unknown).start, 8);
+    }
+
+    #[test]
+    fn given_a_small_load_when_a_replica_asks_then_it_does_not_stay_far_behind() {
+        let v = View {
+            dirty_bytes: 20 * MIB,
+            landed_bytes: 20 * MIB - 100_000,
+            idle: true,
+            last_admitted_ns: 100 * S - 50_000_000,
+            oldest_dirty_ns: Some(100 * S - 130_000_000),
+            ..busy()
+        };
+        assert_eq!((now(v).start, now(v).sleep_ms), (0, 20));
+        let old = View {
+            oldest_dirty_ns: Some(100 * S - 150_000_000),
+            ..v
+        };
+        assert_eq!(now(old).start, 8);
+        let much = View {
+            landed_bytes: 10 * MIB,
+            ..old
+        };
+        assert_eq!(now(much).start, 0);
+        assert_eq!(decide(&old, &Policy::primary()).start, 8, "quiet for it");
+        let primary = View {
+            last_admitted_ns: 100 * S,
+            ..old
+        };
+        assert_eq!(decide(&primary, &Policy::primary()).start, 0);
     }
 
     #[test]
@@ -354,13 +400,13 @@ mod tests {
             last_admitted_ns: 100 * S - 10_000_000,
             ..busy()
         };
-        let d = now(v);
-        assert_eq!((d.start, d.sleep_ms), (0, 20));
+        let ask = |v: &View| decide(v, &Policy::primary());
+        assert_eq!((ask(&v).start, ask(&v).sleep_ms), (0, 20));
         let old = View {
-            oldest_dirty_ns: Some(99 * S),
+            oldest_dirty_ns: Some(96 * S),
             ..v
         };
-        assert_eq!(now(old).start, 8);
+        assert_eq!(ask(&old).start, 8);
     }
 
     #[test]
@@ -421,7 +467,7 @@ mod tests {
     #[test]
     fn given_ios_in_flight_when_asked_then_new_ones_are_started_once_half_of_the_depth_is_free() {
         let v = View {
-            oldest_dirty_ns: Some(99 * S),
+            oldest_dirty_ns: Some(96 * S),
             ..busy()
         };
         for in_flight in 0..=20 {

@@ -61,6 +61,11 @@ mod unlogged;
 /// Records and payload bytes of one batch.
 const BATCH_RECORDS: usize = 1024;
 const BATCH_BYTES: usize = 1 << 20;
+/// Less than so many records and bytes may wait for more, for so long, if nobody has waited for a flush in the last time.
+const FEW_RECORDS: usize = 32;
+const FEW_BYTES: usize = 128 << 10;
+const GATHER_MS: u32 = 4;
+const ALONE_NS: u64 = 100_000_000;
 /// Durable batches that are kept in memory for peers that follow closely.
 const RECENT_BYTES: usize = 16 << 20;
 const RECENT_BATCHES: usize = 512;
@@ -312,6 +317,7 @@ pub(crate) fn spawn(
             unflushed: KVec::new(),
             unflushed_bytes: 0,
             unflushed_since: 0,
+            waited_at: 0,
             failures: 0,
             suspect: false,
             full: false,
@@ -333,6 +339,8 @@ struct Logger<'a> {
     unflushed: KVec<Recent>,
     unflushed_bytes: usize,
     unflushed_since: u64,
+    /// Monotonic time when somebody was seen last who waits for a flush.
+    waited_at: u64,
     failures: u32,
     /// A flush failed: nobody knows what the disk has of `unflushed`.
     suspect: bool,
@@ -400,6 +408,7 @@ impl Logger<'_> {
             inject::pass!(LoggerRound);
             items.clear();
             self.give_up_flushes();
+            self.gather(stopping);
             let rest = self.take(&mut items);
             if !items.is_empty() && !self.append(&mut log, &items) {
                 time::sleep_ms(200);
@@ -443,6 +452,25 @@ impl Logger<'_> {
         }
         self.close(log);
         After::End
+    }
+
+    /// Lets a few records become more, so that they share what a batch costs, unless somebody waits for them, or did
+    /// shortly before: then the log shall be ahead of the next flush.
+    fn gather(&mut self, stopping: bool) {
+        let now = time::mono_ns();
+        let (little, waited) = self.pipe.with(|s| {
+            (
+                (1..FEW_RECORDS).contains(&s.buffer.untaken())
+                    && s.buffer.untaken_bytes() < FEW_BYTES,
+                !s.waiting.is_empty(),
+            )
+        });
+        if waited || !self.waiting.is_empty() {
+            self.waited_at = now;
+        }
+        if little && !stopping && now.saturating_sub(self.waited_at) >= ALONE_NS {
+            self.pipe.log_work.wait_timeout(GATHER_MS);
+        }
     }
 
     /// Name of the resource, for messages.

@@ -340,9 +340,11 @@ impl Pipeline {
                 .changed
                 .wait_interruptible_timeout(&mut state, msecs_to_jiffies(100));
         }
+        // Not the log's stamp: that is another host's clock, and it is only used to tell how old the record is here.
+        let stamp = Clock::real().as_nanos();
         state
             .buffer
-            .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
+            .admit_durable(a.kind, a.offset, a.length, stamp, a.crc, data, end)
             .map_err(Error::from)?;
         state.admitted_at = time::mono_ns();
         Ok(())

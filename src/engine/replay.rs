@@ -87,7 +87,7 @@ use crate::{
 const CHUNK: usize = 1 << 20;
 /// Less than this is made durable only so often.
 const GATHER_BYTES: u64 = 1 << 20;
-const GATHER_MS: u64 = 25;
+const GATHER_MS: u64 = 50;
 /// How often a damaged place is fetched again before an administrator is asked.
 const REPAIRS: u32 = 3;
 

@@ -101,9 +101,9 @@ const MAX_CLIENTS: usize = 64;
 const POLL_MS: u32 = 500;
 /// Smallest time between two answers on the same connection, for changes of the tree and for a little log.
 const TREE_SPACING_MS: u32 = 50;
-const LOG_SPACING_MS: u32 = 25;
+const LOG_SPACING_MS: u32 = 50;
 /// A client that waits gets so much log at once.
-const ENOUGH_LOG: u64 = 128 << 10;
+const ENOUGH_LOG: u64 = 512 << 10;
 
 /// A connection that is being served.
 struct Client {

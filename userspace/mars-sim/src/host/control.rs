@@ -17,6 +17,7 @@ use crate::{
 };
 use mars_core::{
     log::LogName,
+    pace::Pace,
     resource::{decide, Designated, Observed, Role, Step, Work},
     split_brain::{compare, Relation},
     succession::{is_consistent, next_number},
@@ -25,7 +26,7 @@ use mars_core::{
 };
 use std::rc::Rc;
 
-const TICK: Ns = 500 * MS;
+const TICK_MS: u32 = 500;
 const RETRY: Ns = 5_000 * MS;
 
 #[derive(Default)]
@@ -55,6 +56,9 @@ struct Control {
     running: Running,
     retry_at: Ns,
     failure: Option<&'static str>,
+    /// Whether this round tells figures that change all the time.
+    figures: bool,
+    pace: Pace<Option<(LogName, u64)>>,
 }
 
 /// Starts the control thread.
@@ -67,6 +71,8 @@ pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
             running: Running::Detached,
             retry_at: 0,
             failure: None,
+            figures: true,
+            pace: Pace::new(),
         };
         c.run().await;
     })
@@ -95,13 +101,27 @@ impl Control {
             let stopping = self.t.should_stop() || h.stopping.get();
             let o = self.observe(stopping);
             let step = decide(self.role(), &o);
+            let changes = !matches!(step, Step::Stay | Step::Follow(_));
+            self.figures = self.pace.look(h.ex.now(), self.position(), changes);
             self.act(step).await;
             self.publish(step, &o).await;
             if matches!(self.running, Running::Detached) && self.t.should_stop() {
                 return;
             }
-            let ns = if stopping { 20 * MS } else { TICK };
+            let ns = if stopping {
+                20 * MS
+            } else {
+                u64::from(self.pace.next_look_ms(TICK_MS)) * MS
+            };
             h.kick.wait(&h.ex, ns).await;
+        }
+    }
+
+    /// How far the log that is written or fetched here is.
+    fn position(&self) -> Option<(LogName, u64)> {
+        match &self.running {
+            Running::Primary(_) => self.h.progress.current(),
+            _ => self.h.fetch.position(),
         }
     }
 
@@ -395,10 +415,16 @@ impl Control {
         };
         p.device.removing.set(false);
         let rotating = h.progress.is_rotating();
-        let Some((current, end)) = h.publish_logs().await else {
+        let Some((mut current, mut end)) = h.progress.current() else {
             return Ok(());
         };
-        p.log = current;
+        if current != p.log {
+            match h.publish_logs().await {
+                Some(now) => (current, end) = now,
+                None => return Ok(()),
+            }
+            p.log = current;
+        }
         if let Some(link) = h.replay_link(&h.me) {
             let done = p.pipe.with(|s| {
                 s.published.is_none_or(|l| l.number < current.number)
@@ -460,7 +486,9 @@ impl Control {
             h.put(&format!("actual-{me}/{key}"), if on { "1" } else { "0" })
                 .await;
         }
-        if role == Role::Primary {
+        if !self.figures {
+            // Not told in this round.
+        } else if role == Role::Primary {
             if let Some((log, end)) = h.publish_logs().await {
                 h.put(&format!("actual-{me}/log-end"), &format!("{log},{end}"))
                     .await;

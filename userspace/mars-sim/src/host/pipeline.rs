@@ -163,9 +163,10 @@ impl Pipeline {
             self.changed.wait(&self.h.ex, 100 * MS).await;
         }
         let now = self.h.ex.now();
+        let stamp = self.h.real().as_nanos();
         self.with(|s| {
             s.buffer
-                .admit_durable(a.kind, a.offset, a.length, a.stamp, a.crc, data, end)
+                .admit_durable(a.kind, a.offset, a.length, stamp, a.crc, data, end)
                 .expect("memory");
             s.admitted_at = now;
         });
