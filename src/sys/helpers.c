@@ -881,6 +881,12 @@ struct file *mars_c_file_open(const char *path, bool write, bool create, bool ex
 		__fput_sync(file);
 		return ERR_PTR(type == S_IFDIR ? -EISDIR : -EINVAL);
 	}
+	/*
+	 * Each append would set the times of the file anew, which is a transaction of the file
+	 * system: as much work as the append itself. Nobody needs them; a log tells its own.
+	 */
+	if (write)
+		file->f_mode |= FMODE_NOCMTIME;
 	return file;
 }
 
