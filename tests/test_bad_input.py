@@ -72,6 +72,8 @@ def test_wrong_commands_are_refused_with_a_reason(mars_hosts):
     refused(b, "marsadm create-resource data /dev/vdc data 128M", "already|exists|join-resource")
     b.run("modprobe loop; truncate -s 64M /root/small.img && losetup /dev/loop0 /root/small.img")
     refused(b, "marsadm join-resource data /dev/loop0 --timeout 20", "too small")
+    b.run("losetup -d /dev/loop0; truncate -s 128M /root/small.img && losetup --sector-size 4096 /dev/loop0 /root/small.img")
+    refused(b, "marsadm join-resource data /dev/loop0 --timeout 20", "blocks of 4096 bytes, resource 'data' in 512")
     after = tree(a)
     for key in ("primary", "size", "data-hosta", "syncstatus-hosta"):
         path = f"resource-data/{key}"

@@ -134,9 +134,35 @@ fn work(o: &Observed) -> Work {
     }
 }
 
+/// The unit in which `/dev/mars/<resource>` is addressed, in bytes, over a disk whose own unit is `disk`; `None` if that is
+/// greater than what the resource has (`said`: its link `block-size`), since records of other hosts could not be written then.
+///
+/// Without a link, or with one that makes no sense, the disk decides.
+pub fn block_size(disk: u32, said: Option<u64>) -> Option<u32> {
+    let said = said
+        .and_then(|n| u32::try_from(n).ok())
+        .filter(|n| n.is_power_of_two() && (512..=65536).contains(n));
+    match said {
+        Some(n) if disk > n => None,
+        Some(n) => Some(n),
+        None => Some(disk),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn given_disks_of_different_blocks_when_asked_then_the_device_has_those_of_the_resource() {
+        assert_eq!(block_size(512, Some(512)), Some(512));
+        assert_eq!(block_size(512, Some(4096)), Some(4096));
+        assert_eq!(block_size(4096, Some(4096)), Some(4096));
+        assert_eq!(block_size(4096, Some(512)), None);
+        for senseless in [None, Some(0), Some(513), Some(1 << 20), Some(u64::MAX)] {
+            assert_eq!(block_size(4096, senseless), Some(4096));
+        }
+    }
 
     const UP: Observed = Observed {
         stopping: false,

@@ -20,6 +20,7 @@ use mars_core::{
     },
     pace::Pace,
     resource::{
+        block_size,
         decide,
         Designated,
         Observed,
@@ -354,6 +355,14 @@ impl Control {
                 format_args!("the disk has {} bytes, the resource needs {size}; enlarge the disk or use another", bdev.size()),
             ));
         }
+        let block = bdev.logical_block_size();
+        let said = m.number(format_args!("block-size"));
+        if block_size(block, said).is_none() {
+            return Err(fail(
+                "disk-error",
+                format_args!("the disk is addressed in blocks of {block} bytes, the resource in {}: smaller writes could not be replayed; use another disk", said.unwrap_or(0)),
+            ));
+        }
         match m.dirty.prepare(m, size) {
             // Only a primary must have it; it tries again.
             Err(e) if e == ENOSPC || e == EDQUOT => pr_warn!(
@@ -621,10 +630,16 @@ impl Control {
         let me = m.me();
         let dev = m.get(format_args!("device-{me}")).ok_or(ENOENT)?;
         let backing = pipeline::backing(&bdev);
+        let said = m.number(format_args!("block-size"));
+        let block = block_size(bdev.logical_block_size(), said).ok_or(EINVAL)?;
+        if said.is_none() {
+            // Created by an older version.
+            m.set(format_args!("block-size"), format_args!("{block}"));
+        }
         let params = DiskParams {
             size: m.size().ok_or(EINVAL)?,
-            logical_block_size: bdev.logical_block_size(),
-            physical_block_size: bdev.physical_block_size(),
+            logical_block_size: block,
+            physical_block_size: bdev.physical_block_size().max(block),
             io_min: bdev.io_min(),
             io_opt: bdev.io_opt(),
             dma_alignment: bdev.dma_alignment(),
@@ -769,6 +784,8 @@ impl Control {
         // Asked first: the logger may switch at any moment, and then what is current is seen below.
         let rotating = m.progress.is_rotating();
         let Some((mut current, mut end)) = m.progress.current() else {
+            // Nothing is logged: the others must know soon that the disk gets what no log has.
+            m.publish_logs();
             return Ok(());
         };
         if current != p.log {

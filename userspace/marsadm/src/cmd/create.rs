@@ -85,6 +85,7 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
         set(&format!("actual-{me}/if-on"), "0")?;
         set("maxnr", &number.to_string())?;
         set("size", &size.to_string())?;
+        set("block-size", &disk.block.to_string())?;
         set(&format!("syncstatus-{me}"), &size.to_string())?;
         let before = log_name(number.saturating_sub(1), me)?;
         set(

@@ -75,6 +75,13 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
             human(size)
         )));
     }
+    if let Some(block) = res.block_size.filter(|b| disk.block > *b) {
+        return Err(Failure::refused(format!(
+            "the disk {} is addressed in blocks of {} bytes, resource '{name}' in {block}: smaller writes could not be replayed",
+            disk.path, disk.block
+        ))
+        .hint("use a disk with smaller blocks, or create the resource on the host whose disk has the largest ones"));
+    }
     if disk.size > size {
         out::info(format_args!(
             "the disk is larger than the resource: {} stay unused",

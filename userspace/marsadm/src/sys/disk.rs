@@ -22,6 +22,8 @@ pub struct Disk {
     pub path: String,
     /// Usable bytes, a multiple of 4096.
     pub size: u64,
+    /// Unit in which it is addressed (its logical block size), in bytes.
+    pub block: u64,
 }
 
 /// Checks a disk that is to become a replica: a block device, not in use by anybody, of sufficient size.
@@ -112,7 +114,22 @@ pub fn check(ctx: &Ctx, disk: &Path) -> Result<Disk> {
     Ok(Disk {
         path: path.to_owned(),
         size,
+        block: if is_block {
+            block_size(meta.rdev())
+                .trying(|| format!("cannot find out the block size of '{shown}'"))?
+        } else {
+            512
+        },
     })
+}
+
+/// The logical block size of a disk, or of that which a partition belongs to.
+fn block_size(rdev: u64) -> io::Result<u64> {
+    let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    let dir = format!("/sys/dev/block/{major}:{minor}");
+    let read = |from: &str| fs::read_to_string(format!("{dir}/{from}queue/logical_block_size"));
+    let text = read("").or_else(|_| read("../"))?;
+    text.trim().parse().map_err(io::Error::other)
 }
 
 /// Names of block devices that hold this one.

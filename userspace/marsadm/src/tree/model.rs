@@ -143,6 +143,8 @@ pub struct Resource {
     pub name: String,
     /// Logical size.
     pub size: Option<u64>,
+    /// Unit in which the device is addressed, in bytes.
+    pub block_size: Option<u64>,
     /// The `primary` link as it stands; `None` if missing.
     pub primary: Option<String>,
     /// Highest log number ever.
@@ -241,6 +243,7 @@ impl Store {
         let mut res = Resource {
             name: name.to_owned(),
             size: self.get_u64(&format!("{dir}/size")),
+            block_size: self.get_u64(&format!("{dir}/block-size")),
             primary: self.get(&format!("{dir}/primary")),
             maxnr: self.get_u64(&format!("{dir}/maxnr")),
             last_primary: self.get(&format!("{dir}/userspace/last-primary")),
