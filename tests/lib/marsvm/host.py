@@ -638,17 +638,20 @@ class Host:
     def memory_snapshot(self):
         """Numbers (bytes) that must not grow from one round of a test to the next.
 
-        meminfo: Slab, SUnreclaim, VmallocUsed, Percpu, KernelStack, MemAvailable. vmalloc: bytes of
-        the areas that name mars, with their lines. slabs: active objects of each slab cache.
+        meminfo: Slab, SUnreclaim, VmallocUsed, Percpu, KernelStack, MemAvailable. The last one includes the free
+        pages that each processor keeps for itself: megabytes, which the kernel does not count as free. vmalloc:
+        bytes of the areas that name mars, with their lines. slabs: active objects of each slab cache.
         """
         text = self.run(
             f"sync; echo 3 > /proc/sys/vm/drop_caches; {lane.FLUSH if lane.DEBUG else ':'}; cat /proc/meminfo; echo ==; "
-            "grep -i mars /proc/vmallocinfo; echo ==; cat /proc/slabinfo"
+            "grep -i mars /proc/vmallocinfo; echo ==; cat /proc/slabinfo; echo ==; cat /proc/zoneinfo"
         ).stdout
-        meminfo, vmalloc, slabinfo = text.split("==\n")
+        meminfo, vmalloc, slabinfo, zoneinfo = text.split("==\n")
         numbers = {}
         for key, value in re.findall(r"^(\w+):\s+(\d+) kB", meminfo, re.M):
             numbers[key] = int(value) * 1024
+        kept = sum(int(n) for n in re.findall(r"^\s+count:\s+(\d+)", zoneinfo, re.M))
+        numbers["MemAvailable"] += kept * 4096
         lines = vmalloc.splitlines()
         slabs = {}
         for line in slabinfo.splitlines()[2:]:
