@@ -71,8 +71,8 @@ impl Policy {
     }
 
     /// For a replica: what is replayed shall be on its disk soon, because it counts as replicated only then. But not at any
-    /// price: under load its own log has it, durably, and a takeover writes it back first. Records come in flocks, each some
-    /// 25 ms or more after the other.
+    /// price: under load its own log has it, durably, and a takeover writes it back first. Records come in batches, each some
+    /// 50 ms or more after the other, so that a shorter silence means nothing.
     pub const fn replica() -> Self {
         Self {
             quiet_ns: 100_000_000,

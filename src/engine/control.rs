@@ -360,7 +360,7 @@ impl Control {
         if block_size(block, said).is_none() {
             return Err(fail(
                 "disk-error",
-                format_args!("the disk is addressed in blocks of {block} bytes, the resource in {}: smaller writes could not be replayed; use another disk", said.unwrap_or(0)),
+                format_args!("the disk is addressed in blocks of {block} bytes, the resource in {}: smaller writes could not be replayed; join with a disk of smaller blocks", said.unwrap_or(0)),
             ));
         }
         match m.dirty.prepare(m, size) {
@@ -784,8 +784,6 @@ impl Control {
         // Asked first: the logger may switch at any moment, and then what is current is seen below.
         let rotating = m.progress.is_rotating();
         let Some((mut current, mut end)) = m.progress.current() else {
-            // Nothing is logged: the others must know soon that the disk gets what no log has.
-            m.publish_logs();
             return Ok(());
         };
         if current != p.log {

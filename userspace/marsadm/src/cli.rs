@@ -47,7 +47,7 @@ pub struct Global {
     /// Wait at most this many seconds for an effect
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
-    /// A peer that was heard within this time is alive
+    /// A peer that was heard within this time is alive (hosts say so each five seconds)
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60)]
     pub window: u64,
     /// Act as if on another host (for hosts that are gone for good)

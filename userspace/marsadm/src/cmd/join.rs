@@ -16,6 +16,7 @@ use crate::sys::disk;
 use crate::tree::model::Resource;
 use crate::tree::split::human;
 use crate::tree::store::Trigger;
+use mars_core::resource::block_size;
 
 /// `join-resource RESOURCE DISK [DEVICE]`.
 pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
@@ -75,7 +76,8 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
             human(size)
         )));
     }
-    if let Some(block) = res.block_size.filter(|b| disk.block > *b) {
+    if block_size(disk.block, res.block_size).is_none() {
+        let block = res.block_size.unwrap_or_default();
         return Err(Failure::refused(format!(
             "the disk {} is addressed in blocks of {} bytes, resource '{name}' in {block}: smaller writes could not be replayed",
             disk.path, disk.block

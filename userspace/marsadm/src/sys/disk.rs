@@ -23,7 +23,7 @@ pub struct Disk {
     /// Usable bytes, a multiple of 4096.
     pub size: u64,
     /// Unit in which it is addressed (its logical block size), in bytes.
-    pub block: u64,
+    pub block: u32,
 }
 
 /// Checks a disk that is to become a replica: a block device, not in use by anybody, of sufficient size.
@@ -124,7 +124,7 @@ pub fn check(ctx: &Ctx, disk: &Path) -> Result<Disk> {
 }
 
 /// The logical block size of a disk, or of that which a partition belongs to.
-fn block_size(rdev: u64) -> io::Result<u64> {
+fn block_size(rdev: u64) -> io::Result<u32> {
     let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
     let dir = format!("/sys/dev/block/{major}:{minor}");
     let read = |from: &str| fs::read_to_string(format!("{dir}/{from}queue/logical_block_size"));
