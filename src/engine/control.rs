@@ -48,6 +48,7 @@ use mars_core::{
 use crate::{
     engine::{
         device::Device,
+        drop_logs,
         fetch,
         inject,
         logfile::LogFile,
@@ -135,6 +136,8 @@ struct Control {
     near_limit: bool,
     /// Whether this round writes figures that change all the time.
     figures: bool,
+    /// Notes what logs wrote that are to be deleted.
+    dropping: Option<drop_logs::Worker>,
     pace: Pace<Option<(LogName, u64)>>,
 }
 
@@ -151,6 +154,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             shortage: None,
             near_limit: false,
             figures: true,
+            dropping: None,
             pace: Pace::new(),
         };
         c.run(ctx);
@@ -443,6 +447,25 @@ impl Control {
                     .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
             );
         }
+        if let Some((primary, dropped, begun)) = drop_logs::help(&m).filter(|_| work.fetch) {
+            if !m.switch(format_args!("todo-{}/sync", m.me())) {
+                m.set_trouble(Some(("waiting", format_args!("logs that this replica needs were deleted by force on {primary}; it stays as it is until resume-sync permits to compare what they wrote"))));
+            } else if work.replay || begun {
+                s.sync = None;
+                s.replay = None;
+                s.fetch = None;
+                m.fetch.forget();
+                m.set_trouble(None);
+                drop_logs::jump(&m, &primary, &dropped, begun).map_err(|e| {
+                    fail(
+                        "waiting",
+                        format_args!("logs that this replica needs were deleted by force on {primary}, and going on behind them failed: {e:?}; is /mars full?"),
+                    )
+                })?;
+                m.kick.signal();
+                return Ok(());
+            }
+        }
         if work.replay && s.replay.is_none() {
             s.replay = Some(
                 replay::Worker::start(m.clone(), s.bdev.clone())
@@ -703,6 +726,7 @@ impl Control {
             return Ok(());
         };
         let m = self.m.clone();
+        self.dropping = None;
         m.set(
             format_args!("actual-{}/state", m.me()),
             format_args!("stopping"),
@@ -775,6 +799,8 @@ impl Control {
             p.disk.cancel_removal();
             p.removing = false;
         }
+        drop_logs::watch(&m, &mut self.dropping)
+            .map_err(|e| fail("waiting", format_args!("logs can't be let go: {e:?}")))?;
         if self.watch_space()? {
             return Ok(());
         }
@@ -913,6 +939,9 @@ impl Control {
         };
         bit("is-syncing", syncing);
         bit("is-replaying", replaying);
+        if role == Role::Primary {
+            drop_logs::say(m);
+        }
         let gap = m.dirty.is_open();
         bit("is-emergency", gap && role == Role::Primary);
         if role != Role::Detached {

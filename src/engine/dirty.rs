@@ -23,9 +23,9 @@ use mars_core::{
     buffer::LogItem,
     dirty::{
         file_len,
-        is_past,
+        Bits,
         DirtyMap,
-        Gap,
+        Dropped,
         Geometry,
         Recovery,
         BLOCK,
@@ -166,7 +166,7 @@ impl Dirty {
             None
         };
         if let Some((file, direct, mut map)) = found {
-            if map.gap() != Gap::None || map.bits().geometry() == geometry {
+            if map.is_used() || map.bits().geometry() == geometry {
                 map.refresh();
                 let mut open = Open {
                     map,
@@ -229,9 +229,41 @@ impl Dirty {
         self.look(DirtyMap::last_gap)?
     }
 
-    /// Bytes that count as dirty; `None` without a map or a gap.
+    /// Bytes that count as dirty; `None` without a map, or where it says nothing.
     pub(crate) fn dirty_bytes(&self) -> Option<u64> {
-        self.look(|m| (m.gap() != Gap::None).then(|| m.bits().dirty_bytes()))?
+        self.look(|m| m.is_used().then(|| m.bits().dirty_bytes()))?
+    }
+
+    /// Size and grain.
+    pub(crate) fn geometry(&self) -> Option<Geometry> {
+        self.look(|m| m.bits().geometry())
+    }
+
+    /// Whether the map says what was written in the gap before log number `next`.
+    pub(crate) fn has_gap_before(&self, next: u32) -> bool {
+        self.look(|m| m.has_gap_before(next)).unwrap_or(false)
+    }
+
+    /// Which logs were deleted although members needed them.
+    pub(crate) fn dropped(&self) -> Dropped {
+        self.look(DirtyMap::dropped).unwrap_or(Dropped::NONE)
+    }
+
+    /// The logs from number `from` on, below `to`, may be deleted: `bits` says what they wrote.
+    ///
+    /// # Errors
+    ///
+    /// There is no map, or it can't be written. The logs must stay.
+    pub(crate) fn drop_logs(&self, bits: &Bits, from: u32, to: u32) -> Result {
+        // One lock for both: nobody may clear the bits in between.
+        let mut inner = self.inner.lock();
+        let open = (*inner).as_mut().ok_or(ENODEV)?;
+        open.map.add(bits);
+        open.save()?;
+        // In a step of its own: the header must not be durable before the bits are.
+        inject::at!(DropMarked)?;
+        let old = open.map.drop_logs(from, to);
+        open.save().inspect_err(|_| open.map.set_dropped(old))
     }
 
     /// Logging stops: log `base` ends at `end`.
@@ -295,7 +327,7 @@ impl Dirty {
         let mut inner = self.inner.lock();
         match &mut *inner {
             Some(open) => {
-                if open.map.gap() != Gap::None {
+                if open.map.is_used() {
                     open.map.clear();
                 }
                 // Also what an earlier attempt could not write.
@@ -305,40 +337,44 @@ impl Dirty {
         }
     }
 
-    /// Clears the map when all members are past the last gap.
+    /// Clears the map when no member needs it any more.
     pub(crate) fn clear_if_done(&self, m: &Member) {
-        let closed = self.look(|map| (map.gap() == Gap::Closed).then(|| map.last_gap()));
-        let Some((_, _, next)) = closed.flatten().flatten() else {
+        if !self.look(DirtyMap::is_used).unwrap_or(false) {
             return;
-        };
-        let mut all = true;
+        }
+        let size = m.size();
+        let mut needed = false;
         let r = m.for_each_member(|host| {
-            all &= m.replay_link(&host).is_some_and(|l| is_past(&next, &l));
+            let synced = size.is_some() && m.number(format_args!("syncstatus-{host}")) == size;
+            let link = m.replay_link(&host);
+            needed |= self
+                .look(|map| map.is_needed(link.as_ref(), synced))
+                .unwrap_or(true);
         });
         // Our own link must be durable: without the map recovery starts there.
-        if r.is_err() || !all || paths::sync_resource_dir(&m.name).is_err() {
+        if r.is_err() || needed || paths::sync_resource_dir(&m.name).is_err() {
             return;
         }
         if self.clear().is_ok() {
             pr_info!(
-                "{}: all members have recovered from emergency mode\n",
+                "{}: all members have recovered; the dirty map is empty\n",
                 m.name.as_str()
             );
         }
     }
 
-    /// A piece of the map for a replica that stands before log `next`.
+    /// A piece of the map for a replica that stands before log `next`, and lacks the logs since number `since`, if any.
     ///
     /// # Errors
     ///
     /// Out of memory, or there is no such piece.
-    pub(crate) fn piece(&self, next: &LogName, index: u32) -> Result<Asked> {
+    pub(crate) fn piece(&self, next: &LogName, since: u32, index: u32) -> Result<Asked> {
         let mut bits = KVec::from_elem(0, PIECE, GFP_KERNEL)?;
         self.look(|map| {
             if map.is_open() || map.is_unsaved() {
                 return Ok(Asked::Later);
             }
-            if !map.covers(next) {
+            if !map.covers(next, since) {
                 return Ok(Asked::Unknown);
             }
             if !map.bits().piece(index, &mut bits) {

@@ -92,6 +92,8 @@ struct State {
     damaged: Option<Doubt>,
     /// What the disk may have. Outlives [`Fetch::forget`].
     reach: Reach,
+    /// The designated primary does not have this log.
+    gone: Option<LogName>,
     busy: bool,
 }
 
@@ -128,6 +130,7 @@ impl Fetch {
                     unsynced: None,
                     damaged: None,
                     reach: Reach::default(),
+                    gone: None,
                     busy: false,
                 }),
                 changed <- new_condvar!(),
@@ -210,6 +213,7 @@ impl Fetch {
         s.target = None;
         s.complete.clear();
         s.avoid.clear();
+        s.gone = None;
         s.epoch = s.epoch.wrapping_add(1);
     }
 
@@ -235,6 +239,11 @@ impl Fetch {
     /// Everything before `log` is on the disk, and nothing of it.
     pub(crate) fn begin_replay(&self, log: &LogName) {
         self.state.lock().reach.begin(*log);
+    }
+
+    /// The log that the designated primary was asked for and does not have.
+    pub(crate) fn gone(&self) -> Option<LogName> {
+        self.state.lock().gone
     }
 
     /// What the disk may have.
@@ -316,11 +325,16 @@ pub(crate) fn choose(m: &Arc<Member>) {
             return;
         }
     }
-    if let Err(e) = begin(m, log, from, epoch) {
-        m.set_trouble(Some((
+    match begin(m, log, from, epoch) {
+        Err(e) if paths::is_absent(e) => m.set_trouble(Some((
+            "waiting",
+            format_args!("{log}, which this replica needs next, was deleted"),
+        ))),
+        Err(e) => m.set_trouble(Some((
             "waiting",
             format_args!("fetching {log} can't start: {e:?}; is /mars full?"),
-        )));
+        ))),
+        Ok(_) => (),
     }
 }
 
@@ -466,7 +480,12 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
         create: true,
         ..OpenFlags::default()
     };
-    let file = File::open(&path, flags, 0o600)?;
+    let file = File::open(&path, flags, 0o600).inspect_err(|e| {
+        if paths::is_absent(*e) {
+            // Deleted, before any of it was here.
+            m.fetch.state.lock().gone = Some(log);
+        }
+    })?;
     let size = file.size();
     let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
     // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
@@ -664,7 +683,13 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
-        LogStatus::NoLog | LogStatus::OtherLog => return Err(ENOENT),
+        LogStatus::NoLog | LogStatus::OtherLog => {
+            if m.designated() == Some(job.source) {
+                m.fetch.state.lock().gone = Some(job.log);
+                m.kick.signal();
+            }
+            return Err(ENOENT);
+        }
         LogStatus::Unavailable => {
             m.set_trouble(Some((
                 "waiting",
@@ -691,6 +716,7 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let (end, closed) = (reply.end, reply.closed);
     let mut s = m.fetch.state.lock();
     s.avoid.clear();
+    s.gone = None;
     let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
         return Ok(());
     };

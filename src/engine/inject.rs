@@ -157,6 +157,9 @@ points! {
     Pass GapClosed "gap-closed": "It is closed; the logger does not log yet.",
     Step GapAsk "gap-ask": "A replica has noted that it needs a map; its disk still counts as complete.",
     Step GapMap "gap-map": "A replica has got the map.",
+    Step DropMarked "drop-marked": "What logs wrote is in the map; it does not say that they may be deleted.",
+    Step JumpBegin "jump-begin": "A replica whose logs are gone has said that its disk is not complete.",
+    Step JumpLink "jump-link": "It has the history of the primary; the replay link is the old one.",
 
     // The host.
     Pass ClusterRound "cluster-round": "The cluster loop looks at the tree.",

@@ -18,6 +18,11 @@ use kernel::{
 };
 
 use mars_core::{
+    dirty::{
+        DroppedLink,
+        GapLink,
+        Lack, //
+    },
     lamport::LamportTime,
     log::{
         LogName,
@@ -198,18 +203,34 @@ impl Member {
     pub(crate) fn has_passed_gap(&self, log: &LogName) -> bool {
         let me = self.me();
         log.creator == me
-            || self.get(format_args!("gap-{me}")).is_some_and(|v| {
-                v.as_str()
-                    .strip_suffix(",done")
-                    .is_some_and(|l| LogName::parse(l.as_bytes()) == Some(*log))
-            })
+            || self
+                .gap_link()
+                .is_some_and(|g| g.log == *log && g.lack == Lack::Done)
     }
 
-    /// The log behind a gap for which this replica has to get what was written in it, if it asked for that.
-    pub(crate) fn gap_to_pass(&self) -> Option<LogName> {
-        let v = self.get(format_args!("gap-{}", self.me()))?;
-        let log = LogName::parse(v.as_bytes())?;
-        (self.replay_link(&self.me())?.log == log).then_some(log)
+    /// What this replica lacks, or lacked last, before which log.
+    pub(crate) fn gap_link(&self) -> Option<GapLink> {
+        GapLink::parse(self.get(format_args!("gap-{}", self.me()))?.as_bytes())
+    }
+
+    /// What this replica has to get by a map of the primary before it can begin at the log of its replay link: the log, and
+    /// [`DirtyRead::since`](mars_core::wire::message::bulk::DirtyRead::since).
+    pub(crate) fn gap_to_pass(&self) -> Option<(LogName, u32)> {
+        let link = self.gap_link()?;
+        let since = match link.lack {
+            Lack::Gap => 0,
+            Lack::Since(number) => number,
+            Lack::All | Lack::Done => return None,
+        };
+        (self.replay_link(&self.me())?.log == link.log).then_some((link.log, since))
+    }
+
+    /// Which logs `host` has deleted although members needed them.
+    pub(crate) fn dropped_logs(&self, host: &Name) -> Option<DroppedLink> {
+        DroppedLink::parse(
+            self.get(format_args!("actual-{host}/dropped-logs"))?
+                .as_bytes(),
+        )
     }
 
     /// Backing disk and size as the tree has them.

@@ -24,6 +24,7 @@ mod control;
 mod device;
 mod digest;
 mod dirty;
+mod drop_logs;
 pub(crate) mod env;
 mod fetch;
 pub(crate) mod inject;

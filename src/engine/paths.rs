@@ -38,6 +38,11 @@ pub(crate) fn log(resource: &Name, log: &LogName) -> Result<CString> {
     CString::try_from_fmt(format_args!("/mars/resource-{resource}/{log}"))
 }
 
+/// Whether opening a file failed because there is none: the tombstone of a deleted one is a link.
+pub(crate) fn is_absent(e: Error) -> bool {
+    e == ENOENT || e == ELOOP
+}
+
 /// The directory of a resource.
 pub(crate) fn resource(resource: &Name) -> Result<CString> {
     CString::try_from_fmt(format_args!("/mars/resource-{resource}"))

@@ -244,7 +244,7 @@ impl Session {
         };
         let file = match File::open(&path, flags, 0o600) {
             Ok(f) => f,
-            Err(e) if e == ENOENT => return Ok(Some(self.without_header(extent))),
+            Err(e) if paths::is_absent(e) => return Ok(Some(self.without_header(extent))),
             Err(e) => return Err(e),
         };
         let Some((ctx, crc, gap)) = read_header(&self.m, &file, &self.at.log)? else {
@@ -974,7 +974,7 @@ pub(crate) fn own_unsaid(m: &Member, log: &LogName, pos: u64) -> Option<LogName>
     let path = paths::log(&m.name, &next).ok()?;
     match File::open(&path, OpenFlags::default(), 0o600) {
         Ok(f) if !has_batches(&f) => None,
-        Err(e) if e == ENOENT => None,
+        Err(e) if paths::is_absent(e) => None,
         // What can't be read may be there.
         _ => Some(next),
     }

@@ -445,7 +445,7 @@ impl Handler<'_> {
         }
         if let Err(e) = self.open_log(&member, &log) {
             self.log = None;
-            let status = if e == ENOENT {
+            let status = if paths::is_absent(e) {
                 LogStatus::NoLog
             } else {
                 unreadable(&log, 0, e);
@@ -656,7 +656,7 @@ impl Handler<'_> {
             number: m.number,
             creator: m.creator,
         };
-        match member.dirty.piece(&next, m.piece) {
+        match member.dirty.piece(&next, m.since, m.piece) {
             Ok(Asked::Piece {
                 geometry,
                 generation,

@@ -87,8 +87,8 @@ struct Job {
     plan: SyncPlan,
     /// The replay link when it began: replay goes on from there, over whatever is copied.
     link: Option<ReplayLink>,
-    /// Before anything is compared, the map of the gap before this log is needed.
-    need: Option<LogName>,
+    /// Before anything is compared, the map of what was written before this log, since that number, is needed.
+    need: Option<(LogName, u32)>,
     /// Only what is dirty here is compared.
     map: Option<Bits>,
 }
@@ -243,10 +243,10 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
             continue;
         };
         let need = m.sync.job.lock().as_ref().and_then(|j| j.need);
-        if let Some(log) = need {
+        if let Some((log, since)) = need {
             if !leader {
                 ctx.sleep_ms(100);
-            } else if let Err(e) = get_map(m, c, &log) {
+            } else if let Err(e) = get_map(m, c, &log, since) {
                 trouble(m, e);
                 if e != EAGAIN {
                     conn = None;
@@ -525,7 +525,7 @@ pub(crate) fn ask_for_gap(m: &Member, next: &LogName) {
 
 /// Gets the map of what was written before log `next`. If there is none, everything is compared.
 #[inline(never)]
-fn get_map(m: &Member, c: &mut Conn, next: &LogName) -> Result {
+fn get_map(m: &Member, c: &mut Conn, next: &LogName, since: u32) -> Result {
     let mut found: Option<(Bits, u64)> = None;
     let mut piece = 0;
     loop {
@@ -534,6 +534,7 @@ fn get_map(m: &Member, c: &mut Conn, next: &LogName) -> Result {
             number: next.number,
             creator: next.creator,
             piece,
+            since,
         };
         let payload = c.call(&ask, 0)?;
         let reply = DirtyPiece::decode(payload).map_err(|_| EPROTO)?;
@@ -564,7 +565,7 @@ fn get_map(m: &Member, c: &mut Conn, next: &LogName) -> Result {
         }
         inject::at!(GapMap)?;
         pr_info!(
-            "{}: {} bytes may have been written without a log; they are compared\n",
+            "{}: {} bytes may have been written without a log, or by logs that are gone; they are compared\n",
             m.name.as_str(),
             bits.dirty_bytes()
         );
@@ -580,7 +581,7 @@ fn get_map(m: &Member, c: &mut Conn, next: &LogName) -> Result {
 fn no_map(m: &Member, next: &LogName) -> Result {
     let me = m.me();
     pr_warn!(
-        "{}: the primary has no map of what was written before {:?}; everything is compared\n",
+        "{}: the primary has no map of what is missing before {:?}; everything is compared\n",
         m.name.as_str(),
         next
     );

@@ -222,6 +222,20 @@ impl Bits {
         true
     }
 
+    /// Adds the bits of one piece of `other`. Gives whether that changed anything.
+    pub(super) fn unite(&mut self, other: &Self, index: u32) -> bool {
+        let at = usize::try_from(index).ok();
+        let both = at.and_then(|i| Some((self.pieces.get_mut(i)?, other.pieces.get(i)?)));
+        let mut changed = false;
+        if let Some((mine, theirs)) = both {
+            for (m, t) in mine.iter_mut().zip(theirs) {
+                changed |= *t & !*m != 0;
+                *m |= *t;
+            }
+        }
+        changed
+    }
+
     /// All bits of one piece count as dirty.
     pub fn fill(&mut self, index: u32) {
         let piece = usize::try_from(index)

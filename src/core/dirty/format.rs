@@ -59,6 +59,26 @@ pub enum Gap {
     Closed,
 }
 
+/// Logs that were deleted although members had not replayed them: the map has what they wrote. All of number `from` and
+/// above, below `to`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dropped {
+    /// First number.
+    pub from: u32,
+    /// First number behind; 0: no log was dropped.
+    pub to: u32,
+}
+
+impl Dropped {
+    /// None.
+    pub const NONE: Self = Self { from: 0, to: 0 };
+
+    /// Whether there are any.
+    pub fn is_some(&self) -> bool {
+        self.to > 0
+    }
+}
+
 /// What a header says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Header {
@@ -82,6 +102,8 @@ pub(super) struct Header {
     pub next: u32,
     /// The same for the oldest gap whose bits are in this map; 0: none.
     pub first: u32,
+    /// Of which deleted logs the bits say what they wrote.
+    pub dropped: Dropped,
     /// When the last gap began.
     pub opened: LamportTime,
     /// The resource.
@@ -107,11 +129,12 @@ struct RawHeader {
     base_number: U32,
     next: U32,
     first: U32,
-    reserved: U32,
+    dropped_from: U32,
     resource: [u8; 64],
     host: [u8; 64],
     base_creator: [u8; 64],
-    spare: [u8; CRC_AT - 272],
+    dropped_to: U32,
+    spare: [u8; CRC_AT - 276],
     crc: U32,
 }
 
@@ -191,7 +214,8 @@ impl Header {
         raw.base_number = self.base.number.into();
         raw.next = self.next.into();
         raw.first = self.first.into();
-        raw.reserved = 0.into();
+        raw.dropped_from = self.dropped.from.into();
+        raw.dropped_to = self.dropped.to.into();
         put(&mut raw.resource, &self.resource);
         put(&mut raw.host, &self.host);
         put(&mut raw.base_creator, &self.base.creator);
@@ -226,6 +250,10 @@ impl Header {
             base_end: raw.base_end.get(),
             next: raw.next.get(),
             first: raw.first.get(),
+            dropped: Dropped {
+                from: raw.dropped_from.get(),
+                to: raw.dropped_to.get(),
+            },
             opened: LamportTime::from_nanos(raw.opened.get()),
             resource: name(&raw.resource)?,
             host: name(&raw.host)?,

@@ -6,6 +6,9 @@
 //! time without a log: it begins where a log ends ([`DirtyMap::open_gap`]) and ends where the next log begins
 //! ([`DirtyMap::close_gap`]). The bits of all gaps are united until every member has recovered ([`DirtyMap::clear`]).
 //!
+//! The same bits serve replicas whose logs are gone: when an administrator deletes logs that a member still needs, what they
+//! wrote is noted first ([`DirtyMap::add`], [`DirtyMap::drop_logs`]).
+//!
 //! The map is only memory and a plan of writes. The caller keeps two rules:
 //!
 //! * What [`DirtyMap::next_write`] gives is written, the file is flushed, and [`DirtyMap::saved`] is called *before*
@@ -26,6 +29,7 @@
 
 mod bits;
 mod format;
+mod links;
 
 pub use self::{
     bits::{
@@ -38,8 +42,14 @@ pub use self::{
     },
     format::{
         file_len,
+        Dropped,
         Gap,
         BLOCK, //
+    },
+    links::{
+        DroppedLink,
+        GapLink,
+        Lack, //
     }, //
 };
 
@@ -154,6 +164,7 @@ impl DirtyMap {
             base_end: 0,
             next: 0,
             first: 0,
+            dropped: Dropped::NONE,
             opened: LamportTime::ZERO,
             resource,
             host,
@@ -258,12 +269,87 @@ impl DirtyMap {
         ))
     }
 
-    /// Whether a replica that stands right before the log `next`, behind a gap, finds here all that it lacks.
-    pub fn covers(&self, next: &LogName) -> bool {
-        self.header.gap == Gap::Closed
-            && next.creator == self.header.host
-            && self.header.first > 0
-            && (self.header.first..=self.header.next).contains(&next.number)
+    /// Whether a replica finds here all that it lacks at the start of log `next`. `since` is 0: it stands right before that
+    /// log, behind a gap. Else it has everything before log number `since`, and the logs up to `next` are gone.
+    pub fn covers(&self, next: &LogName, since: u32) -> bool {
+        let h = &self.header;
+        if self.is_open() || next.creator != h.host {
+            return false;
+        }
+        if since == 0 {
+            return h.gap == Gap::Closed
+                && h.first > 0
+                && (h.first..=h.next).contains(&next.number);
+        }
+        (h.dropped.from..next.number).contains(&since) && next.number <= h.dropped.to
+    }
+
+    /// Whether the gap before log number `next` is one whose bits are here.
+    pub fn has_gap_before(&self, next: u32) -> bool {
+        let h = &self.header;
+        h.gap != Gap::None && h.first > 0 && (h.first..=h.next).contains(&next)
+    }
+
+    /// Of which deleted logs the map says what they wrote.
+    pub fn dropped(&self) -> Dropped {
+        self.header.dropped
+    }
+
+    /// Whether the bits say something.
+    pub fn is_used(&self) -> bool {
+        self.header.gap != Gap::None || self.header.dropped.is_some()
+    }
+
+    /// Whether a member with this replay link, whose disk is filled by a sync or not, may still ask for the bits.
+    pub fn is_needed(&self, replay: Option<&ReplayLink>, synced: bool) -> bool {
+        let Some(replay) = replay else { return true };
+        let h = &self.header;
+        let for_gap = self
+            .last_gap()
+            .is_some_and(|(_, _, n)| !is_past(&n, replay));
+        let for_dropped = h.dropped.is_some() && (replay.log.number < h.dropped.to || !synced);
+        self.is_open() || for_gap || for_dropped
+    }
+
+    /// Adds what deleted logs wrote. `bits` has the same geometry; otherwise everything counts as dirty. To be saved before
+    /// [`Self::drop_logs`]: a header must never promise bits that are not in the file.
+    pub fn add(&mut self, bits: &Bits) {
+        for index in 0..self.header.geometry.pieces() {
+            let changed = self.bits.unite(bits, index);
+            let slot = usize::try_from(index)
+                .ok()
+                .and_then(|p| self.unsaved.get_mut(p));
+            if let Some(u) = slot.filter(|_| changed) {
+                *u = true;
+            }
+        }
+        if (bits.is_all() || bits.geometry() != self.header.geometry) && !self.header.all {
+            self.bits.set_all();
+            self.header.all = true;
+            self.header_unsaved = true;
+        }
+    }
+
+    /// The logs from number `from` on, below `to`, may be deleted: what they wrote is in the map, durably. Gives what was
+    /// said before; a gap between both would be a log of which nothing is known, so then only the new ones count.
+    pub fn drop_logs(&mut self, from: u32, to: u32) -> Dropped {
+        let old = self.header.dropped;
+        let both = old.is_some() && from <= old.to && old.from <= to;
+        self.set_dropped(if both {
+            Dropped {
+                from: from.min(old.from),
+                to: to.max(old.to),
+            }
+        } else {
+            Dropped { from, to }
+        });
+        old
+    }
+
+    /// Takes [`Self::drop_logs`] back, which could not be saved.
+    pub fn set_dropped(&mut self, dropped: Dropped) {
+        self.header.dropped = dropped;
+        self.header_unsaved = true;
     }
 
     /// From where recovery starts.
@@ -373,6 +459,7 @@ impl DirtyMap {
         let h = &mut self.header;
         h.gap = Gap::None;
         h.first = 0;
+        h.dropped = Dropped::NONE;
         h.all = false;
         h.generation = h.generation.saturating_add(1);
         self.bits.clear();
@@ -390,13 +477,13 @@ impl DirtyMap {
 
     /// Whether a gap must be opened for what a lost map may have said.
     pub fn is_distrusted(&self) -> bool {
-        self.header.gap == Gap::None && self.header.all
+        !self.is_used() && self.header.all
     }
 
-    /// Clears a map without a gap and has all of its file written again, so that nothing damaged stays in it and every
-    /// block is known to be writable. With a gap nothing changes.
+    /// Clears a map that is not used and has all of its file written again, so that nothing damaged stays in it and every
+    /// block is known to be writable. Else nothing changes.
     pub fn refresh(&mut self) {
-        if self.header.gap == Gap::None && !self.header.all {
+        if !self.is_used() && !self.header.all {
             self.clear();
             self.unsaved.iter_mut().for_each(|u| *u = true);
         }

@@ -52,7 +52,8 @@ pub use self::{
     },
     tombstone::{
         is_tombstone,
-        TOMBSTONE, //
+        TOMBSTONE,
+        TOMBSTONE_TEXT, //
     },
     view::ResourceView,
 };

@@ -12,7 +12,9 @@
 //! disk becomes a phantom, too. [`super::Tree::forget_phantoms`] forgets those that are old.
 
 /// The value that means "does not exist".
-pub const TOMBSTONE: &[u8] = b".deleted";
+pub const TOMBSTONE: &[u8] = TOMBSTONE_TEXT.as_bytes();
+/// [`TOMBSTONE`] as text.
+pub const TOMBSTONE_TEXT: &str = ".deleted";
 
 /// Whether a value says that the object does not exist.
 pub fn is_tombstone(value: &[u8]) -> bool {

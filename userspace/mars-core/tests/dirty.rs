@@ -164,18 +164,18 @@ fn given_a_gap_when_it_opens_settles_and_closes_then_recovery_starts_where_it_mu
     assert_eq!(m.recovery(), Recovery::Until(log(4, "b"), 8192));
     let again = m.open_gap(log(4, "b"), 8192, 5, LamportTime::ZERO);
     assert_eq!(again, Err(DirtyError::WrongState));
-    assert!(m.is_open() && !m.covers(&log(5, "a")));
+    assert!(m.is_open() && !m.covers(&log(5, "a"), 0));
     m.settle().unwrap();
     assert_eq!(m.recovery(), Recovery::Behind(log(4, "b"), 8192));
     m.close_gap(5).unwrap();
     assert_eq!(m.recovery(), Recovery::From(log(5, "a")));
-    assert!(m.covers(&log(5, "a")) && !m.covers(&log(5, "b")) && !m.covers(&log(6, "a")));
+    assert!(m.covers(&log(5, "a"), 0) && !m.covers(&log(5, "b"), 0) && !m.covers(&log(6, "a"), 0));
     // A second gap before everybody has recovered from the first.
     m.mark(0, 512);
     m.open_gap(log(7, "a"), 9216, 8, LamportTime::ZERO).unwrap();
     m.close_gap(8).unwrap();
     for number in 4..10 {
-        assert_eq!(m.covers(&log(number, "a")), (5..=8).contains(&number));
+        assert_eq!(m.covers(&log(number, "a"), 0), (5..=8).contains(&number));
     }
     assert!(m.bits().is_dirty(0, 512));
     m.clear();
@@ -183,7 +183,7 @@ fn given_a_gap_when_it_opens_settles_and_closes_then_recovery_starts_where_it_mu
         (m.recovery(), m.bits().dirty_bytes()),
         (Recovery::Normal, 0)
     );
-    assert!(!m.covers(&log(8, "a")) && m.last_gap().is_none());
+    assert!(!m.covers(&log(8, "a"), 0) && m.last_gap().is_none());
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn p1_given_an_end_that_could_not_be_written_when_the_gap_goes_on_then_any_crash
         m.reopen();
         assert!(m.is_open() && m.is_unsaved());
         assert_eq!(m.settle(), Ok(()), "flushes without a log go on");
-        assert!(!m.covers(&log(5, "a")), "no replica may have it");
+        assert!(!m.covers(&log(5, "a"), 0), "no replica may have it");
         f.pending.clear();
         m.mark(7 << 20, 512);
         f.write(&mut m);
@@ -274,7 +274,7 @@ fn given_a_damaged_piece_when_loaded_then_all_of_it_is_dirty_until_the_map_is_cl
         l.close_gap(5).unwrap();
         l.refresh();
         assert!(
-            l.is_open() || l.covers(&log(5, "a")),
+            l.is_open() || l.covers(&log(5, "a"), 0),
             "a gap is not thrown away"
         );
         l.clear();
@@ -310,7 +310,7 @@ fn p5_given_a_map_that_was_lost_when_made_anew_then_everything_is_dirty_until_a_
     l.close_gap(5).unwrap();
     f.save(&mut l);
     let mut l = f.load().unwrap();
-    assert!(!l.is_distrusted() && l.covers(&log(5, "a")) && l.bits().is_dirty(77 * GRAIN, 512));
+    assert!(!l.is_distrusted() && l.covers(&log(5, "a"), 0) && l.bits().is_dirty(77 * GRAIN, 512));
     l.clear();
     f.save(&mut l);
     assert_eq!(f.load().unwrap().bits().dirty_bytes(), 0);
@@ -465,4 +465,103 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn p1_given_logs_that_are_let_go_when_power_is_lost_then_the_map_never_promises_bits_that_it_lacks()
+{
+    for mask in [0x00, 0x01, 0x0f, 0xf0, 0xff] {
+        let mut m = new_map(3 << 31);
+        let mut f = File::new(&m);
+        f.save(&mut m);
+        let mut bits = Bits::new(m.bits().geometry()).unwrap();
+        bits.mark(5 << 30, 4096, |_| ());
+        bits.mark(0, 512, |_| ());
+        m.add(&bits);
+        f.write(&mut m);
+        f.crash(&mut std::iter::repeat(mask));
+        let l = f.load().unwrap();
+        assert!(!l.is_used() && !l.covers(&log(9, "a"), 3), "{mask}");
+        m.failed();
+        f.save(&mut m);
+        assert_eq!(m.drop_logs(3, 9), Dropped::NONE);
+        f.write(&mut m);
+        f.crash(&mut std::iter::repeat(mask));
+        let mut l = f.load().unwrap();
+        assert!(!l.covers(&log(9, "a"), 3) || l.is_used());
+        assert!(l.bits().is_dirty(5 << 30, 1) && l.bits().is_dirty(0, 1));
+        assert_eq!(l.recovery(), Recovery::Normal, "its own log goes on");
+        l.refresh();
+        assert_eq!(l.bits().dirty_bytes() > 0, l.is_used());
+        m.failed();
+        m.set_dropped(Dropped::NONE);
+        f.save(&mut m);
+        assert!(!f.load().unwrap().is_used());
+    }
+}
+
+#[test]
+fn p1_given_logs_that_are_let_go_when_a_replica_asks_then_only_who_has_all_before_gets_the_map() {
+    let mut m = new_map(1 << 30);
+    m.drop_logs(3, 9);
+    for since in 0..12 {
+        for next in 0..12 {
+            let may = (3..9).contains(&since) && since < next && next <= 9;
+            assert_eq!(m.covers(&log(next, "a"), since), may, "{since} {next}");
+            assert!(!m.covers(&log(next, "b"), since));
+        }
+    }
+    // More of them, right behind, and with a hole.
+    assert_eq!(m.drop_logs(9, 12), Dropped { from: 3, to: 9 });
+    assert_eq!(m.dropped(), Dropped { from: 3, to: 12 });
+    m.drop_logs(20, 22);
+    assert_eq!(m.dropped(), Dropped { from: 20, to: 22 });
+    assert!(!m.covers(&log(22, "a"), 3) && m.covers(&log(22, "a"), 20));
+    // Nothing of this disk is for sale while it has what no log will ever have.
+    m.open_gap(log(22, "a"), 8192, 23, LamportTime::ZERO)
+        .unwrap();
+    assert!(!m.covers(&log(22, "a"), 20));
+    m.close_gap(23).unwrap();
+    assert!(m.covers(&log(22, "a"), 20) && m.covers(&log(23, "a"), 0));
+    assert!(m.has_gap_before(23) && !m.has_gap_before(22));
+}
+
+#[test]
+fn given_logs_that_were_let_go_when_members_come_back_then_the_map_stays_until_the_last_has_compared(
+) {
+    let at = |number, pos| ReplayLink {
+        log: log(number, "a"),
+        pos,
+        rest: 0,
+    };
+    let mut m = new_map(1 << 30);
+    m.drop_logs(3, 9);
+    assert!(m.is_needed(None, true) && m.is_needed(Some(&at(4, 100)), true));
+    // It stands behind them and is being compared; then it has been.
+    assert!(m.is_needed(Some(&at(9, 0)), false) && !m.is_needed(Some(&at(9, 0)), true));
+    m.open_gap(log(9, "a"), 8192, 10, LamportTime::ZERO)
+        .unwrap();
+    assert!(m.is_needed(Some(&at(11, 5000)), true), "not while it grows");
+    m.close_gap(10).unwrap();
+    assert!(m.is_needed(Some(&at(9, 0)), true) && !m.is_needed(Some(&at(10, 5000)), true));
+    m.clear();
+    assert!(!m.is_used() && m.dropped() == Dropped::NONE);
+}
+
+#[test]
+fn given_bits_of_another_device_when_added_then_everything_is_dirty() {
+    let mut m = new_map(1 << 30);
+    let mut bits = Bits::new(geometry(2 << 30)).unwrap();
+    bits.mark(0, 512, |_| ());
+    m.add(&bits);
+    assert_eq!(m.bits().dirty_bytes(), 1 << 30);
+    let mut m = new_map(1 << 30);
+    let mut all = Bits::new(geometry(1 << 30)).unwrap();
+    all.set_all();
+    m.add(&all);
+    m.drop_logs(1, 2);
+    let mut f = File::new(&m);
+    f.save(&mut m);
+    let l = f.load().unwrap();
+    assert!(l.bits().is_dirty(77 * GRAIN, 512) && !l.is_distrusted());
 }

@@ -278,7 +278,13 @@ pub enum Command {
     LogRotate(Resources),
     /// Delete transaction logs that no member needs any more
     #[command(alias = "log-delete", alias = "log-delete-all-replayed")]
-    LogDeleteAll(Resources),
+    LogDeleteAll {
+        #[command(flatten)]
+        resources: Resources,
+        /// On the primary: also logs that members still need. They compare what these wrote when they come back
+        #[arg(long)]
+        also_needed: bool,
+    },
     /// Regular work: rotate big logs, delete old ones, purge old tombstones
     Cron {
         #[command(flatten)]

@@ -213,7 +213,7 @@ structs! {
         rule(m.pos <= MAX_POSITION, "pos")
     })
 
-    /// Which parts of the device were written without a log, before this log began?
+    /// Which parts of the device were written without a log, or with logs that are gone, before this log began?
     struct DirtyRead {
         /// Of which resource.
         1 resource: Name,
@@ -223,6 +223,8 @@ structs! {
         3 creator: Name,
         /// Which piece of the map.
         4 piece: u32,
+        /// Number of the log in which the replica stands; 0: it stands right before the log, and nothing was logged there.
+        5 since: u32,
     } where (|m: &DirtyRead| {
         log_number(m.number)?;
         rule(m.piece < MAX_PIECES, "piece")

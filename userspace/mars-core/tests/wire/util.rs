@@ -79,7 +79,7 @@ pub fn samples() -> Vec<(Kind, Vec<u8>)> {
         SyncData { status: SyncStatus::Data, offset: 8192, data: &[3; 512] }
         SyncEnd { resource: resource }
         SyncPos { status: SyncStatus::Data, number: 17, creator: Some(creator), pos: 8192, size: 1 << 30 }
-        DirtyRead { resource: resource, number: 17, creator: creator, piece: 3 }
+        DirtyRead { resource: resource, number: 17, creator: creator, piece: 3, since: 9 }
         DirtyPiece { status: SyncStatus::Data, piece: 1, size: 1 << 40, grain: 1 << 16, generation: 4, data: &[] }
     }
     all.push((

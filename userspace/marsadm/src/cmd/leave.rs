@@ -26,6 +26,7 @@ const OWN: &[&str] = &[
     "skip-check",
     "actsize",
     "syncfrom",
+    "gap",
     "connect",
 ];
 

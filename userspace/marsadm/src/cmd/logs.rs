@@ -4,6 +4,7 @@
 //!
 //! Each is one file or independent tombstones: interrupted, some are done; run again (or by the next cron), the rest is.
 
+use super::drop_logs::delete_needed;
 use super::report_split;
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
@@ -12,6 +13,10 @@ use crate::tree::model::{LogFile, Member, Resource};
 use crate::tree::store::{Entry, Trigger, TOMBSTONE};
 use crate::tree::values::{log_name, parse_version_name, LOG_HEADER};
 use mars_core::lamport::LamportTime;
+use std::time::{Duration, Instant};
+
+/// The module says where a log ends once a second: a log that looks empty may not be.
+const TOLD_WITHIN: Duration = Duration::from_millis(1500);
 
 /// Limits of `cron`.
 #[derive(Debug)]
@@ -36,7 +41,13 @@ pub fn rotate(ctx: &Ctx, name: &str, all: bool) -> Result<()> {
             )),
         );
     }
-    if start_log(ctx, &res, None)? {
+    let began = Instant::now();
+    let mut started = start_log(ctx, &res, None)?;
+    while !started && ctx.can_wait() && began.elapsed() < TOLD_WITHIN {
+        std::thread::sleep(Duration::from_millis(100));
+        started = start_log(ctx, &ctx.joined(name)?, None)?;
+    }
+    if started {
         ctx.store.trigger(Trigger::Remote)?;
     }
     Ok(())
@@ -107,9 +118,13 @@ fn start_log(ctx: &Ctx, res: &Resource, limits: Option<&Limits>) -> Result<bool>
 }
 
 /// `log-delete-all`: at once; only `cron` leaves young logs alone.
-pub fn delete_all(ctx: &Ctx, name: &str) -> Result<()> {
+pub fn delete_all(ctx: &Ctx, name: &str, also_needed: bool) -> Result<()> {
     let res = ctx.joined(name)?;
-    let deleted = delete_old(ctx, &res, false)?;
+    let deleted = if also_needed {
+        delete_needed(ctx, &res)?
+    } else {
+        delete_old(ctx, &res, None, false)?
+    };
     if deleted > 0 {
         ctx.store.trigger(Trigger::Remote)?;
         out::info(format_args!("{deleted} logs of '{name}' deleted"));
@@ -117,12 +132,16 @@ pub fn delete_all(ctx: &Ctx, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Tombstones all logs below the lowest number that any member still needs, and version links below that by one more.
-fn delete_old(ctx: &Ctx, res: &Resource, careful: bool) -> Result<usize> {
+/// Tombstones all logs below the lowest number that any member still needs, or below `dropped`; and version links below the
+/// former by one more, because they tell where a member stands.
+pub fn delete_old(ctx: &Ctx, res: &Resource, dropped: Option<u32>, careful: bool) -> Result<usize> {
     // A member without a position is just joining or being invalidated: nobody knows yet what it needs.
     let mut lowest = u32::MAX;
     for member in res.real_members() {
         let Some(replay) = &member.replay else {
+            if dropped.is_some() {
+                continue;
+            }
             out::verbose(
                 1,
                 format_args!(
@@ -140,7 +159,8 @@ fn delete_old(ctx: &Ctx, res: &Resource, careful: bool) -> Result<usize> {
     let now = ctx.store.now();
     let young = |t: LamportTime| careful && t.plus_secs(ctx.opt.window.saturating_mul(2)) > now;
     let mut count = 0;
-    for log in res.logs.iter().filter(|l| l.name.number < limit) {
+    let unneeded = |number| number < dropped.unwrap_or(limit).max(limit);
+    for log in res.logs.iter().filter(|l| unneeded(l.name.number)) {
         if young(log.changed) {
             out::verbose(1, format_args!("{} is too young to be deleted", log.name));
             continue;
@@ -172,7 +192,7 @@ pub fn cron(ctx: &Ctx, name: &str, limits: &Limits) -> Result<()> {
         if ctx.own(&res)?.actual.primary {
             start_log(ctx, &res, Some(limits))?;
         }
-        delete_old(ctx, &res, true)?;
+        delete_old(ctx, &res, None, true)?;
     }
     let dir = format!("resource-{name}");
     purge(ctx, &dir, limits)?;

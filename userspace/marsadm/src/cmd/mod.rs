@@ -4,6 +4,7 @@
 
 mod cluster;
 mod create;
+mod drop_logs;
 mod failover;
 mod invalidate;
 mod join;
@@ -141,7 +142,12 @@ fn dispatch(ctx: &Ctx, command: Command) -> std::result::Result<(), u8> {
             let all = r.resources.iter().any(|a| a == "all");
             each(ctx, &r.resources, |r| logs::rotate(ctx, r, all))
         }
-        C::LogDeleteAll(r) => each(ctx, &r.resources, |r| logs::delete_all(ctx, r)),
+        C::LogDeleteAll {
+            resources,
+            also_needed,
+        } => each(ctx, &resources.resources, |r| {
+            logs::delete_all(ctx, r, also_needed)
+        }),
         C::Cron {
             resources,
             thresh_logsize,

@@ -105,6 +105,8 @@ fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
     // sync may have told of its progress (from then on it ends: `need_same_link` in the module).
     let complete = res.path(&format!("syncstatus-{}", ctx.me));
     ctx.store.set(&complete, "0")?;
+    // Else a sync that an earlier life of this disk asked for would compare only a part of it.
+    ctx.store.delete(&res.path(&format!("gap-{}", ctx.me)))?;
     ctx.store.barrier()?;
     let first = log.number.saturating_sub(1);
     for number in first..=log.number {

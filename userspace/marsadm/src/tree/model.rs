@@ -7,6 +7,7 @@
 
 use super::store::{Entry, Store, TOMBSTONE};
 use super::values::{self, LogName, Position, VersionValue};
+use mars_core::dirty::DroppedLink;
 use mars_core::lamport::LamportTime;
 use std::collections::BTreeMap;
 
@@ -84,6 +85,8 @@ pub struct Actual {
     pub state_stamp: LamportTime,
     /// Bytes of the disk that replicas may have to compare, because they were written without a log.
     pub dirty: Option<u64>,
+    /// Logs that were deleted although members needed them.
+    pub dropped: Option<DroppedLink>,
     /// Bytes that the primary still holds in memory.
     pub buffered: Option<u64>,
     /// Messages `msg-err-*` that are not OK: key and text.
@@ -335,6 +338,7 @@ impl Store {
                     .link(&format!("{dir}/actual-{host}/state"))
                     .map_or(LamportTime::ZERO, |(_, stamp)| stamp),
                 dirty: actual("dirty-bytes").and_then(|v| v.parse().ok()),
+                dropped: actual("dropped-logs").and_then(|v| DroppedLink::parse(v.as_bytes())),
                 buffered: actual("write-back").and_then(|v| v.parse().ok()),
                 errors,
             },
