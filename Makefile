@@ -7,7 +7,7 @@
 .DEFAULT_GOAL := all
 .SUFFIXES:
 
-GOALS := all module inject selftest userspace man check lint fmt clippy test-cargo test-sim simulate simulate-defects test-vm check-debug torture demo bench rust-analyzer
+GOALS := all module inject selftest userspace man check lint fmt clippy test-cargo test-fuzz test-sim simulate simulate-defects test-vm check-debug torture demo bench rust-analyzer
 .PHONY: $(GOALS) clean help
 
 help:
@@ -19,10 +19,11 @@ help:
 	@echo '  selftest       the module build/selftest/mars_selftest.ko, for tests only'
 	@echo '  userspace      the programs in build/cargo/release/'
 	@echo '  man            manual pages in build/man/, shell completions beside them'
-	@echo '  check          everything that is tested: lint, test-cargo, test-sim, test-vm'
+	@echo '  check          everything that is tested: lint, test-cargo, test-fuzz, test-sim, test-vm'
 	@echo '  lint           format, clippy, layer rules, stack depth, licences, ...'
 	@echo '  fmt            formats all Rust files'
 	@echo '  test-cargo     tests of the core and the tools, without a kernel'
+	@echo '  test-fuzz      fuzzers of all parsers of disk and network bytes, a short run: FUZZ_SECONDS=number'
 	@echo '  test-sim       the fixed set of runs of the cluster simulator'
 	@echo '  simulate       runs of the simulator: SEEDS=number, FIRST=seed'
 	@echo '  simulate-defects  that the simulator finds each of a list of bugs'
@@ -105,6 +106,11 @@ test-cargo:
 	+@if [ -e userspace/Cargo.toml ]; then \
 		cargo test --workspace --no-fail-fast --manifest-path userspace/Cargo.toml; \
 	fi
+
+# Each parser for so long. What they find is in build/fuzz/.
+FUZZ_SECONDS ?= 5
+test-fuzz:
+	+@MARS_FUZZ_JOBS=$(shell nproc) exec userspace/fuzz/run $(FUZZ_SECONDS)
 
 # The same runs each time, so that a failure is one of the change.
 SIM_SET := 3000

@@ -427,6 +427,37 @@ def recovering_from_a_gap(pair: Pair, rule: str) -> None:
     pair.hit(pair.b, rule, then="rm -f /mars/filler*; sync", on=pair.a, timeout=90)
 
 
+def rotate_alone(pair: Pair) -> None:
+    """A log is closed of which the other host does not have all. (It has no connection any more by which the primary could
+    still read that from a file that has no name.)"""
+    pair.b.run("marsadm pause-fetch data --timeout 60", timeout=70)
+    pair.write(3)
+    number = marscluster.member(pair.a).log_end.number
+    pair.a.run("marsadm log-rotate data")
+    wait_until(lambda: marscluster.member(pair.a).replay.number > number, 60, "the next log is written")
+
+
+LET_GO = "marsadm log-delete-all data --also-needed --timeout 30"
+
+
+@case("drop-marked")
+def letting_logs_go(pair: Pair, rule: str) -> None:
+    rotate_alone(pair)
+    pair.hit(pair.a, rule, then=LET_GO)
+    pair.b.run("marsadm resume-fetch data")
+
+
+@case("jump-begin", "jump-link")
+def coming_back_without_logs(pair: Pair, rule: str) -> None:
+    rotate_alone(pair)
+    pair.a.run(LET_GO, timeout=70)
+    with pair.death(pair.b):
+        with contextlib.suppress(VmError):
+            inject.arm(pair.b, rule)
+            pair.b.start("marsadm resume-fetch data", check=False)
+        pair.wait_hit(pair.b, rule, 90)
+
+
 @case("dirty-create")
 def new_map(pair: Pair, rule: str) -> None:
     pair.write()

@@ -145,7 +145,7 @@ def test_the_new_primary_has_no_map(mars_hosts):
     # It waits; its contents stay those of the past.
     member = next(m for m in marscluster.view_json(c, "data")["members"] if m["host"] == "hostc")
     assert member["consistent"] and member["synced"], member
-    print(state_of(c))
+    wait_until(lambda: "invalidate" in state_of(c), 60, "it says what to do")
     c.run("marsadm invalidate data --timeout 60", timeout=70)
     marscluster.wait_synced([b, a, c], timeout=120)
     marscluster.down([a, b, c])

@@ -447,7 +447,11 @@ impl Control {
                     .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
             );
         }
-        if let Some((primary, dropped, begun)) = drop_logs::help(&m).filter(|_| work.fetch) {
+        let help = drop_logs::help(&m).filter(|_| work.fetch);
+        if let (None, Some(log), true) = (&help, m.fetch.gone(), work.replay && m.is_led()) {
+            m.set_trouble(Some(("waiting", format_args!("the primary does not have {log}, which this replica needs next. If no other member has it ('marsadm view'), run 'marsadm invalidate {}' here", m.name))));
+        }
+        if let Some((primary, dropped, begun)) = help {
             if !m.switch(format_args!("todo-{}/sync", m.me())) {
                 m.set_trouble(Some(("waiting", format_args!("logs that this replica needs were deleted by force on {primary}; it stays as it is until resume-sync permits to compare what they wrote"))));
             } else if work.replay || begun {
