@@ -25,6 +25,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod ahead;
 pub mod buffer;
 pub mod completion;
 pub mod defect;

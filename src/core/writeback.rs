@@ -83,6 +83,23 @@ impl Policy {
             ..Self::primary()
         }
     }
+
+    /// For recovery: somebody waits for its end, and nobody else uses the disk. Reading the log and writing to the disk shall
+    /// go on side by side from the start, whatever the size of the buffer; a little gathers, for longer stretches. What was
+    /// written is flushed when the buffer needs the room: a crash meanwhile only costs the time of doing it again.
+    pub const fn recovery() -> Self {
+        Self {
+            idle_depth: 32,
+            quiet_ns: 20_000_000,
+            fresh_ns: 50_000_000,
+            gather_ns: 50_000_000,
+            relaxed: 5,
+            pressure: 25,
+            landed: 40,
+            publish_ns: 5_000_000_000,
+            ..Self::primary()
+        }
+    }
 }
 
 /// What the write-back thread sees. Times are monotonic, in nanoseconds.
@@ -426,6 +443,58 @@ mod tests {
             ..busy()
         };
         assert_eq!(now(soon).start, 64);
+    }
+
+    #[test]
+    fn given_a_recovery_with_a_huge_buffer_when_asked_then_nothing_waits_for_more_than_a_moment() {
+        let recovery = Policy::recovery();
+        let v = View {
+            budget: 4096 * MIB,
+            dirty_bytes: MIB,
+            oldest_dirty_ns: Some(100 * S - 10_000_000),
+            ..busy()
+        };
+        let d = decide(&v, &recovery);
+        assert!(d.start == 0 && d.sleep_ms <= 50);
+        let later = View {
+            oldest_dirty_ns: Some(100 * S - 60_000_000),
+            ..v
+        };
+        assert!(decide(&later, &recovery).start >= 32);
+        assert_eq!(decide(&later, &Policy::replica()).start, 0);
+        let full = View {
+            dirty_bytes: 1100 * MIB,
+            ..v
+        };
+        assert_eq!(decide(&full, &recovery).start, 64);
+    }
+
+    #[test]
+    fn given_a_recovery_when_asked_then_it_is_flushed_for_room_and_at_the_end_and_seldom_besides() {
+        let recovery = Policy::recovery();
+        let v = View {
+            landed_bytes: 30 * MIB,
+            dirty_bytes: 90 * MIB,
+            last_flush_ns: 98 * S,
+            ..busy()
+        };
+        assert!(!decide(&v, &recovery).flush);
+        let room = View {
+            landed_bytes: 40 * MIB,
+            ..v
+        };
+        assert!(decide(&room, &recovery).flush);
+        let old = View {
+            last_flush_ns: 95 * S,
+            ..v
+        };
+        assert!(decide(&old, &recovery).flush);
+        let end = View {
+            all_landed: true,
+            draining: true,
+            ..v
+        };
+        assert!(decide(&end, &recovery).flush);
     }
 
     #[test]
