@@ -17,6 +17,7 @@
 //!
 //! Lock order: `Cluster` (env) before the locks of `Store`; all others are leaves.
 
+mod ahead;
 pub(crate) mod clock;
 pub(crate) mod cluster;
 mod conn;

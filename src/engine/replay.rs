@@ -56,6 +56,10 @@ use mars_core::{
 
 use crate::{
     engine::{
+        ahead::{
+            Ahead,
+            Window, //
+        },
         digest::KernelDigest,
         inject,
         logfile::has_batches,
@@ -114,6 +118,14 @@ enum Looked {
     Gap,
 }
 
+/// What became of some bytes of a log.
+enum Admitted {
+    /// This was seen at their end, or behind what was admitted.
+    Until(Looked),
+    /// Nothing: the batch has so many bytes.
+    Needs(usize),
+}
+
 /// The log that is being read, as the publisher sees it: it outlives a switch to the next log.
 #[pin_data]
 struct Files {
@@ -141,15 +153,24 @@ struct Session {
     limit: Option<(LogName, u64)>,
     /// Fetching goes on beside it.
     following: bool,
+    /// The present file, read ahead.
+    ahead: Option<Ahead>,
+    /// Up to this limit that has failed.
+    no_ahead: Option<u64>,
 }
 
 impl Session {
     #[inline(never)]
-    fn new(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
+    fn new(m: Arc<Member>, bdev: Arc<BlockDevice>, following: bool) -> Result<Self> {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
         let (at, limit) = start(&m, &link);
         let size = m.size().ok_or(EINVAL)?;
-        let pipe = Pipeline::new(bdev, m.env.buffer_budget(), Policy::replica())?;
+        let policy = if following {
+            Policy::replica()
+        } else {
+            Policy::recovery()
+        };
+        let pipe = Pipeline::new(bdev, m.env.buffer_budget(), policy)?;
         let files = Arc::pin_init(
             pin_init!(Files { list <- new_mutex!(KVec::new()) }),
             GFP_KERNEL,
@@ -177,7 +198,9 @@ impl Session {
             synced_at: 0,
             size,
             limit,
-            following: false,
+            following,
+            ahead: None,
+            no_ahead: None,
         })
     }
 
@@ -329,9 +352,16 @@ impl Session {
     #[cold]
     fn not_durable(&mut self, from: u64, e: Error) -> Error {
         self.m.fetch.not_synced(&self.at.log, from);
+        self.close();
+        e
+    }
+
+    /// The file is opened anew before anything else is read.
+    fn close(&mut self) {
+        self.ahead = None;
+        self.no_ahead = None;
         self.replayer = None;
         self.file = None;
-        e
     }
 
     /// Looks at the log from the present position on.
@@ -370,18 +400,21 @@ impl Session {
         };
         replayer.stop_at(stop_at);
         let limit = limit.min(stop_at.unwrap_or(u64::MAX));
+        if !self.following {
+            if let Some(looked) = self.step_ahead(limit, stop)? {
+                return Ok(looked);
+            }
+        }
         let mut want = CHUNK;
-        let mut admitted = false;
         loop {
             let left = usize::try_from(limit.saturating_sub(self.at.pos)).unwrap_or(usize::MAX);
             let rest = left.min(want);
             if rest == 0 {
-                return Ok(if admitted {
-                    Looked::Admitted
-                } else {
-                    Looked::Starved
-                });
+                return Ok(Looked::Starved);
             }
+            let Some(file) = &self.file else {
+                return Ok(Looked::Starved);
+            };
             let mut buf = Buf::new(rest)?;
             let n = read(file, &mut buf, self.at.pos)?;
             let bytes = buf.get_mut(..n).ok_or(EIO)?;
@@ -393,55 +426,98 @@ impl Session {
                     return Err(self.not_durable(from, e));
                 }
             }
-            let buf = Arc::new(buf, GFP_KERNEL)?;
-            let mut used = 0usize;
-            loop {
-                let bytes = buf.get(used..n).unwrap_or(&[]);
-                match replayer.next::<KernelDigest>(
-                    bytes,
-                    n < rest || (extent == Extent::Unknown && n == left),
-                ) {
-                    Next::Batch(batch) => {
-                        let end = batch.end();
-                        // Not what was read: of a batch of which the rest is missing nothing gets to the disk.
-                        self.m.fetch.apply(&self.at.log, end.pos);
-                        for a in batch.records() {
-                            let data = match a.kind {
-                                Kind::Write => {
-                                    let off = u32::try_from(used.saturating_add(a.payload_at))?;
-                                    Some(Slice {
-                                        buf: buf.clone(),
-                                        off,
-                                    })
-                                }
-                                _ => None,
-                            };
-                            let r = inject::at!(ReplayAdmit, end.pos, 0)
-                                .and_then(|()| self.pipe.admit_replayed(&a, data, end, stop));
-                            if let Err(e) = r {
-                                replayer.put_back();
-                                return Err(e);
-                            }
-                        }
-                        self.pipe.with(|s| s.buffer.passed(end));
-                        used = used.saturating_add(usize::try_from(batch.bytes())?);
-                        self.at.pos = end.pos;
-                        admitted = true;
-                    }
-                    _ if used > 0 => {
-                        self.pipe.work.signal();
-                        return Ok(Looked::Admitted);
-                    }
-                    Next::CaughtUp => return Ok(Looked::Starved),
-                    Next::Read { min, .. } if min > want => {
-                        want = min;
-                        break;
-                    }
-                    Next::Read { .. } => return Ok(Looked::Starved),
-                    Next::End(reason) => return Ok(Looked::End(reason)),
-                    Next::Defective(d) => return Ok(Looked::Bad(d)),
-                }
+            let window = Window {
+                buf: Arc::new(buf, GFP_KERNEL)?,
+                from: 0,
+                to: n,
+                last: n < rest || (extent == Extent::Unknown && n == left),
+            };
+            match self.admit(&window, stop)? {
+                Admitted::Until(looked) => return Ok(looked),
+                Admitted::Needs(min) if min > want => want = min,
+                Admitted::Needs(_) => return Ok(Looked::Starved),
             }
+        }
+    }
+
+    /// The same with what is read ahead; `None` if there is nothing.
+    fn step_ahead(&mut self, limit: u64, stop: &impl Fn() -> bool) -> Result<Option<Looked>> {
+        let Some(file) = &self.file else {
+            return Ok(None);
+        };
+        if self.at.pos >= limit {
+            return Ok(Some(Looked::Starved));
+        }
+        if !self.ahead.as_ref().is_some_and(|a| a.reads_to(limit)) {
+            if self.no_ahead == Some(limit) {
+                return Ok(None);
+            }
+            self.ahead = None;
+            let name = CString::try_from_fmt(format_args!("mars_ra/{}", self.m.name))?;
+            self.ahead = Ahead::start(&name, file.clone(), self.at.pos, limit).ok();
+        }
+        let mut min = 1;
+        while let Some(ahead) = &mut self.ahead {
+            let Some(window) = ahead.get(self.at.pos, min, stop)? else {
+                break;
+            };
+            match self.admit(&window, stop)? {
+                Admitted::Until(looked) => return Ok(Some(looked)),
+                Admitted::Needs(more) if more > min => min = more,
+                Admitted::Needs(_) => break,
+            }
+        }
+        self.ahead = None;
+        self.no_ahead = Some(limit);
+        Ok(None)
+    }
+
+    /// Admits all whole batches of `window`, which begins at the present position.
+    fn admit(&mut self, window: &Window, stop: &impl Fn() -> bool) -> Result<Admitted> {
+        let Some(replayer) = &mut self.replayer else {
+            return Ok(Admitted::Until(Looked::Starved));
+        };
+        let mut used = window.from;
+        loop {
+            let bytes = window.buf.get(used..window.to).unwrap_or(&[]);
+            let looked = match replayer.next::<KernelDigest>(bytes, window.last) {
+                Next::Batch(batch) => {
+                    let end = batch.end();
+                    // Not what was read: of a batch of which the rest is missing nothing gets to the disk.
+                    self.m.fetch.apply(&self.at.log, end.pos);
+                    for a in batch.records() {
+                        let data = match a.kind {
+                            Kind::Write => {
+                                let off = u32::try_from(used.saturating_add(a.payload_at))?;
+                                Some(Slice {
+                                    buf: window.buf.clone(),
+                                    off,
+                                })
+                            }
+                            _ => None,
+                        };
+                        let r = inject::at!(ReplayAdmit, end.pos, 0)
+                            .and_then(|()| self.pipe.admit_replayed(&a, data, end, stop));
+                        if let Err(e) = r {
+                            replayer.put_back();
+                            return Err(e);
+                        }
+                    }
+                    self.pipe.with(|s| s.buffer.passed(end));
+                    used = used.saturating_add(usize::try_from(batch.bytes())?);
+                    self.at.pos = end.pos;
+                    continue;
+                }
+                _ if used > window.from => {
+                    self.pipe.work.signal();
+                    Looked::Admitted
+                }
+                Next::CaughtUp => Looked::Starved,
+                Next::Read { min, .. } => return Ok(Admitted::Needs(min)),
+                Next::End(reason) => Looked::End(reason),
+                Next::Defective(d) => Looked::Bad(d),
+            };
+            return Ok(Admitted::Until(looked));
         }
     }
 
@@ -469,8 +545,7 @@ impl Session {
         inject::at!(SwitchLink)?;
         self.m.advance(&next, 0, 0, false)?;
         self.m.fetch.begin_replay(&next);
-        self.replayer = None;
-        self.file = None;
+        self.close();
         self.at = At { log: next, pos: 0 };
         self.files.list.lock().clear();
         Ok(())
@@ -517,7 +592,7 @@ fn start(m: &Member, link: &ReplayLink) -> (At, Option<(LogName, u64)>) {
 }
 
 /// Fills `buf` from `pos` of a log on, past the page cache where that is possible; less only at the end of the file.
-fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
+pub(crate) fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
     let align = u64::from(file.dio_align());
     let len = buf.len();
     if align == 0 || pos % align != 0 || u64::try_from(len)? % align != 0 {
@@ -630,7 +705,7 @@ pub(crate) fn search(m: &Member, log: &LogName, end: u64, purpose: Purpose) -> O
 /// The disk or `/mars` failed, the module is being unloaded, or a log that has a position is gone.
 #[inline(never)]
 pub(crate) fn to_end(m: &Arc<Member>, bdev: &Arc<BlockDevice>, ctx: &ThreadCtx) -> Result<At> {
-    let mut s = Session::new(m.clone(), bdev.clone())?;
+    let mut s = Session::new(m.clone(), bdev.clone(), false)?;
     let r = run_to_end(&mut s, ctx);
     let at = s.at;
     // Write-back ends first: then the link is as far as it can be.
@@ -701,6 +776,7 @@ fn run_to_end(s: &mut Session, ctx: &ThreadCtx) -> Result {
                 return Err(EBADMSG);
             }
         }
+        s.ahead = None;
         s.settle(|| ctx.should_stop())?;
         if let Some(f) = &s.file {
             if f.size() > s.at.pos {
@@ -822,8 +898,7 @@ impl Worker {
     /// Starts replaying at the replay link.
     pub(crate) fn start(m: Arc<Member>, bdev: Arc<BlockDevice>) -> Result<Self> {
         let name = CString::try_from_fmt(format_args!("mars_rpl/{}", m.name))?;
-        let mut session = Session::new(m, bdev)?;
-        session.following = true;
+        let session = Session::new(m, bdev, true)?;
         let pipe = session.pipe.clone();
         Ok(Self {
             _thread: Thread::spawn(&name, move |ctx| follow(ctx, session))?,
@@ -881,8 +956,7 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
             // Below the limit everything has arrived, so this is damage and not a gap.
             Ok(Looked::Bad(d)) => {
                 repairs = repair(&m, &s.at, &d, repairs);
-                s.replayer = None;
-                s.file = None;
+                s.close();
             }
             Err(e) if e == EINTR => break,
             // The page cache may still have what is to be written once more.
@@ -907,8 +981,7 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 );
                 fetch_again(&m, &s.at);
                 repairs += 1;
-                s.replayer = None;
-                s.file = None;
+                s.close();
             }
             Err(e) => {
                 failed = true;

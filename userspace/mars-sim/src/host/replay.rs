@@ -62,10 +62,15 @@ struct Session {
 }
 
 impl Session {
-    fn new(h: &Rc<Host>) -> Res<Self> {
+    fn new(h: &Rc<Host>, following: bool) -> Res<Self> {
         let link = h.replay_link(&h.me).ok_or(Errno::NoEnt)?;
         let size = h.size().ok_or(Errno::NoEnt)?;
-        let pipe = Pipeline::new(h, Policy::replica());
+        let policy = if following {
+            Policy::replica()
+        } else {
+            Policy::recovery()
+        };
+        let pipe = Pipeline::new(h, policy);
         let logs: Known = Rc::default();
         let (h2, logs2) = (h.clone(), logs.clone());
         let publish = move |pos| {
@@ -91,7 +96,7 @@ impl Session {
             known: false,
             synced: 0,
             size,
-            following: false,
+            following,
         })
     }
 
@@ -444,7 +449,7 @@ async fn publish(h: &Host, logs: &Known, pos: LogPos) -> bool {
 
 /// Replays what the local logs hold, to their true end, and cuts the last one there.
 pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
-    let mut s = Session::new(h)?;
+    let mut s = Session::new(h, false)?;
     let r = run_to_end(&mut s, t).await;
     s.end().await;
     if matches!(r, Err(Errno::BadMsg | Errno::NoEnt)) {
@@ -561,8 +566,7 @@ pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<(u64
 
 /// Starts the replay thread of a secondary.
 pub fn start(h: &Rc<Host>) -> Res<Rc<Thread>> {
-    let mut s = Session::new(h)?;
-    s.following = true;
+    let s = Session::new(h, true)?;
     Ok(thread(&h.ex, h.i, move |t| async move {
         follow(&t, s).await;
     }))
