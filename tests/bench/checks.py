@@ -14,6 +14,8 @@ RATIOS = (
 )
 LAG_MS = 500.0
 CUT_RATIO = 0.95
+RECOVERY_RATIO = 0.5
+RECOVERY_MIB = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,4 +72,16 @@ def checks(results: dict[str, typing.Any]) -> list[Check]:
             True if cut else None,
         )
     )
+    for case in ("sequential", "random"):
+        # A shorter tail says nothing about a long one.
+        row = next((x for x in results["recovery"] if x["case"] == case and x["log_mib"]["min"] >= RECOVERY_MIB), None)
+        value = row["ratio"]["median"] if row else None
+        out.append(
+            Check(
+                f"recovery of 1 GiB of {case} writes: MARS / writing to the raw disk",
+                f">= {RECOVERY_RATIO:g}",
+                "not measured" if value is None else f"{value:.2f}",
+                None if value is None else value >= RECOVERY_RATIO,
+            )
+        )
     return out

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="scripts/bench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--quick", action="store_true", help="a run of less than four minutes instead of a quarter of an hour")
+    p.add_argument("--quick", action="store_true", help="a run of less than four minutes instead of half an hour")
     p.add_argument("--targets", type=functools.partial(_list, targets.NAMES), metavar="T,...", help=", ".join(targets.NAMES))
     p.add_argument("--jobs", type=functools.partial(_list, tuple(jobs.BY_NAME)), metavar="J,...", help=", ".join(jobs.BY_NAME))
     p.add_argument("--seconds", type=float, help="duration of each run of fio")
@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lag-seconds", type=int, help="duration of the steady load; 0: leave it out")
     p.add_argument("--cut-seconds", type=float, help="how long the link is cut; 0: leave it out")
     p.add_argument("--cut-rate", type=int, help="writes per second meanwhile (default: half of what DRBD A reached)")
+    p.add_argument("--recovery-mib", type=int, help="log to be recovered; 0: leave it out")
+    p.add_argument("--recovery-disk", type=int, metavar="MIB/S", help="limit of the disks in that part (default: 100); 0: none")
+    p.add_argument("--only-recovery", action="store_true", help="nothing but that part")
     p.add_argument("--strict", action="store_true", help="a claim that is not met is an error")
     return p
 
@@ -51,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> run.Plan:
     base = run.QUICK if args.quick else run.Plan()
     changes = {
-        "targets": args.targets,
+        "targets": () if args.only_recovery else args.targets,
         "jobs": args.jobs,
         "seconds": args.seconds,
         "repetitions": args.repetitions,
@@ -60,6 +63,9 @@ def plan(args: argparse.Namespace) -> run.Plan:
         "lag_seconds": args.lag_seconds,
         "cut_half": args.cut_seconds,
         "cut_rate": args.cut_rate,
+        "recovery_mib": args.recovery_mib or (run.Plan().recovery_mib if args.only_recovery else args.recovery_mib),
+        "recovery_repetitions": args.repetitions,
+        "recovery_disk_mib_s": args.recovery_disk,
     }
     return dataclasses.replace(base, **{k: v for k, v in changes.items() if v is not None})
 
@@ -67,7 +73,7 @@ def plan(args: argparse.Namespace) -> run.Plan:
 def main(words: list[str] | None = None) -> int:
     args = parser().parse_args(words)
     what = plan(args)
-    if "mars" in what.targets:
+    if "mars" in what.targets or what.recovery_mib:
         for path in (payload.module_path(), payload.tool_path("marsadm")):
             if not path.exists():
                 print(f"bench: {path} does not exist: run 'make', or leave MARS out with --targets")

@@ -129,17 +129,33 @@ def render(results: dict[str, typing.Any], checks: list[Check]) -> str:
                 ),
             )  # fmt: skip
         )
+    if rows := results["recovery"]:
+        limit = rows[0]["disk_limit_mib_s"]
+        part.append(
+            "## Recovery of a long log tail, and writing as much to the raw disk in sequence\nDisks: "
+            + (f"limited to {limit} MiB/s each" if limit else "as fast as the host")
+        )
+        part.append(
+            text.table(
+                ["tail", "MiB of log", "recovery, s", "modprobe to device, s", "raw, MiB/s", "recovery, MiB/s", "ratio"],
+                (
+                    [x["case"], *(text.spread(x[f]) for f in ("log_mib", "seconds", "device_s", "raw_mib_s", "mib_s", "ratio"))]
+                    for x in rows
+                ),
+            )
+        )
     floors = results["floors"]
-    part.append(
-        "Floors over time: raw disk "
-        + ", ".join(f"{x:,}" for x in floors["raw_iops"])
-        + " IOPS"
-        + ("; network " + ", ".join(f"{x:,}" for x in floors["network_mbit_s"]) + " Mbit/s" if floors["network_mbit_s"] else "")
-        + "."
-    )
+    if floors["raw_iops"]:
+        part.append(
+            "Floors over time: raw disk "
+            + ", ".join(f"{x:,}" for x in floors["raw_iops"])
+            + " IOPS"
+            + ("; network " + ", ".join(f"{x:,}" for x in floors["network_mbit_s"]) + " Mbit/s" if floors["network_mbit_s"] else "")
+            + "."
+        )
     part.append("## Claims\n" + "\n".join(f"{c.word:5} {c.claim}: {c.value} (claimed: {c.threshold})" for c in checks))
     for target, reason in results["broken"].items():
-        part.append(f"## {LABELS[target]} failed\n{reason}")
+        part.append(f"## {LABELS.get(target, target)} failed\n{reason}")
     for problem in results["kernel_problems"]:
         part.append(f"## Problem of a machine\n{problem}")
     return "\n\n".join(part) + "\n"

@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import datetime
 import os
+import pathlib
 import time
 import traceback
 import typing
@@ -19,6 +20,7 @@ from . import cut
 from . import fio
 from . import jobs
 from . import lag
+from . import recovery
 from . import stats
 from . import sustained
 from . import targets
@@ -50,6 +52,11 @@ class Plan:
     cut_rate: int = 0
     catch_up: float = 180.0
     network: bool = True
+    # Log to be recovered; 0: leave it out.
+    recovery_mib: int = 1024
+    recovery_repetitions: int = 3
+    # What the disks of that machine can do; 0: what the host can.
+    recovery_disk_mib_s: int = 100
 
 
 QUICK = dataclasses.replace(
@@ -64,6 +71,7 @@ QUICK = dataclasses.replace(
     sustained_seconds=0,
     cut_half=5.0,
     network=False,
+    recovery_mib=0,
 )
 
 
@@ -85,6 +93,7 @@ class Bench:
         self.lags: list[lag.Lag] = []
         self.cuts: list[cut.Cut] = []
         self.sustained: list[sustained.Sustained] = []
+        self.recoveries: list[recovery.Recovery] = []
         self.broken: dict[str, str] = {}
         self.kernel_problems: list[str] = []
         self.versions: dict[str, str] = {}
@@ -119,12 +128,22 @@ class Bench:
             return False
 
     def run(self) -> None:
-        plan = self.plan
-        self.note(f"booting two machines ({plan.mode} run)")
-        folder = util.BUILD / "bench" / "vm"
+        if self.plan.targets:
+            self._side_by_side()
+        if self.plan.recovery_mib:
+            self._recovery()
+
+    def _folder(self, name: str) -> pathlib.Path:
+        folder = util.BUILD / "bench" / name
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("host*"):
             old.unlink()
+        return folder
+
+    def _side_by_side(self) -> None:
+        plan = self.plan
+        self.note(f"booting two machines ({plan.mode} run)")
+        folder = self._folder("vm")
         spec = targets.machine(plan.size_mb * MIB, plan.log_mb * MIB)
         with Cluster(2, spec, log_dir=folder, offload=self.offload) as cluster:
             hosts = list(cluster)
@@ -135,6 +154,30 @@ class Bench:
             finally:
                 for host in hosts:
                     self.kernel_problems += host.check()
+
+    def _recovery(self) -> None:
+        plan = self.plan
+        self.note(f"booting a machine whose log will have {plan.recovery_mib} MiB to recover")
+        spec = recovery.machine(plan.recovery_mib, plan.recovery_disk_mib_s)
+        with Cluster(1, spec, log_dir=self._folder("vm-recovery")) as cluster:
+            host = cluster[0]
+            try:
+                self.versions = self.versions or tools.versions(host)
+                bed = recovery.Bed(host, plan.recovery_mib)
+                bed.prepare()
+                for number in range(plan.recovery_repetitions):
+                    for case in recovery.CASES:
+                        found = bed.measure(case, number + 1)
+                        self.recoveries.append(found)
+                        self.note(
+                            f"recovery, {case.name}: {found.log_mib:.0f} MiB of log in {found.seconds:.1f} s, "
+                            f"{found.ratio:.2f} of the raw disk's {found.raw_mib_s:.0f} MiB/s"
+                        )
+            except (VmError, AssertionError, ValueError) as e:
+                self.broken["recovery"] = f"{type(e).__name__}: {e}"
+                self.note(f"recovery BROKEN: {e}")
+            finally:
+                self.kernel_problems += host.check()
 
     def _measure(self, hosts) -> None:
         plan = self.plan
@@ -290,6 +333,7 @@ class Bench:
             "sustained": [dataclasses.asdict(x) for x in self.sustained],
             "replica_lag": [dataclasses.asdict(x) for x in self.lags],
             "link_cut": [dataclasses.asdict(x) for x in self.cuts],
+            "recovery": recovery.summary(self.recoveries, plan.recovery_disk_mib_s),
             "broken": self.broken,
             "kernel_problems": self.kernel_problems,
         }

@@ -9,6 +9,7 @@ from bench import checks
 from bench import cli
 from bench import fio
 from bench import jobs
+from bench import recovery
 from bench import report
 from bench import run
 from bench import stats
@@ -98,3 +99,23 @@ def test_given_options_then_they_change_the_plan_and_nonsense_is_refused():
     assert (plan.mode, plan.targets, plan.seconds, plan.cut_half) == ("quick", ("raw", "mars"), 2, 0)
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["--targets", "zfs"])
+    alone = cli.plan(cli.parser().parse_args(["--quick", "--only-recovery", "--recovery-disk", "0"]))
+    assert (alone.targets, alone.recovery_mib, alone.recovery_disk_mib_s) == ((), 1024, 0)
+    assert cli.plan(cli.parser().parse_args(["--quick"])).recovery_mib == 0
+    assert cli.plan(cli.parser().parse_args(["--recovery-mib", "0"])).recovery_mib == 0
+
+
+def _recovery(case, log_mib, *ratios):
+    return [recovery.Recovery(case, log_mib, 5.0, 6.0, 100.0, 100.0 * r, r) for r in ratios]
+
+
+def test_given_recoveries_then_the_median_is_judged_and_a_short_tail_is_not():
+    bench = _bench()
+    bench.recoveries = _recovery("sequential", 1025.0, 0.4, 0.6, 0.7) + _recovery("random", 64.0, 0.9)
+    results = bench.results()
+    found = {c.claim: c for c in checks.checks(results) if c.claim.startswith("recovery")}
+    sequential, random = (next(c for claim, c in found.items() if case in claim) for case in ("sequential", "random"))
+    assert (sequential.passed, sequential.value, random.passed) == (True, "0.60", None)
+    assert "0.60 (0.40-0.70)" in report.render(results, list(found.values()))
+    bench.recoveries = _recovery("sequential", 1025.0, 0.4, 0.45, 0.7)
+    assert checks.checks(bench.results())[-2].passed is False
