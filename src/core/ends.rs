@@ -9,7 +9,10 @@
 use crate::defect::defect;
 use crate::log::LogName;
 use kernel::alloc::{
-    flags::GFP_KERNEL,
+    flags::{
+        GFP_KERNEL,
+        GFP_NOWAIT, //
+    },
     AllocError,
     KVec, //
 };
@@ -54,7 +57,7 @@ impl LogEnds {
     ///
     /// Out of memory: the log must not be closed now.
     pub fn rotate(&mut self) -> Result<(), AllocError> {
-        self.closed.reserve(2, GFP_KERNEL)?;
+        self.closed.reserve(2, GFP_NOWAIT)?;
         self.rotating = true;
         Ok(())
     }
@@ -65,7 +68,7 @@ impl LogEnds {
     ///
     /// Out of memory: the log must not be closed now.
     pub fn reserve(&mut self) -> Result<(), AllocError> {
-        self.closed.reserve(2, GFP_KERNEL)
+        self.closed.reserve(2, GFP_NOWAIT)
     }
 
     /// The log that was made for a rotation will not be used.

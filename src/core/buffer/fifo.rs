@@ -7,7 +7,7 @@
 
 use core::mem;
 use kernel::alloc::{
-    flags::GFP_KERNEL,
+    flags::GFP_NOWAIT,
     AllocError,
     KVec, //
 };
@@ -96,7 +96,7 @@ impl<T> Fifo<T> {
         let chunk = self.ring.get_mut(slot).ok_or(AllocError)?;
         if chunk.capacity() == 0 {
             if spare.capacity() == 0 {
-                *spare = KVec::with_capacity(CHUNK_LEN, GFP_KERNEL)?;
+                *spare = KVec::with_capacity(CHUNK_LEN, GFP_NOWAIT)?;
             }
             *chunk = mem::take(spare);
         }
@@ -106,7 +106,7 @@ impl<T> Fifo<T> {
     #[cold]
     fn grow(&mut self) -> Result<(), AllocError> {
         let len = self.ring.len().saturating_mul(2).max(RING);
-        let mut ring = KVec::with_capacity(len, GFP_KERNEL)?;
+        let mut ring = KVec::with_capacity(len, GFP_NOWAIT)?;
         for _ in 0..len {
             ring.push_within_capacity(KVec::new())
                 .map_err(|_| AllocError)?;

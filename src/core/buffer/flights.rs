@@ -4,7 +4,7 @@
 
 use crate::num::to_usize;
 use kernel::alloc::{
-    flags::GFP_KERNEL,
+    flags::GFP_NOWAIT,
     AllocError,
     KVec, //
 };
@@ -64,7 +64,7 @@ impl Flights {
 
     /// Makes sure that the next [`Flights::add`] succeeds.
     pub(super) fn reserve(&mut self) -> Result<(), AllocError> {
-        self.sorted.reserve(1, GFP_KERNEL)
+        self.sorted.reserve(1, GFP_NOWAIT)
     }
 
     /// Adds an I/O, for which [`Flights::reserve`] made room; its range was seen to be free.

@@ -9,7 +9,7 @@
 use super::Kind;
 use kernel::{
     alloc::{
-        flags::GFP_KERNEL,
+        flags::GFP_NOWAIT,
         AllocError, //
     },
     rbtree::{
@@ -92,7 +92,7 @@ impl Index {
 
     /// Gets all memory that [`Index::insert`] can need, so that it can't fail half-way.
     fn nodes_for(&self, start: u64, end: u64) -> Result<Nodes, AllocError> {
-        let new = || RBTreeNodeReservation::new(GFP_KERNEL).map_err(|_| AllocError);
+        let new = || RBTreeNodeReservation::new(GFP_NOWAIT).map_err(|_| AllocError);
         let Some(cursor) = self.tree.cursor_lower_bound(&start.saturating_add(1)) else {
             return Ok((Some(new()?), None));
         };

@@ -10,13 +10,14 @@ use super::{
     WriteBuffer, //
 };
 use kernel::alloc::{
-    flags::GFP_KERNEL,
+    flags::GFP_NOWAIT,
     KVec, //
 };
 
 impl<B> WriteBuffer<B> {
     /// Gives the next records for the log, in their order: at most `max_records`, and as many as have at most `max_bytes`
-    /// of payload, but at least one if there is any. Returns how many were appended to `out`.
+    /// of payload, but at least one if there is any; fewer if there is no memory for so many. Returns how many were
+    /// appended to `out`.
     ///
     /// # Errors
     ///
@@ -30,11 +31,17 @@ impl<B> WriteBuffer<B> {
     where
         B: Clone,
     {
-        let want = self.untaken().min(max_records);
+        let mut want = self.untaken().min(max_records);
         if want == 0 {
             return Ok(0);
         }
-        out.reserve(want, GFP_KERNEL)?;
+        while let Err(e) = out.reserve(want, GFP_NOWAIT) {
+            let room = out.capacity().saturating_sub(out.len());
+            if room == 0 && want == 1 {
+                return Err(e.into());
+            }
+            want = (want / 2).max(room.min(want)).max(1);
+        }
         let mut bytes = 0usize;
         let mut count = 0usize;
         while count < want {

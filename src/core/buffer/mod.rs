@@ -10,8 +10,9 @@
 //! of the newest data of each byte ([`index`]). An admission cuts older extents out of the index, so a block that is
 //! rewritten often goes to the disk once, while the log gets each version.
 //!
-//! Owner: the caller, who holds one lock around it; no call sleeps except for memory, none is longer than its output
-//! (and [`plan`] has a limit of its own). An allocation that fails leaves everything as it was.
+//! Owner: the caller, who holds one lock around it; no call sleeps, not even for memory (who holds the lock would keep up
+//! those who make memory free), none is longer than its output (and [`plan`] has a limit of its own). An allocation that
+//! fails leaves everything as it was; the caller gives the lock away, waits, and tries again.
 //!
 //! # Why a crash loses nothing (P1, P2)
 //!
@@ -79,7 +80,7 @@ use self::{
 };
 use crate::num::to_usize;
 use kernel::alloc::{
-    flags::GFP_KERNEL,
+    flags::GFP_NOWAIT,
     KVec, //
 };
 
@@ -292,7 +293,7 @@ impl<B> WriteBuffer<B> {
                     data_offset: record.map_or(0, |r| span(r.offset, from)),
                     data: record.and_then(|r| r.data.clone()),
                 },
-                GFP_KERNEL,
+                GFP_NOWAIT,
             )?;
             found = found.saturating_add(u64::from(piece));
             cursor = here.move_next();

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::defect::defect;
 use kernel::alloc::{
-    flags::GFP_KERNEL,
+    flags::GFP_NOWAIT,
     KVec, //
 };
 
@@ -94,7 +94,7 @@ impl<B: Clone> WriteBuffer<B> {
         visits: &mut usize,
         out: &mut KVec<WritebackIo<B>>,
     ) -> Result<bool, BufferError> {
-        out.reserve(1, GFP_KERNEL)?;
+        out.reserve(1, GFP_NOWAIT)?;
         self.flights.reserve()?;
         let id = self.next_io;
         let Found::Run(run) = self.next_run(id, max_bytes, visits)? else {
@@ -252,7 +252,7 @@ impl<B: Clone> Run<B> {
         end: u64,
     ) -> Result<bool, BufferError> {
         if let Some((record, data)) = record.and_then(|r| Some((r, r.data.as_ref()?))) {
-            if let Err(e) = self.fragments.reserve(1, GFP_KERNEL) {
+            if let Err(e) = self.fragments.reserve(1, GFP_NOWAIT) {
                 return if self.fragments.is_empty() {
                     Err(e.into())
                 } else {

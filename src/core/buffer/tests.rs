@@ -271,6 +271,29 @@ fn given_a_batch_that_failed_when_untaken_then_the_logger_gets_it_again() {
 }
 
 #[test]
+fn given_little_memory_when_the_logger_takes_records_then_it_gets_as_many_as_there_is_room_for() {
+    let mut b = Buffer::new();
+    for i in 1..=100 {
+        write(&mut b, u64::from(i) * 8, 8, i);
+    }
+    let mut items = KVec::new();
+    kernel::inject::fail_once_after(0);
+    assert_eq!(b.take_for_log(100, 9999, &mut items), Ok(50));
+    check(&b);
+    // None at all: what the list has room for, and nothing if that is nothing.
+    items.clear();
+    let room = items.capacity().min(50);
+    kernel::inject::fail_after(Some(0));
+    assert_eq!(b.take_for_log(100, 9999, &mut items), Ok(room));
+    let mut none = KVec::new();
+    write(&mut b, 8, 8, 1);
+    let r = b.take_for_log(100, 9999, &mut none);
+    kernel::inject::fail_after(None);
+    assert_eq!(r, Err(BufferError::NoMemory));
+    check(&b);
+}
+
+#[test]
 fn given_a_batch_that_is_admitted_in_part_when_all_of_it_is_written_then_the_mark_stays_before() {
     let mut b = Buffer::new();
     let put = |b: &mut Buffer, at, end| {
