@@ -51,8 +51,7 @@ use super::{
         Reserves, //
     },
     event::Event,
-    generated as c,
-    thread::NoIo, //
+    generated as c, //
 };
 
 /// log2 of the block layer's unit.
@@ -190,6 +189,11 @@ impl IncomingBio {
     /// Whether blocks that it fills with zeros must stay allocated.
     pub(crate) fn is_nounmap(&self) -> bool {
         self.opf() & c::MARS_C_REQ_NOUNMAP != 0
+    }
+
+    /// Whether it takes memory from somebody who gets it back when the bio is complete: a page on its way to swap space.
+    pub(crate) fn is_swap(&self) -> bool {
+        self.opf() & c::MARS_C_REQ_SWAP != 0
     }
 
     /// Whether somebody is waiting for it.
@@ -437,8 +441,7 @@ pub(crate) struct Plug {
 impl Plug {
     /// Starts collecting. (If there is no memory for it, it is only slower.) Plugs may nest.
     pub(crate) fn new() -> Self {
-        let _noio = NoIo::enter();
-        let plug = KBox::new(Opaque::uninit(), GFP_KERNEL).ok();
+        let plug = KBox::new(Opaque::uninit(), GFP_NOWAIT).ok();
         if let Some(p) = &plug {
             // SAFETY: The memory is valid for a `blk_plug` and does not move: it is boxed. It is
             // freed only after `blk_finish_plug`, or never.

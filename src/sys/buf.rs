@@ -63,7 +63,7 @@ impl Buf {
     /// Memory that was handed out by nobody else is zero in kernels that clear on allocation, as
     /// Debian's do, so this costs nothing beyond that. May sleep.
     pub(crate) fn zeroed(len: usize) -> Result<Self> {
-        let (ptr, reserved) = Self::alloc(len, true)?;
+        let (ptr, reserved) = Self::alloc(len, true, true)?;
 
         // INVARIANT: `alloc` gives memory for `len`, filled with zeros.
         Ok(Self {
@@ -79,13 +79,27 @@ impl Buf {
         Self::zeroed(len)
     }
 
+    /// Like [`new`](Self::new) for somebody who has another way: it fails when memory is short, whatever the length, and
+    /// leaves the reserve to others.
+    pub(crate) fn try_new(len: usize) -> Result<Self> {
+        let (ptr, reserved) = Self::alloc(len, true, false)?;
+
+        // INVARIANT: `alloc` gives memory for `len`, filled with zeros.
+        Ok(Self {
+            ptr,
+            len,
+            reserved,
+            _owns: PhantomData,
+        })
+    }
+
     /// Makes a buffer of `len` bytes which `fill` initialises. May sleep.
     ///
     /// # Safety
     ///
     /// When `fill` returns, it has written all `len` bytes from the pointer on.
     pub(super) unsafe fn new_with(len: usize, fill: impl FnOnce(*mut u8)) -> Result<Self> {
-        let (ptr, reserved) = Self::alloc(len, false)?;
+        let (ptr, reserved) = Self::alloc(len, false, true)?;
         fill(ptr.as_ptr());
 
         // INVARIANT: `alloc` gives memory for `len`; it is initialised by the safety requirements.
@@ -109,7 +123,7 @@ impl Buf {
     }
 
     /// Memory, and whether it came from the reserve.
-    fn alloc(len: usize, zero: bool) -> Result<(NonNull<u8>, bool)> {
+    fn alloc(len: usize, zero: bool, wait: bool) -> Result<(NonNull<u8>, bool)> {
         let mut reserved = false;
         if len == 0 {
             return Ok((NonNull::dangling(), reserved));
@@ -118,7 +132,7 @@ impl Buf {
             return Err(EINVAL);
         }
         // SAFETY: The function may be called with any length; `reserved` is valid for writes.
-        let ptr = unsafe { c::mars_c_buf_alloc(len, zero, &mut reserved) };
+        let ptr = unsafe { c::mars_c_buf_alloc(len, zero, wait, &mut reserved) };
         Ok((NonNull::new(ptr.cast()).ok_or(ENOMEM)?, reserved))
     }
 
@@ -185,6 +199,18 @@ impl Reserves {
             _not_send: NotThreadSafe,
         }
     }
+}
+
+/// Bytes that all buffers have together.
+pub(crate) fn bytes_in_use() -> usize {
+    // SAFETY: Reads counters.
+    unsafe { c::mars_c_buf_bytes() }
+}
+
+/// Whether this thread is about to make memory free (reclaim), and must not wait for any, nor for who may wait for it.
+pub(crate) fn in_reclaim() -> bool {
+    // SAFETY: Reads flags of the current task.
+    unsafe { c::mars_c_in_reclaim() }
 }
 
 impl Drop for Reserves {

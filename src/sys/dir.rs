@@ -9,7 +9,7 @@
 //! C headers: [`include/linux/namei.h`](srctree/include/linux/namei.h),
 //! [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
-use super::{file::to_len, generated, time};
+use super::{file::to_len, generated, thread::Urgent, time};
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -73,6 +73,7 @@ struct OpenDir {
 
 impl OpenDir {
     fn open(path: &CStr) -> Result<Self> {
+        let _urgent = Urgent::enter();
         // SAFETY: `path` is a C string.
         let file = from_err_ptr(unsafe { generated::mars_c_dir_open(path.as_char_ptr()) })?;
         // INVARIANT: Returns directories only.
@@ -83,6 +84,7 @@ impl OpenDir {
 
     /// Reads the next entries; 0 at the end.
     fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let _urgent = Urgent::enter();
         // SAFETY: By the type invariant; `buf` is valid for writing its length.
         to_len(unsafe {
             generated::mars_c_dir_read(self.file.as_ptr(), buf.as_mut_ptr(), buf.len())
@@ -92,6 +94,7 @@ impl OpenDir {
 
 impl Drop for OpenDir {
     fn drop(&mut self) {
+        let _urgent = Urgent::enter();
         // SAFETY: By the type invariant; the reference is given up.
         unsafe { generated::mars_c_file_close(self.file.as_ptr()) };
     }
@@ -148,6 +151,7 @@ const LINK_MAX: usize = 4096;
 /// Reads the symlink at `path` to `value`, which is overwritten; returns the link's own time of
 /// modification. `EINVAL` if it is no symlink.
 pub(crate) fn read_link(path: &CStr, value: &mut KVec<u8>) -> Result<(u64, u32)> {
+    let _urgent = Urgent::enter();
     let (mut sec, mut nsec) = (0, 0);
     value.clear();
     value.reserve(LINK_MAX, GFP_KERNEL)?;
@@ -173,6 +177,7 @@ pub(crate) fn read_link(path: &CStr, value: &mut KVec<u8>) -> Result<(u64, u32)>
 ///
 /// Not durable before [`sync_dir`]. The name `.tmp-<name>` is used meanwhile.
 pub(crate) fn replace_link(path: &CStr, value: &CStr, sec: u64, nsec: u32) -> Result {
+    let _urgent = Urgent::enter();
     let sec = i64::try_from(sec)?;
     // SAFETY: Both are C strings.
     to_result(unsafe {
@@ -182,6 +187,7 @@ pub(crate) fn replace_link(path: &CStr, value: &CStr, sec: u64, nsec: u32) -> Re
 
 /// Makes the directory and those above that are missing.
 pub(crate) fn mkdir_p(path: &CStr, mode: u32) -> Result {
+    let _urgent = Urgent::enter();
     let mode = u16::try_from(mode & 0o7777)?;
     // SAFETY: `path` is a C string.
     to_result(unsafe { generated::mars_c_mkdir_p(path.as_char_ptr(), mode) })
@@ -190,36 +196,42 @@ pub(crate) fn mkdir_p(path: &CStr, mode: u32) -> Result {
 /// Removes a name that is no directory. What a file occupies is free once nobody has it open; XFS
 /// takes a moment more.
 pub(crate) fn unlink(path: &CStr) -> Result {
+    let _urgent = Urgent::enter();
     // SAFETY: `path` is a C string.
     to_result(unsafe { generated::mars_c_unlink(path.as_char_ptr()) })
 }
 
 /// Removes an empty directory.
 pub(crate) fn remove_dir(path: &CStr) -> Result {
+    let _urgent = Urgent::enter();
     // SAFETY: `path` is a C string.
     to_result(unsafe { generated::mars_c_rmdir(path.as_char_ptr()) })
 }
 
 /// Renames within a file system; what has the new name is replaced.
 pub(crate) fn rename(from: &CStr, to: &CStr) -> Result {
+    let _urgent = Urgent::enter();
     // SAFETY: Both are C strings.
     to_result(unsafe { generated::mars_c_rename(from.as_char_ptr(), to.as_char_ptr()) })
 }
 
 /// Makes the names in a directory durable.
 pub(crate) fn sync_dir(path: &CStr) -> Result {
+    let _urgent = Urgent::enter();
     // SAFETY: `path` is a C string.
     to_result(unsafe { generated::mars_c_sync_dir(path.as_char_ptr()) })
 }
 
 /// Makes everything in the file system of `path` durable. May take long.
 pub(crate) fn sync_fs(path: &CStr) -> Result {
+    let _urgent = Urgent::enter();
     // SAFETY: `path` is a C string.
     to_result(unsafe { generated::mars_c_sync_fs(path.as_char_ptr()) })
 }
 
 /// Whether a file system is mounted right at this directory.
 pub(crate) fn is_mount_root(path: &CStr) -> Result<bool> {
+    let _urgent = Urgent::enter();
     // SAFETY: `path` is a C string.
     let ret = unsafe { generated::mars_c_is_mount_root(path.as_char_ptr()) };
     if ret < 0 {
@@ -230,6 +242,7 @@ pub(crate) fn is_mount_root(path: &CStr) -> Result<bool> {
 
 /// The size of the file system of `path`.
 pub(crate) fn statfs(path: &CStr) -> Result<Space> {
+    let _urgent = Urgent::enter();
     let (mut total, mut avail) = (0, 0);
     // SAFETY: `path` is a C string; the others are valid for writing.
     to_result(unsafe { generated::mars_c_statfs(path.as_char_ptr(), &mut total, &mut avail) })?;
@@ -238,6 +251,7 @@ pub(crate) fn statfs(path: &CStr) -> Result<Space> {
 
 /// What is known about a name; a symlink is not followed.
 pub(crate) fn stat(path: &CStr) -> Result<Stat> {
+    let _urgent = Urgent::enter();
     let (mut kind, mut size, mut sec, mut nsec) = (0, 0, 0, 0);
     // SAFETY: `path` is a C string; the others are valid for writing.
     to_result(unsafe {

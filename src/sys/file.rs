@@ -8,7 +8,7 @@
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
-use super::{buf::Buf, generated};
+use super::{buf::Buf, generated, thread::Urgent};
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -56,6 +56,7 @@ impl File {
     /// Opens the regular file at an absolute path. A symlink as the last part is not followed
     /// (`ELOOP`), other kinds of files are refused (`EISDIR`, `EINVAL`).
     pub(crate) fn open(path: &CStr, flags: OpenFlags, mode: u32) -> Result<Self> {
+        let _urgent = Urgent::enter();
         let mode = u16::try_from(mode & 0o7777)?;
         // SAFETY: `path` is a C string.
         let file = from_err_ptr(unsafe {
@@ -76,6 +77,7 @@ impl File {
 
     /// Reads through the page cache; less than the buffer holds only at the end of the file.
     pub(crate) fn read_at(&self, buf: &mut [u8], pos: u64) -> Result<usize> {
+        let _urgent = Urgent::enter();
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..) {
             if rest.is_empty() {
@@ -101,6 +103,7 @@ impl File {
 
     /// Writes all of `buf` through the page cache, or fails.
     pub(crate) fn write_at(&self, buf: &[u8], pos: u64) -> Result {
+        let _urgent = Urgent::enter();
         let mut done = 0;
         while let Some(rest) = buf.get(done..) {
             if rest.is_empty() {
@@ -201,6 +204,7 @@ impl File {
 
     /// Cuts or extends the file.
     pub(crate) fn truncate(&self, len: u64) -> Result {
+        let _urgent = Urgent::enter();
         // SAFETY: By the type invariant.
         to_result(unsafe { generated::mars_c_file_truncate(self.file.as_ptr(), len) })
     }
@@ -208,6 +212,7 @@ impl File {
     /// Allocates the range, which reads as zeroes where it was not written. Extends the file
     /// unless `keep_size`.
     pub(crate) fn fallocate(&self, keep_size: bool, pos: u64, len: u64) -> Result {
+        let _urgent = Urgent::enter();
         // SAFETY: By the type invariant.
         to_result(unsafe {
             generated::mars_c_file_fallocate(self.file.as_ptr(), keep_size, pos, len)
@@ -220,8 +225,22 @@ impl File {
         to_result(unsafe { generated::mars_c_file_sync(self.file.as_ptr(), true) })
     }
 
+    /// Whether [`File::flush_device`] is possible.
+    pub(crate) fn can_flush_device(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { generated::mars_c_file_can_flush_device(self.file.as_ptr()) }
+    }
+
+    /// Flushes the disk below the file system. So it makes durable what [`File::write_direct`] has written, if that only has
+    /// overwritten what was written and made durable by [`File::datasync`] before. Waits for nothing of the file system.
+    pub(crate) fn flush_device(&self) -> Result {
+        // SAFETY: By the type invariant.
+        to_result(unsafe { generated::mars_c_file_flush_device(self.file.as_ptr()) })
+    }
+
     /// Makes data and times durable.
     pub(crate) fn sync(&self) -> Result {
+        let _urgent = Urgent::enter();
         // SAFETY: By the type invariant.
         to_result(unsafe { generated::mars_c_file_sync(self.file.as_ptr(), false) })
     }
@@ -235,6 +254,7 @@ impl File {
 
 impl Drop for File {
     fn drop(&mut self) {
+        let _urgent = Urgent::enter();
         // SAFETY: By the type invariant; the reference is given up.
         unsafe { generated::mars_c_file_close(self.file.as_ptr()) };
     }

@@ -13,9 +13,11 @@
 #include <linux/list.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/percpu.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/rt.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/uaccess.h>
@@ -32,6 +34,7 @@
 #include <linux/fs_struct.h>
 #include <linux/kthread.h>
 #include <linux/log2.h>
+#include <linux/magic.h>
 #include <linux/mount.h>
 #include <linux/mutex.h>
 #include <linux/namei.h>
@@ -133,12 +136,12 @@ static int mars_reserve_init(unsigned int pages)
  * Payload memory: addressable by bios, 512-aligned, page-aligned from one page
  * on. Never starts I/O, and leaves the kernel's own reserves alone.
  *
- * Up to one page, it waits until there is memory; *reserved then says where it
- * came from. More than a few contiguous pages are tried without reclaim, so
+ * Up to one page, with @wait, it waits until there is memory; *reserved then says
+ * where it came from. More than a few contiguous pages are tried without reclaim, so
  * that nobody waits for compaction, and then mapped page by page; that fails
  * when memory is short.
  */
-void *mars_c_buf_alloc(size_t len, bool zero, bool *reserved)
+static void *mars_buf_alloc(size_t len, bool zero, bool wait, bool *reserved)
 {
 	gfp_t gfp = GFP_NOIO | __GFP_NOWARN | __GFP_NOMEMALLOC | __GFP_NORETRY |
 		    (zero ? __GFP_ZERO : 0);
@@ -159,7 +162,7 @@ void *mars_c_buf_alloc(size_t len, bool zero, bool *reserved)
 	}
 	for (;;) {
 		addr = kmalloc(size, gfp);
-		if (addr)
+		if (addr || !wait)
 			return addr;
 		addr = mars_reserve_take();
 		if (addr) {
@@ -172,9 +175,37 @@ void *mars_c_buf_alloc(size_t len, bool zero, bool *reserved)
 	}
 }
 
+/* What all buffers have: a sum for each processor, of which only all together mean something. */
+static DEFINE_PER_CPU(long, mars_buf_bytes);
+
+static size_t mars_buf_size(size_t len)
+{
+	return len > PAGE_SIZE ? PAGE_ALIGN(len) : ALIGN(len, SECTOR_SIZE);
+}
+
+size_t mars_c_buf_bytes(void)
+{
+	long sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(*per_cpu_ptr(&mars_buf_bytes, cpu));
+	return max(sum, 0L);
+}
+
+void *mars_c_buf_alloc(size_t len, bool zero, bool wait, bool *reserved)
+{
+	void *addr = mars_buf_alloc(len, zero, wait, reserved);
+
+	if (addr)
+		this_cpu_add(mars_buf_bytes, mars_buf_size(len));
+	return addr;
+}
+
 /* @len and @reserved are those of mars_c_buf_alloc(). */
 void mars_c_buf_free(void *addr, size_t len, bool reserved)
 {
+	this_cpu_sub(mars_buf_bytes, mars_buf_size(len));
 	if (len <= PAGE_SIZE) {
 		/* A whole page does as well, whether it came from there or not. */
 		if (reserved || (READ_ONCE(mars_reserve.missing) && len > PAGE_SIZE - SECTOR_SIZE)) {
@@ -199,6 +230,15 @@ unsigned int mars_c_reserves_save(void)
 void mars_c_reserves_restore(unsigned int flags)
 {
 	memalloc_noreclaim_restore(flags);
+}
+
+/*
+ * Reclaim, or somebody else whose work makes memory free. Our own threads only
+ * have PF_MEMALLOC_NOIO.
+ */
+bool mars_c_in_reclaim(void)
+{
+	return current->flags & PF_MEMALLOC;
 }
 
 unsigned int mars_c_noio_save(void)
@@ -747,6 +787,24 @@ void mars_c_thread_enter(void)
 	current->flags |= PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE;
 }
 
+/*
+ * The page allocator lets real-time tasks have half of what it keeps back, also
+ * where they can wait. (All of it, by PF_MEMALLOC, is only for those who never
+ * use __GFP_NOFAIL, and file systems do.)
+ */
+bool mars_c_urgent_enter(void)
+{
+	if (!(current->flags & PF_KTHREAD) || rt_or_dl_task(current))
+		return false;
+	sched_set_fifo_low(current);
+	return true;
+}
+
+void mars_c_urgent_leave(void)
+{
+	sched_set_normal(current, 0);
+}
+
 /* The non-blocking half of kthread_stop(): interruptible waits end. */
 void mars_c_thread_hint(struct task_struct *task)
 {
@@ -1044,6 +1102,24 @@ int mars_c_file_fallocate(struct file *file, bool keep_size, u64 pos, u64 len)
 int mars_c_file_sync(struct file *file, bool data_only)
 {
 	return vfs_fsync(file, data_only);
+}
+
+/*
+ * Known of ext4: all data is on the one disk that it is mounted from, and an
+ * overwrite by direct I/O changes nothing but blocks.
+ */
+bool mars_c_file_can_flush_device(struct file *file)
+{
+	struct super_block *sb = file_inode(file)->i_sb;
+
+	return sb->s_magic == EXT4_SUPER_MAGIC && sb->s_bdev;
+}
+
+int mars_c_file_flush_device(struct file *file)
+{
+	if (!mars_c_file_can_flush_device(file))
+		return -EOPNOTSUPP;
+	return blkdev_issue_flush(file_inode(file)->i_sb->s_bdev);
 }
 
 int mars_c_file_drop_cache(struct file *file, u64 pos, u64 len)

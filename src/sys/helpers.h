@@ -28,10 +28,12 @@
 
 /* --- block: memory --- */
 
-void *mars_c_buf_alloc(size_t len, bool zero, bool *reserved);
+void *mars_c_buf_alloc(size_t len, bool zero, bool wait, bool *reserved);
 void mars_c_buf_free(void *addr, size_t len, bool reserved);
 unsigned int mars_c_reserves_save(void);
 void mars_c_reserves_restore(unsigned int flags);
+size_t mars_c_buf_bytes(void);
+bool mars_c_in_reclaim(void);
 unsigned int mars_c_noio_save(void);
 void mars_c_noio_restore(unsigned int flags);
 
@@ -45,6 +47,7 @@ static const gfp_t MARS_C_GFP_NOIO = GFP_NOIO;
 static const u32 MARS_C_CRC32C_OPTIMIZATION = CRC32C_OPTIMIZATION;
 static const blk_opf_t MARS_C_REQ_SYNC = REQ_SYNC;
 static const blk_opf_t MARS_C_REQ_FUA = REQ_FUA;
+static const blk_opf_t MARS_C_REQ_SWAP = REQ_SWAP;
 static const blk_opf_t MARS_C_REQ_PREFLUSH = REQ_PREFLUSH;
 static const blk_opf_t MARS_C_REQ_NOUNMAP = REQ_NOUNMAP;
 static const u32 MARS_C_MAX_BIO = MARS_C_MAX_BIO_BYTES;
@@ -102,6 +105,8 @@ int mars_c_current(char *comm, size_t len);
 /* --- threads --- */
 
 void mars_c_thread_enter(void);
+bool mars_c_urgent_enter(void);
+void mars_c_urgent_leave(void);
 void mars_c_thread_hint(struct task_struct *task);
 bool mars_c_thread_is_current(struct task_struct *task);
 void mars_c_thread_detach(struct task_struct *task);
@@ -152,6 +157,8 @@ u64 mars_c_file_size(struct file *file);
 int mars_c_file_truncate(struct file *file, u64 len);
 int mars_c_file_fallocate(struct file *file, bool keep_size, u64 pos, u64 len);
 int mars_c_file_sync(struct file *file, bool data_only);
+bool mars_c_file_can_flush_device(struct file *file);
+int mars_c_file_flush_device(struct file *file);
 int mars_c_file_drop_cache(struct file *file, u64 pos, u64 len);
 
 /* --- names; all paths are absolute --- */

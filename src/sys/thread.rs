@@ -260,3 +260,35 @@ impl Drop for NoIo {
         unsafe { generated::mars_c_noio_restore(self.flags) };
     }
 }
+
+/// While it lives, allocations of this thread may take a part of the memory that the kernel keeps for those who are in a
+/// hurry. Does nothing in tasks that are not kernel threads.
+///
+/// For the functions of file systems: who waits for memory in one of them holds a transaction, for which all others wait that
+/// write there, among them those who make memory free. Guards are dropped in reverse order of their making, before anything
+/// that takes long.
+#[must_use = "the scope ends when the guard is dropped"]
+pub(crate) struct Urgent {
+    entered: bool,
+    _not_thread_safe: NotThreadSafe,
+}
+
+impl Urgent {
+    /// Opens the scope.
+    pub(crate) fn enter() -> Self {
+        Self {
+            // SAFETY: Changes the current task, if it is a kernel thread.
+            entered: unsafe { generated::mars_c_urgent_enter() },
+            _not_thread_safe: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        if self.entered {
+            // SAFETY: This task entered it, as `Self` is not `Send`.
+            unsafe { generated::mars_c_urgent_leave() };
+        }
+    }
+}
