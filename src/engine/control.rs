@@ -104,8 +104,9 @@ struct Secondary {
 struct Primary {
     disk: Disk<Device>,
     _reader: Thread,
+    _writer: Thread,
     logger: Thread,
-    writeback: Thread,
+    writeback: pipeline::Threads,
     pipe: Arc<Pipeline>,
     device: Arc<Device>,
     bdev: Arc<BlockDevice>,
@@ -639,7 +640,7 @@ impl Control {
         let res = m.name;
         let thread = |kind: &str| CString::try_from_fmt(format_args!("mars_{kind}/{res}"));
         let publisher = m.clone();
-        let writeback = pipeline::spawn(&thread("wb")?, pipe.clone(), move |pos| {
+        let writeback = pipeline::spawn(&res, pipe.clone(), move |pos| {
             publish_written(&publisher, pos)
         })?;
         let kicker = m.clone();
@@ -654,6 +655,7 @@ impl Control {
         )?;
         let device = Device::new(pipe.clone(), m.clone())?;
         let reader = device.spawn_reader(&thread("rd")?)?;
+        let writer = device.spawn_writer(&thread("wr")?)?;
         let me = m.me();
         let dev = m.get(format_args!("device-{me}")).ok_or(ENOENT)?;
         let backing = pipeline::backing(&bdev);
@@ -693,6 +695,7 @@ impl Control {
             Primary {
                 disk,
                 _reader: reader,
+                _writer: writer,
                 logger,
                 writeback,
                 pipe,
@@ -738,6 +741,7 @@ impl Control {
         let Primary {
             disk,
             _reader: reader,
+            _writer: writer,
             logger,
             writeback,
             pipe,
@@ -748,6 +752,7 @@ impl Control {
         } = KBox::into_inner(p);
         drop(disk);
         drop(reader);
+        drop(writer);
         drop(device);
         inject::pass!(LeaveDevice);
         drop(logger);

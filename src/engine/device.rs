@@ -10,6 +10,10 @@
 //! Context: [`DiskOps::submit`] runs in the submitter's context and may sleep (bio based disk), but must not wait for a
 //! bio of its own: those queue up behind it. Reads that need disk *and* buffer are therefore given to a thread. Nothing
 //! here waits for the network (P3).
+//!
+//! A write out of the kernel's reclaim (swap, above all) is only put in a queue, which needs no memory, and admitted by a
+//! thread. Its submitter may hold whatever it held when it asked for memory: a transaction of the file system of `/mars`, for
+//! example, without which the log does not get on, and without that nothing makes room in the write buffer.
 
 use kernel::{
     prelude::*,
@@ -50,10 +54,15 @@ use crate::{
     },
     sys::{
         bio::{
+            BioList,
             BioOp,
             IncomingBio, //
         },
-        buf::Buf,
+        buf::{
+            in_reclaim,
+            Buf,
+            Reserves, //
+        },
         disk::DiskOps,
         event::Event,
         thread::{
@@ -64,6 +73,10 @@ use crate::{
         time, //
     }, //
 };
+
+/// Writes out of reclaim that may wait before the next one is slowed down (not stopped): as many as device mapper lets pass
+/// for swap.
+const MANY_DEFERRED: usize = 2048;
 
 /// A read that needs the disk first and the buffer after.
 struct MixedRead {
@@ -93,6 +106,11 @@ pub(crate) struct Device {
     mixed: Mutex<KVec<MixedRead>>,
     #[pin]
     mixed_work: Event,
+    /// Writes out of reclaim.
+    #[pin]
+    deferred: Mutex<BioList>,
+    #[pin]
+    deferred_work: Event,
     /// What went through.
     pub(crate) counters: Counters,
 }
@@ -107,6 +125,8 @@ impl Device {
                 member,
                 mixed <- new_mutex!(KVec::new()),
                 mixed_work <- Event::new(),
+                deferred <- new_mutex!(BioList::new()),
+                deferred_work <- Event::new(),
                 counters: Counters {
                     writes: Atomic::new(0),
                     write_bytes: Atomic::new(0),
@@ -123,16 +143,47 @@ impl Device {
         Thread::spawn(name, move |ctx| device.serve_mixed(ctx))
     }
 
+    /// Spawns the thread that admits writes out of reclaim.
+    pub(crate) fn spawn_writer(self: &Arc<Self>, name: &CStr) -> Result<Thread> {
+        let device = self.clone();
+        Thread::spawn(name, move |ctx| device.serve_deferred(ctx))
+    }
+
+    fn defer(&self, bio: IncomingBio) {
+        self.deferred.lock().push(bio);
+        self.deferred_work.signal();
+        // Reclaim has to notice that the device is slow, or it takes memory for lost. Never longer than it would wait itself.
+        for _ in 0..10 {
+            if self.deferred.lock().len() <= MANY_DEFERRED {
+                break;
+            }
+            time::sleep_ms(10);
+        }
+    }
+
+    fn serve_deferred(&self, ctx: &ThreadCtx) {
+        loop {
+            let next = self.deferred.lock().pop();
+            match next {
+                Some(bio) => self.write(bio),
+                None if ctx.should_stop() => return,
+                None => {
+                    self.deferred_work.wait_timeout(1000);
+                }
+            }
+        }
+    }
+
     fn read(&self, mut bio: IncomingBio) {
         self.counters.reads.add(1, Relaxed);
         let mut overlaps = KVec::new();
         match self.pipe.lookup(bio.offset(), bio.len(), &mut overlaps) {
-            Ok(Coverage::None) => bio.remap(&self.pipe.bdev),
-            Ok(Coverage::Full) => {
+            Coverage::None => bio.remap(&self.pipe.bdev),
+            Coverage::Full => {
                 let r = overlay(&mut bio, &overlaps);
                 bio.complete(r);
             }
-            Ok(Coverage::Partial) => {
+            Coverage::Partial => {
                 let mut queue = self.mixed.lock();
                 while queue.reserve(1, GFP_NOWAIT).is_err() {
                     drop(queue);
@@ -144,7 +195,6 @@ impl Device {
                 drop(queue);
                 self.mixed_work.signal();
             }
-            Err(e) => bio.complete(Err(e)),
         }
     }
 
@@ -207,20 +257,22 @@ impl Device {
         self.counters.writes.add(1, Relaxed);
         self.counters.write_bytes.add(u64::from(len), Relaxed);
         let mut done = 0;
+        let mut max = MAX_PAYLOAD;
         let durable = self.must_be_durable(&bio);
         while done < len {
-            let piece = (len - done).min(MAX_PAYLOAD);
-            let last = done + piece == len;
             let buf = loop {
                 // Write-back frees memory; an application must not see an error because there is none just now (P4).
-                match inject::at!(WriteMemory, offset, 0)
-                    .and_then(|()| bio.new_buf(done, piece))
-                    .and_then(|b| Ok(Arc::new(b, GFP_KERNEL)?))
-                {
+                match self.take_piece(&bio, done, max) {
                     Ok(b) => break b,
                     Err(_) => time::sleep_ms(10),
                 }
             };
+            let piece = u32::try_from(buf.len()).unwrap_or(0);
+            let last = done + piece == len;
+            // Where there was less memory than wanted there is hardly more for the rest.
+            if !last && piece < max {
+                max = piece.saturating_mul(2).min(MAX_PAYLOAD);
+            }
             let crc = crc::<KernelDigest>(&[&buf]);
             let stamp = self.clock.now().as_nanos();
             let at = offset + u64::from(done);
@@ -253,12 +305,24 @@ impl Device {
         bio.complete(Ok(()));
     }
 
+    /// A copy of the next part of a write. When memory is short it gets shorter, down to a page, which can always be had: from
+    /// the reserve, sooner or later.
+    fn take_piece(&self, bio: &IncomingBio, done: u32, max: u32) -> Result<Arc<Buf>> {
+        inject::at!(WriteMemory, bio.offset(), 0)?;
+        let buf = bio.next_buf(done, max)?;
+        // Who has got a page must not wait for the handle.
+        let _reserves = Reserves::enter();
+        Ok(Arc::new(buf, GFP_NOWAIT)?)
+    }
+
     /// A discard or a write of zeros: one record without data.
     fn zero(&self, bio: IncomingBio, kind: Kind) {
         let _noio = NoIo::enter();
         let (offset, len) = (bio.offset(), bio.len());
         self.counters.writes.add(1, Relaxed);
         let durable = self.must_be_durable(&bio);
+        // Without data, nothing else would make it wait while memory is short, and each takes some of the kernel's last.
+        let memory = Buf::new(512);
         let stamp = self.clock.now().as_nanos();
         let mut slot = Some(bio);
         let r = self.pipe.admit(kind, offset, len, stamp, 0, None, |s| {
@@ -268,6 +332,7 @@ impl Device {
                 }
             }
         });
+        drop(memory);
         match slot {
             Some(b) => b.complete(r),
             None => self.pipe.log_work.signal(),
@@ -307,6 +372,7 @@ impl DiskOps for Device {
     fn submit(&self, bio: IncomingBio) {
         match bio.op() {
             BioOp::Read => self.read(bio),
+            BioOp::Write if bio.len() > 0 && (bio.is_swap() || in_reclaim()) => self.defer(bio),
             BioOp::Write if bio.len() > 0 => self.write(bio),
             BioOp::Write | BioOp::Flush => self.flush(bio),
             BioOp::Discard => self.zero(bio, Kind::Discard),

@@ -3,16 +3,31 @@
 //! The log file that a primary appends to.
 //!
 //! Appends go past the page cache where the file system can do that. The file is filled with zeros some way ahead, so
-//! that an append overwrites blocks which exist already: then `fdatasync` is one flush of the disk and not a commit of
-//! the file system's journal. The file is therefore longer than the log while it is open; [`LogFile::close`] cuts it to
+//! that an append overwrites blocks which exist already: then a flush is one of the disk and not a commit of the file
+//! system's journal. The file is therefore longer than the log while it is open; [`LogFile::close`] cuts it to
 //! its true end, and so does recovery after a crash.
+//!
+//! `fdatasync` waits for the journal when blocks are new, and the journal's thread may wait for memory (or for swap I/O, in
+//! reclaim), which only becomes free when the log gets on. So the file is made longer early, a thread of its own
+//! ([`Ahead`]) waits until the journal has that, and a flush of what lies before is one of the disk alone: the blocks and the
+//! file's size are durable already, only what direct I/O has written there since is not. Where that can't be said (another
+//! file system than ext4, no direct I/O, no room, or the thread is behind), it is `fdatasync` as before.
 //!
 //! Owned by the logger thread (or by the control thread until it hands the file over); no lock. All calls may sleep.
 
 use kernel::{
     prelude::*,
     str::CString,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc,
+        UniqueArc, //
+    }, //
 };
 
 use mars_core::{
@@ -47,9 +62,16 @@ use crate::{
     sys::{
         buf::Buf,
         checksum,
+        dir,
+        event::Event,
         file::{
             File,
             OpenFlags, //
+        },
+        thread::{
+            Thread,
+            ThreadCtx,
+            Urgent, //
         }, //
     }, //
 };
@@ -57,9 +79,44 @@ use crate::{
 /// How far ahead of the end the file is filled with zeros, each time that it gets short.
 const ZERO_AHEAD: usize = 4 << 20;
 
+/// So far ahead it is filled early, if that is a small part of the room in `/mars`: as much as can be written while the
+/// journal waits for memory.
+const EARLY: u64 = 16 << 20;
+
+/// What the thread knows that makes new blocks durable.
+#[pin_data]
+struct Ahead {
+    /// Up to here somebody has extended the file.
+    wanted: Atomic<u64>,
+    /// Up to here blocks and size are durable.
+    durable: Atomic<u64>,
+    #[pin]
+    work: Event,
+}
+
+impl Ahead {
+    fn run(&self, ctx: &ThreadCtx, file: &File) {
+        while !ctx.should_stop() {
+            let wanted = self.wanted.load(Acquire);
+            if wanted <= self.durable.load(Relaxed) {
+                self.work.wait_timeout(1000);
+                continue;
+            }
+            match file.datasync() {
+                Ok(()) => self.durable.store(wanted, Release),
+                // The logger will find out by itself.
+                Err(_) => ctx.sleep_ms(1000),
+            }
+        }
+    }
+}
+
 /// An open log at its end.
 pub(crate) struct LogFile {
-    file: File,
+    /// Ends before the file is cut.
+    ahead_thread: Option<Thread>,
+    ahead: Option<Arc<Ahead>>,
+    file: Arc<File>,
     /// Its name.
     pub(crate) name: LogName,
     ctx: LogContext,
@@ -71,6 +128,8 @@ pub(crate) struct LogFile {
     seq: u64,
     chain: u32,
     zeroed: u64,
+    /// Before this position it is not extended early.
+    look_at: u64,
     zeros: Buf,
 }
 
@@ -123,7 +182,9 @@ impl LogFile {
             .encode::<KernelDigest>(&mut block)
             .map_err(Error::from)?;
         let mut log = Self {
-            file,
+            ahead_thread: None,
+            ahead: None,
+            file: Arc::new(file, GFP_KERNEL)?,
             name,
             ctx: header.context(),
             direct,
@@ -132,6 +193,7 @@ impl LogFile {
             seq: 1,
             chain,
             zeroed: u64::try_from(HEADER_SIZE)?,
+            look_at: 0,
             zeros: Buf::zeroed(ZERO_AHEAD)?,
         };
         inject::at!(LogHeader)?;
@@ -141,7 +203,28 @@ impl LogFile {
         log.file.sync()?;
         paths::sync_resource_dir(resource)?;
         inject::at!(LogCreated)?;
+        if direct && log.file.can_flush_device() {
+            log.start_ahead(resource)?;
+        }
         Ok(log)
+    }
+
+    /// From now on, what is before the present end of the file needs no journal.
+    fn start_ahead(&mut self, resource: &Name) -> Result {
+        let zeroed = self.zeroed;
+        let ahead = Arc::pin_init(
+            pin_init!(Ahead {
+                wanted: Atomic::new(zeroed),
+                durable: Atomic::new(zeroed),
+                work <- Event::new(),
+            }),
+            GFP_KERNEL,
+        )?;
+        let (shared, file) = (ahead.clone(), self.file.clone());
+        let name = CString::try_from_fmt(format_args!("mars_ext/{resource}"))?;
+        self.ahead_thread = Some(Thread::spawn(&name, move |ctx| shared.run(ctx, &file))?);
+        self.ahead = Some(ahead);
+        Ok(())
     }
 
     fn write(&self, buf: &Buf, len: usize, pos: u64) -> Result {
@@ -155,14 +238,40 @@ impl LogFile {
     fn zero_ahead(&mut self, len: usize) -> Result {
         let need = self.pos.saturating_add(u64::try_from(len)?);
         while self.zeroed < need.saturating_add(64 << 10) {
-            inject::at!(LogExtend, self.zeroed, ZERO_AHEAD)?;
-            self.write(&self.zeros, ZERO_AHEAD, self.zeroed)?;
-            self.zeroed = self.zeroed.saturating_add(u64::try_from(ZERO_AHEAD)?);
+            self.extend()?;
+        }
+        let Some(ahead) = self.ahead.clone() else {
+            return Ok(());
+        };
+        // Not while the thread waits for the journal: then this would, too.
+        if self.zeroed < need.saturating_add(EARLY)
+            && self.pos >= self.look_at
+            && ahead.durable.load(Relaxed) >= ahead.wanted.load(Relaxed)
+        {
+            // There is room for what has to be written now, so this may fail.
+            let room = dir::statfs(paths::ROOT).is_ok_and(|s| s.avail / 64 >= EARLY);
+            if !room || self.extend().is_err() {
+                self.look_at = self.pos.saturating_add(1 << 20);
+            }
+        }
+        if self.zeroed > ahead.wanted.load(Relaxed) {
+            ahead.wanted.store(self.zeroed, Release);
+            ahead.work.signal();
         }
         Ok(())
     }
 
-    /// Appends one batch with `items`; not durable before [`LogFile::sync`].
+    fn extend(&mut self) -> Result {
+        // New blocks are a transaction.
+        let _urgent = Urgent::enter();
+        inject::at!(LogExtend, self.zeroed, ZERO_AHEAD)?;
+        self.write(&self.zeros, ZERO_AHEAD, self.zeroed)?;
+        self.zeroed = self.zeroed.saturating_add(u64::try_from(ZERO_AHEAD)?);
+        Ok(())
+    }
+
+    /// Appends one batch with `items`; not durable before [`LogFile::sync`]. Gives its memory and its length. Where there is
+    /// no memory for it, it is made in `spare`, which may be longer than it, and no memory is given.
     ///
     /// # Errors
     ///
@@ -172,7 +281,8 @@ impl LogFile {
         &mut self,
         items: &[LogItem<Slice>],
         now: LamportTime,
-    ) -> Result<(Arc<Buf>, usize)> {
+        spare: &mut Buf,
+    ) -> Result<(Option<Arc<Buf>>, usize)> {
         let count = u32::try_from(items.len())?;
         let mut payload = 0u64;
         for i in items {
@@ -182,10 +292,18 @@ impl LogFile {
         }
         let len = batch_size(count, payload, self.ctx.align).ok_or(EOVERFLOW)?;
         let total = usize::try_from(len)?;
-        inject::at!(AppendMemory, self.pos, total)?;
-        let mut buf = Buf::new(total)?;
+        let mut own = match inject::at!(AppendMemory, self.pos, total).and_then(|()| memory(total))
+        {
+            Ok(own) => Some(own),
+            Err(e) if e == ENOMEM => None,
+            Err(e) => return Err(e),
+        };
+        let buf: &mut Buf = match &mut own {
+            Some(own) => own,
+            None => spare,
+        };
         let mut w = BatchWriter::new(
-            &mut buf,
+            buf.get_mut(..total).ok_or(ENOMEM)?,
             &self.ctx,
             self.seq,
             self.pos,
@@ -214,18 +332,20 @@ impl LogFile {
         }
         let done = w.finish::<KernelDigest>().map_err(Error::from)?;
         self.zero_ahead(total)?;
-        if let Some(n) = inject::data!(AppendWrite, self.pos, &mut buf)? {
+        // Everybody who makes memory free waits for this.
+        let _urgent = Urgent::enter();
+        let bytes = buf.get_mut(..total).ok_or(EIO)?;
+        if let Some(n) = inject::data!(AppendWrite, self.pos, bytes)? {
             // Torn, at a boundary that direct I/O allows.
-            self.write(&buf, n & !4095, self.pos)?;
+            self.write(buf, n & !4095, self.pos)?;
             return Err(EIO);
         }
-        let buf = Arc::new(buf, GFP_KERNEL)?;
-        self.write(&buf, total, self.pos)?;
+        self.write(buf, total, self.pos)?;
         inject::at!(AppendDone, self.pos, total)?;
         self.pos = self.pos.saturating_add(u64::from(done.total_len));
         self.seq = self.seq.saturating_add(1);
         self.chain = done.meta_crc;
-        Ok((buf, total))
+        Ok((own.map(Arc::from), total))
     }
 
     /// Writes a batch once more to its place: after a failed flush nobody knows what the disk has of it.
@@ -237,18 +357,28 @@ impl LogFile {
     /// Makes everything appended durable.
     pub(crate) fn sync(&self) -> Result {
         inject::at!(FlushLog, self.pos, 0)?;
-        self.file.datasync()?;
+        match &self.ahead {
+            Some(ahead) if self.pos <= ahead.durable.load(Acquire) => self.file.flush_device()?,
+            _ => self.file.datasync()?,
+        }
         inject::at!(FlushLogDone, self.pos, 0)
     }
 
     /// Cuts the file to its true end and makes it durable; gives the end.
-    pub(crate) fn close(self) -> Result<u64> {
+    pub(crate) fn close(mut self) -> Result<u64> {
+        self.ahead_thread = None;
         inject::at!(LogCloseCut)?;
         self.file.truncate(self.pos)?;
         inject::at!(LogCloseSync)?;
         self.file.sync()?;
         Ok(self.pos)
     }
+}
+
+/// Memory for a batch, and for its handle.
+fn memory(len: usize) -> Result<UniqueArc<Buf>> {
+    let buf = Buf::try_new(len)?;
+    Ok(UniqueArc::new(buf, GFP_NOWAIT)?)
 }
 
 /// Whether there is a header and at least one batch behind it. What can't be read counts as yes.

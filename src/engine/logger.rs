@@ -6,6 +6,10 @@
 //! somebody waits for durability, when enough is unflushed, or when the oldest unflushed record gets too old: only what
 //! is durable may be written back to the disk or be seen by a peer (else a crash could leave a replica, or the own disk,
 //! ahead of the log). At a rotation the switch happens between two batches.
+//!
+//! When memory is short, a batch is made in a buffer that is kept for that, and flushed before the next one: the log always
+//! gets on, because nothing becomes free before it does. What its file system needs, that waits for, as for any file: its
+//! allocations may not fail, so the kernel's last memory ([`Reserves`]) is no help for them, and forbidden.
 
 use kernel::{
     prelude::*,
@@ -26,7 +30,10 @@ use mars_core::{
         Seq, //
     },
     ends::LogEnds,
-    log::LogName,
+    log::{
+        batch_size,
+        LogName, //
+    },
     name::Name, //
 };
 
@@ -47,7 +54,10 @@ use crate::{
     },
     sys::{
         bio::BioList,
-        buf::Buf,
+        buf::{
+            Buf,
+            Reserves, //
+        },
         thread::{
             Thread,
             ThreadCtx, //
@@ -227,7 +237,8 @@ impl Progress {
             if bytes.saturating_add(r.len) > max {
                 break;
             }
-            found.push(r.data.clone(), GFP_KERNEL)?;
+            // The logger needs this lock: nobody may wait for memory here.
+            found.push(r.data.clone(), GFP_NOWAIT)?;
             bytes = bytes.saturating_add(r.len);
             next = next.saturating_add(u64::try_from(r.len)?);
         }
@@ -254,7 +265,7 @@ impl Progress {
         for b in batches.drain_all() {
             i.recent_bytes = i.recent_bytes.saturating_add(b.len);
             // Without memory the peers read the file.
-            if i.recent.push(b, GFP_KERNEL).is_err() {
+            if i.recent.push(b, GFP_NOWAIT).is_err() {
                 i.recent.clear();
                 i.recent_bytes = 0;
             }
@@ -267,6 +278,15 @@ impl Progress {
         }
         drop(i);
         self.changed.notify_all();
+    }
+
+    /// Gives up what is only kept to spare peers and the disk a read.
+    fn drop_recent(&self) {
+        let mut i = self.inner.lock();
+        let old = core::mem::replace(&mut i.recent, KVec::new());
+        i.recent_bytes = 0;
+        drop(i);
+        drop(old);
     }
 
     fn finished(&self, name: LogName, end: u64) {
@@ -305,6 +325,13 @@ pub(crate) fn spawn(
         None => pipe.with(|s| s.unlogged = true),
     }
     progress.stop_logging(false);
+    let longest = batch_size(
+        u32::try_from(BATCH_RECORDS)?,
+        u64::try_from(BATCH_BYTES)?,
+        4096,
+    )
+    .ok_or(EOVERFLOW)?;
+    let spare = Buf::new(usize::try_from(longest)?)?;
     Thread::spawn(name, move |ctx| {
         Logger {
             pipe: &pipe,
@@ -315,6 +342,8 @@ pub(crate) fn spawn(
             target: Seq::default(),
             logged: Seq::default(),
             unflushed: KVec::new(),
+            spare,
+            spare_used: None,
             unflushed_bytes: 0,
             unflushed_since: 0,
             waited_at: 0,
@@ -337,6 +366,10 @@ struct Logger<'a> {
     target: Seq,
     logged: Seq,
     unflushed: KVec<Recent>,
+    /// Memory for one batch, for when there is no other.
+    spare: Buf,
+    /// Where the batch in it stands in the log, and its length, until that is flushed. It is the last one.
+    spare_used: Option<(u64, usize)>,
     unflushed_bytes: usize,
     unflushed_since: u64,
     /// Monotonic time when somebody was seen last who waits for a flush.
@@ -408,6 +441,10 @@ impl Logger<'_> {
             inject::pass!(LoggerRound);
             items.clear();
             self.give_up_flushes();
+            if self.spare_used.is_some() && !self.flush(&log) {
+                time::sleep_ms(200);
+                continue;
+            }
             self.gather(stopping);
             let rest = self.take(&mut items);
             if !items.is_empty() && !self.append(&mut log, &items) {
@@ -484,6 +521,7 @@ impl Logger<'_> {
         let target = &mut self.target;
         let resource = self.progress.resource.as_str();
         self.pipe.with(|s| {
+            let _reserves = Reserves::enter();
             if let Err(e) = s.buffer.take_for_log(BATCH_RECORDS, BATCH_BYTES, items) {
                 crate::sys::log::log_warn!(
                     "{}: the logger waits for memory: {:?}\n",
@@ -502,11 +540,13 @@ impl Logger<'_> {
     fn append(&mut self, log: &mut LogFile, items: &[LogItem<Slice>]) -> bool {
         let start = log.pos;
         // Room for the note comes first: a batch that could not be written again after a failed flush must not exist.
-        let appended = self
-            .unflushed
-            .reserve(1, GFP_KERNEL)
+        let room = {
+            let _reserves = Reserves::enter();
+            self.unflushed.reserve(1, GFP_NOWAIT)
+        };
+        let appended = room
             .map_err(Error::from)
-            .and_then(|()| log.append(items, self.clock.now()));
+            .and_then(|()| log.append(items, self.clock.now(), &mut self.spare));
         match appended {
             Ok((data, len)) => {
                 self.succeeded();
@@ -521,12 +561,21 @@ impl Logger<'_> {
                 if self.unflushed_since == 0 {
                     self.unflushed_since = time::mono_ns();
                 }
-                let _ = self.unflushed.push_within_capacity(Recent {
-                    number: log.name.number,
-                    pos: start,
-                    len,
-                    data,
-                });
+                match data {
+                    Some(data) => {
+                        let _ = self.unflushed.push_within_capacity(Recent {
+                            number: log.name.number,
+                            pos: start,
+                            len,
+                            data,
+                        });
+                    }
+                    None => {
+                        self.spare_used = Some((start, len));
+                        // They are a convenience; peers read the file.
+                        self.progress.drop_recent();
+                    }
+                }
                 true
             }
             Err(e) => {
@@ -583,6 +632,9 @@ impl Logger<'_> {
     }
 
     fn must_flush(&self, rest: usize, at_once: bool) -> bool {
+        if self.spare_used.is_some() {
+            return true;
+        }
         if !self.waiting.is_empty() && self.logged >= self.target {
             return true;
         }
@@ -613,6 +665,7 @@ impl Logger<'_> {
             self.pipe.with(|s| {
                 s.buffer.durable(logged);
             });
+            self.spare_used = None;
             self.unflushed_bytes = 0;
             self.unflushed_since = 0;
             self.pipe.work.signal();
@@ -631,6 +684,9 @@ impl Logger<'_> {
         if self.suspect {
             for b in &self.unflushed {
                 log.rewrite(b.pos, &b.data, b.len)?;
+            }
+            if let Some((pos, len)) = self.spare_used {
+                log.rewrite(pos, &self.spare, len)?;
             }
         }
         self.suspect = true;

@@ -4,19 +4,24 @@
 //!
 //! One [`Pipeline`] serves one backing disk in one role. On a primary the device admits writes and the logger reports them
 //! durable; in replay and recovery the records come from a log and are durable from the start. Everything after that is
-//! the same: a write-back thread ([`run`]) takes what the plan of the core gives, in device order, flushes the disk from
-//! time to time, and only then lets the replay position move.
+//! the same: a write-back thread ([`run`]) takes what the plan of the core gives, in device order, and flushes the disk from
+//! time to time; only then the replay position moves, which another thread publishes.
 //!
 //! A disk that fails is tried again, with pauses; what it does not take stays in the buffer, and what it took since its last
 //! good flush is written again if a flush fails. Who waits for it gives up after a while: a drain after [`DRAIN_MS`], because
 //! the log has everything, and a write that finds no room after [`STUCK_MS`], with an error, because otherwise it would hang
 //! until the disk is replaced, and its application with it. The same goes for a log that can't be written.
 //!
-//! Lock order: `Pipeline::state` is a leaf of the engine; nothing but the wait queues of this file is taken under it, and
-//! no I/O is done under it. It is a sleeping lock: never taken in an interrupt.
+//! When memory is short, what is here is what makes memory free. So nothing waits for memory under `Pipeline::state`: the
+//! buffer's allocations don't, and may take the kernel's last memory ([`Reserves`]) for the few bytes that they need. Who
+//! waits, for memory or for room, does so without it.
+//!
+//! Lock order: `Pipeline::turn`, then `Pipeline::state`, which is a leaf of the engine; nothing but the wait queues of this
+//! file is taken under it, and no I/O is done under it. They are sleeping locks: never taken in an interrupt.
 
 use kernel::{
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -33,12 +38,14 @@ use kernel::{
 
 use mars_core::{
     buffer::{
+        Coverage,
         Kind,
         LogPos,
         Overlap,
         WriteBuffer,
         WritebackIo, //
     },
+    name::Name,
     replay::Admission,
     writeback,
     zeroes::Backing, //
@@ -58,7 +65,10 @@ use crate::{
             Plug,
             ZeroWith, //
         },
-        buf::Buf,
+        buf::{
+            Buf,
+            Reserves, //
+        },
         event::Event,
         thread::{
             Thread,
@@ -117,6 +127,8 @@ pub(crate) struct State {
     pub(crate) published: Option<LogPos>,
     /// Nothing is logged: what counts as durable in the log may be on its way to the disk (`logger/unlogged.rs`).
     pub(crate) unlogged: bool,
+    /// Writes that wait for their turn, or for room.
+    queued: usize,
     /// Nothing is admitted for the moment.
     pub(crate) held: bool,
     /// Somebody waited because of `held`.
@@ -173,6 +185,10 @@ impl State {
 pub(crate) struct Pipeline {
     #[pin]
     state: Mutex<State>,
+    /// Held by the one write that waits for room; the next ones wait for it, in their order. Each for itself would be woken
+    /// with all others, and one that needs much would never find it free among many that need little.
+    #[pin]
+    turn: Mutex<()>,
     /// Signalled when payload memory was freed, when the buffer ran empty, or when it was closed.
     #[pin]
     changed: CondVar,
@@ -182,6 +198,9 @@ pub(crate) struct Pipeline {
     /// Wakes the logger (primary only).
     #[pin]
     pub(crate) log_work: Event,
+    /// Wakes the thread that publishes.
+    #[pin]
+    publish_work: Event,
     /// The disk.
     pub(crate) bdev: Arc<BlockDevice>,
     budget: usize,
@@ -225,14 +244,17 @@ impl Pipeline {
                     stuck_since: None,
                     published: None,
                     unlogged: false,
+                    queued: 0,
                     held: false,
                     held_up: false,
                     cap: usize::MAX,
                     admitted_at: 0,
                 }),
+                turn <- new_mutex!(()),
                 changed <- new_condvar!(),
                 work <- Event::new(),
                 log_work <- Event::new(),
+                publish_work <- Event::new(),
                 zero_limit: backing(&bdev).may_wait(budget),
                 failing_since: Atomic::new(0),
                 bdev,
@@ -279,10 +301,25 @@ impl Pipeline {
         then: impl FnOnce(&mut State) -> R,
     ) -> Result<R> {
         let mut state = self.state.lock();
-        loop {
+        let mut turn = None;
+        if state.queued > 0 || state.held || !self.has_room(&state, kind, length) {
+            state.queued = state.queued.saturating_add(1);
+            drop(state);
+            turn = Some(self.turn.lock());
+            state = self.state.lock();
+        }
+        let admitted = loop {
             if state.held || !self.has_room(&state, kind, length) {
+                if turn.is_none() {
+                    // While there was no memory the room has gone.
+                    state.queued = state.queued.saturating_add(1);
+                    drop(state);
+                    turn = Some(self.turn.lock());
+                    state = self.state.lock();
+                    continue;
+                }
                 if let Some(e) = state.stuck() {
-                    return Err(e);
+                    break Err(e);
                 }
                 state.held_up |= state.held;
                 self.work.signal();
@@ -292,21 +329,26 @@ impl Pipeline {
             }
             state.unstuck();
             match inject::at!(AdmitMemory, offset, 0).and_then(|()| {
+                let _reserves = Reserves::enter();
                 state
                     .buffer
                     .admit(kind, offset, length, stamp, crc, data.clone())
                     .map_err(Error::from)
             }) {
-                Ok(_) => break,
+                Ok(_) => break Ok(()),
                 // Write-back frees memory; the application must not see that there is none just now (P4).
                 Err(e) if e == ENOMEM => {
                     drop(state);
                     time::sleep_ms(10);
                     state = self.state.lock();
                 }
-                Err(e) => return Err(e),
+                Err(e) => break Err(e),
             }
+        };
+        if turn.is_some() {
+            state.queued = state.queued.saturating_sub(1);
         }
+        admitted?;
         state.admitted_at = time::mono_ns();
         let r = then(&mut state);
         let first = state.buffer.untaken() == 1;
@@ -331,21 +373,36 @@ impl Pipeline {
         stop: &impl Fn() -> bool,
     ) -> Result {
         let mut state = self.state.lock();
-        while !self.has_room(&state, a.kind, a.length) {
+        loop {
+            let full = !self.has_room(&state, a.kind, a.length);
+            // Not the log's stamp: that is another host's clock, and it is only used to tell how old the record is here.
+            let stamp = Clock::real().as_nanos();
+            if !full {
+                let _reserves = Reserves::enter();
+                match state
+                    .buffer
+                    .admit_durable(a.kind, a.offset, a.length, stamp, a.crc, data.clone(), end)
+                    .map_err(Error::from)
+                {
+                    Ok(_) => break,
+                    Err(e) if e == ENOMEM => (),
+                    Err(e) => return Err(e),
+                }
+            }
             if stop() {
                 return Err(EINTR);
             }
             self.work.signal();
-            let _ = self
-                .changed
-                .wait_interruptible_timeout(&mut state, msecs_to_jiffies(100));
+            if full {
+                let _ = self
+                    .changed
+                    .wait_interruptible_timeout(&mut state, msecs_to_jiffies(100));
+            } else {
+                drop(state);
+                time::sleep_ms(10);
+                state = self.state.lock();
+            }
         }
-        // Not the log's stamp: that is another host's clock, and it is only used to tell how old the record is here.
-        let stamp = Clock::real().as_nanos();
-        state
-            .buffer
-            .admit_durable(a.kind, a.offset, a.length, stamp, a.crc, data, end)
-            .map_err(Error::from)?;
         state.admitted_at = time::mono_ns();
         Ok(())
     }
@@ -471,26 +528,73 @@ impl Pipeline {
         done
     }
 
-    /// Whether the range has buffered data; cheap.
-    pub(crate) fn lookup(
-        &self,
-        offset: u64,
-        len: u32,
-        out: &mut KVec<Overlap<Slice>>,
-    ) -> Result<mars_core::buffer::Coverage> {
-        Ok(self.state.lock().buffer.lookup(offset, len, out)?)
+    /// Lets the replay position move to where the disk is durable.
+    fn tell(&self, publish: impl Fn(LogPos) -> bool) {
+        let news = self.with(|s| {
+            let mark = s.buffer.written_position();
+            (mark != s.published).then_some(mark).flatten()
+        });
+        if let Some(pos) = news {
+            // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
+            // could not be published is tried again.
+            inject::pass!(Publish);
+            if publish(pos) {
+                self.with(|s| s.published = Some(pos));
+            }
+            self.notify();
+        }
+    }
+
+    /// Whether the range has buffered data; cheap. Gives the pieces in `out`. Waits for memory, if there is none.
+    pub(crate) fn lookup(&self, offset: u64, len: u32, out: &mut KVec<Overlap<Slice>>) -> Coverage {
+        loop {
+            out.clear();
+            let found = {
+                let _reserves = Reserves::enter();
+                self.state.lock().buffer.lookup(offset, len, out)
+            };
+            match found {
+                Ok(coverage) => return coverage,
+                // A read that is in memory must not fail because there is no more of it (P4).
+                Err(_) => time::sleep_ms(10),
+            }
+        }
     }
 }
 
-/// Spawns the write-back thread of `pipe`. `publish` is called, without locks, with each position that became durable on
-/// the backing disk; it may sleep, and says whether it has succeeded.
+/// The threads of a pipeline, see [`spawn`]. They end in this order: nobody else publishes when write-back does it at its end.
+pub(crate) struct Threads {
+    _publisher: Thread,
+    _writeback: Thread,
+}
+
+/// Spawns the threads of `pipe`: `mars_wb` and `mars_pub`. `publish` is called, without locks, with each position that
+/// became durable on the backing disk; it may sleep, and says whether it has succeeded.
+///
+/// It has a thread of its own because it writes to the file system of `/mars`, which may have to wait for memory, or for
+/// who waits for memory; write-back makes memory free, and must not wait for it.
 pub(crate) fn spawn(
-    name: &CStr,
+    resource: &Name,
     pipe: Arc<Pipeline>,
-    publish: impl Fn(LogPos) -> bool + Send + 'static,
-) -> Result<Thread> {
+    publish: impl Fn(LogPos) -> bool + Send + core::marker::Sync + 'static,
+) -> Result<Threads> {
+    let publish = Arc::new(publish, GFP_KERNEL)?;
     let group = IoGroup::new()?;
-    Thread::spawn(name, move |ctx| run(ctx, &pipe, group, publish))
+    let (p, f) = (pipe.clone(), publish.clone());
+    let name = CString::try_from_fmt(format_args!("mars_wb/{resource}"))?;
+    let writeback = Thread::spawn(&name, move |ctx| run(ctx, &p, group, &*f))?;
+    let name = CString::try_from_fmt(format_args!("mars_pub/{resource}"))?;
+    let publisher = Thread::spawn(&name, move |ctx| {
+        let ms = u32::try_from(pipe.policy.publish_ns / 1_000_000).unwrap_or(1000);
+        while !ctx.should_stop() {
+            pipe.publish_work.wait_timeout(ms);
+            pipe.tell(&*publish);
+        }
+    })?;
+    Ok(Threads {
+        _publisher: publisher,
+        _writeback: writeback,
+    })
 }
 
 /// What belongs to one I/O in flight.
@@ -514,26 +618,21 @@ struct Zeroing {
 }
 
 /// The write-back thread.
-struct WriteBack<'a, P> {
+struct WriteBack<'a> {
     pipe: &'a Pipeline,
     group: IoGroup<Tag>,
-    publish: P,
     flushing: bool,
     last_flush: u64,
-    last_publish: u64,
     /// The disk does what it says about zeros.
     can_zero: bool,
 }
 
 fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos) -> bool) {
-    let now = time::mono_ns();
     let mut w = WriteBack {
         pipe,
         group,
-        publish,
         flushing: false,
-        last_flush: now,
-        last_publish: now,
+        last_flush: time::mono_ns(),
         can_zero: true,
     };
     let mut plan: KVec<WritebackIo<Slice>> = KVec::new();
@@ -541,9 +640,10 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
         w.round(&mut plan);
     }
     w.end();
+    pipe.tell(publish);
 }
 
-impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
+impl WriteBack<'_> {
     #[inline(never)]
     fn round(&mut self, plan: &mut KVec<WritebackIo<Slice>>) {
         inject::pass!(WriteBackRound);
@@ -554,9 +654,6 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
         self.submit(plan);
         if decision.flush {
             self.flush(now);
-        }
-        if now.saturating_sub(self.last_publish) >= self.pipe.policy.publish_ns {
-            self.tell();
         }
         if started == 0 {
             match self.group.in_flight().checked_sub(1) {
@@ -606,15 +703,17 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
                 last_error_ns: s.last_error_ns,
                 incoming_per_s: 0,
             };
-            let d = writeback::decide(&view, &pipe.policy);
+            let mut d = writeback::decide(&view, &pipe.policy);
             plan.clear();
             if d.start > 0 {
                 let r = inject::at!(PlanMemory).and_then(|()| {
+                    let _reserves = Reserves::enter();
                     Ok(s.buffer
                         .plan(tunables::writeback_io_bytes(), d.start, plan)?)
                 });
                 if let Err(e) = r {
                     crate::sys::log::log_warn!("write-back has to wait for memory: {:?}\n", e);
+                    d.sleep_ms = d.sleep_ms.min(10);
                 }
             }
             d
@@ -646,6 +745,8 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
                     pipe.with(|s| s.buffer.io_done(id, false));
                 }
                 (Tag::Write(id) | Tag::Zero(id, _), Ok(())) => pipe.with(|s| {
+                    // What is done is noted, or it would be done again.
+                    let _reserves = Reserves::enter();
                     s.buffer.io_done(id, true);
                     pipe.succeeded(s);
                 }),
@@ -788,25 +889,7 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
             }
         });
         if result.is_ok() {
-            self.tell();
-        }
-    }
-
-    /// Lets the replay position move to where the disk is durable.
-    fn tell(&mut self) {
-        self.last_publish = time::mono_ns();
-        let news = self.pipe.with(|s| {
-            let mark = s.buffer.written_position();
-            (mark != s.published).then_some(mark).flatten()
-        });
-        if let Some(pos) = news {
-            // Noted afterwards: who sees it may move the link on to the next log, and nothing may move it back then. What
-            // could not be published is tried again.
-            inject::pass!(Publish);
-            if (self.publish)(pos) {
-                self.pipe.with(|s| s.published = Some(pos));
-            }
-            self.pipe.notify();
+            pipe.publish_work.signal();
         }
     }
 
@@ -821,6 +904,5 @@ impl<P: Fn(LogPos) -> bool> WriteBack<'_, P> {
             self.group.wait(1000, 0);
             self.reap(true);
         }
-        self.tell();
     }
 }

@@ -18,9 +18,12 @@ use crate::{
         env::Env,
         tunables, //
     },
-    sys::sysctl::{
-        Sysctl,
-        TextWriter, //
+    sys::{
+        buf,
+        sysctl::{
+            Sysctl,
+            TextWriter, //
+        }, //
     },
     VERSION, //
 };
@@ -63,7 +66,8 @@ fn info(w: &mut TextWriter, env: &Env) -> Result {
         env.stats.served.load(Relaxed),
         env.stats.synced.load(Relaxed)
     ))?;
-    line(format_args!("tree_generation {}\n", env.store.generation()))
+    line(format_args!("tree_generation {}\n", env.store.generation()))?;
+    line(format_args!("payload_bytes {}\n", buf::bytes_in_use()))
 }
 
 /// `1`, `2`, `3`, `8`: look at the tree now (all the same here: peers are told by what changes). Other words of the

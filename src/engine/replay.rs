@@ -136,7 +136,7 @@ struct Files {
 struct Session {
     m: Arc<Member>,
     pipe: Arc<Pipeline>,
-    writeback: Option<Thread>,
+    writeback: Option<pipeline::Threads>,
     files: Arc<Files>,
     file: Option<Arc<File>>,
     at: At,
@@ -175,10 +175,9 @@ impl Session {
             pin_init!(Files { list <- new_mutex!(KVec::new()) }),
             GFP_KERNEL,
         )?;
-        let name = CString::try_from_fmt(format_args!("mars_wb/{}", m.name))?;
         let publisher = m.clone();
         let known = files.clone();
-        let writeback = pipeline::spawn(&name, pipe.clone(), move |pos| {
+        let writeback = pipeline::spawn(&m.name, pipe.clone(), move |pos| {
             publish(&publisher, &known, pos)
         })?;
         Ok(Self {

@@ -63,6 +63,7 @@ impl Logger<'_> {
             durable
         });
         self.unflushed.clear();
+        self.spare_used = None;
         self.unflushed_bytes = 0;
         self.unflushed_since = 0;
         self.suspect = false;
