@@ -152,10 +152,13 @@ MARS_STATES ?= 5000
 MARS_CRASHES ?= 100
 MARS_REPEAT ?= 10
 MARS_POINTS ?= all
+# Seconds.
+MARS_OVERLOAD ?= 3600
 torture: module inject userspace
-	@MARS_POINTS=$(MARS_POINTS) MARS_STATES=$(MARS_STATES) MARS_CRASHES=$(MARS_CRASHES) MARS_REPEAT=$(MARS_REPEAT) exec python3 -m pytest -rA \
+	@MARS_POINTS=$(MARS_POINTS) MARS_STATES=$(MARS_STATES) MARS_CRASHES=$(MARS_CRASHES) MARS_REPEAT=$(MARS_REPEAT) MARS_OVERLOAD=$(MARS_OVERLOAD) \
+		exec python3 -m pytest -rA \
 		tests/test_power_loss.py tests/test_crash_primary.py tests/test_crash_secondary.py tests/test_crash_points.py \
-		tests/test_reload.py $(ARGS)
+		tests/test_reload.py tests/test_memory.py $(ARGS)
 
 demo: module userspace
 	@exec scripts/demo $(ARGS)
