@@ -24,7 +24,7 @@ from marsvm import wait_until
 from marsvm.util import scaled
 
 MIB = 1 << 20
-# make torture: an hour.
+# Seconds; make torture: an hour.
 OVERLOAD = number("MARS_OVERLOAD", 30)
 # Besides the write buffer: batches kept for peers (16 MiB), not flushed yet (8), zeros for two logs (8), and what is on
 # its way through a connection, a batch, or the spare one of the logger (8 together).
@@ -170,7 +170,7 @@ def test_overload(mars_hosts):
     for host in (a, b):
         host.mount_mars()
         marscluster.load_module(host, write_buffer_mb=buffer)
-        host.run(f"echo {max(20, int(scaled(20)))} > /proc/sys/kernel/hung_task_timeout_secs")
+        host.run(f"echo {int(scaled(10))} > /proc/sys/kernel/hung_task_timeout_secs")
     cluster_of_two((a, b))
     job = a.start(_OVERLOAD, timeout=OVERLOAD + 300)
     most = {a: 0, b: 0}
@@ -188,7 +188,7 @@ def test_overload(mars_hosts):
         progress(0.5)
     job.wait()
     print(f"{rotations} rotations, buffer full at {full} of {looks} looks, at most {most[a] >> 20} and {most[b] >> 20} MiB in buffers")
-    assert full > looks // 2, "no overload"
+    assert full > looks // 3, "no overload"
     for host in (a, b):
         assert most[host] <= buffer * MIB + BESIDE, f"{most[host]} bytes in buffers of {host.name}"
     marscluster.wait_synced([a, b], timeout=300)
