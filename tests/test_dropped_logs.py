@@ -2,6 +2,8 @@
 """Logs are deleted although a member that is away still needs them: it comes back by itself, and only what they wrote is
 compared."""
 
+import os
+
 import marscluster
 import pytest
 from marscase import DEVICE
@@ -15,6 +17,9 @@ from marscase import tree
 from marsvm import wait_until
 
 MIB = 1 << 20
+
+# The long ones. A part of what they look at, test_crash_points.py does, too.
+full = pytest.mark.skipif(not os.environ.get("FULL"), reason="takes long: FULL=1")
 
 
 def counter(host, key):
@@ -100,6 +105,7 @@ def test_a_member_comes_back_after_its_logs_were_deleted(mars_hosts):
     equal([b, a])
 
 
+@full
 @pytest.mark.timeout(900)
 def test_power_cuts_while_it_comes_back(mars_hosts):
     random = seeded("power cuts: ")
@@ -118,6 +124,7 @@ def test_power_cuts_while_it_comes_back(mars_hosts):
     equal([a, b])
 
 
+@full
 @pytest.mark.timeout(600)
 def test_the_new_primary_has_no_map(mars_hosts):
     """Then everything is compared, and nothing is guessed."""
