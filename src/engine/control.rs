@@ -448,29 +448,12 @@ impl Control {
                     .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
             );
         }
-        let help = drop_logs::help(&m).filter(|_| work.fetch);
-        if let (None, Some(log), true) = (&help, m.fetch.gone(), work.replay && m.is_led()) {
-            m.set_trouble(Some(("waiting", format_args!("the primary does not have {log}, which this replica needs next. If no other member has it ('marsadm view'), run 'marsadm invalidate {}' here", m.name))));
+        if self.go_on_without_logs(work)? {
+            return Ok(());
         }
-        if let Some((primary, dropped, begun)) = help {
-            if !m.switch(format_args!("todo-{}/sync", m.me())) {
-                m.set_trouble(Some(("waiting", format_args!("logs that this replica needs were deleted by force on {primary}; it stays as it is until resume-sync permits to compare what they wrote"))));
-            } else if work.replay || begun {
-                s.sync = None;
-                s.replay = None;
-                s.fetch = None;
-                m.fetch.forget();
-                m.set_trouble(None);
-                drop_logs::jump(&m, &primary, &dropped, begun).map_err(|e| {
-                    fail(
-                        "waiting",
-                        format_args!("logs that this replica needs were deleted by force on {primary}, and going on behind them failed: {e:?}; is /mars full?"),
-                    )
-                })?;
-                m.kick.signal();
-                return Ok(());
-            }
-        }
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
         if work.replay && s.replay.is_none() {
             s.replay = Some(
                 replay::Worker::start(m.clone(), s.bdev.clone())
@@ -488,6 +471,42 @@ impl Control {
         }
         space::unlink_old(&m, false);
         Ok(())
+    }
+
+    /// Where the logs that this replica needs were deleted, goes on behind them, if the primary can say what they wrote. `true`:
+    /// everything begins anew with the next round.
+    #[inline(never)]
+    fn go_on_without_logs(&mut self, work: Work) -> Result<bool, Reason> {
+        let m = self.m.clone();
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(false);
+        };
+        let Some((primary, dropped, begun)) = drop_logs::help(&m).filter(|_| work.fetch) else {
+            if let Some(log) = m.fetch.gone().filter(|_| work.replay && m.is_led()) {
+                m.set_trouble(Some(("waiting", format_args!("the primary does not have {log}, which this replica needs next. If no other member has it ('marsadm view'), run 'marsadm invalidate {}' here", m.name))));
+            }
+            return Ok(false);
+        };
+        if !m.switch(format_args!("todo-{}/sync", m.me())) {
+            m.set_trouble(Some(("waiting", format_args!("logs that this replica needs were deleted on {primary}; it stays as it is until resume-sync permits to compare what they wrote"))));
+            return Ok(false);
+        }
+        if !work.replay && !begun {
+            return Ok(false);
+        }
+        s.sync = None;
+        s.replay = None;
+        s.fetch = None;
+        m.fetch.forget();
+        m.set_trouble(None);
+        drop_logs::jump(&m, &primary, &dropped, begun).map_err(|e| {
+            fail(
+                "waiting",
+                format_args!("logs that this replica needs were deleted on {primary}, and going on behind them failed: {e:?}; is /mars full?"),
+            )
+        })?;
+        m.kick.signal();
+        Ok(true)
     }
 
     #[inline(never)]
