@@ -9,6 +9,7 @@ from marscase import cluster_of_two
 from marscase import equal
 from marscase import number
 from marscase import progress
+from marscase import restart
 from marscase import seeded
 from marsvm import wait_until
 
@@ -18,12 +19,6 @@ LOAD = (
     f"fio --name=w --thread --filename={DEVICE} --rw=randwrite --bsrange=4k-64k --iodepth=4 --ioengine=libaio --direct=1 "
     "--rate=4m --time_based --runtime=3600 --size=100%"
 )
-
-
-def restart(host):
-    host.boot()
-    host.mount_mars()
-    host.run("modprobe mars", timeout=30)
 
 
 @pytest.mark.timeout(300 + 120 * CRASHES)

@@ -8,9 +8,12 @@ import marscluster
 import pytest
 from marscase import DEVICE
 from marscase import cluster_of_two
+from marscase import counter
+from marscase import create
 from marscase import equal
 from marscase import progress
 from marscase import refused
+from marscase import restart
 from marscase import seeded
 from marscase import state_of
 from marscase import tree
@@ -20,11 +23,6 @@ MIB = 1 << 20
 
 # The long ones. A part of what they look at, test_crash_points.py does, too.
 full = pytest.mark.skipif(not os.environ.get("FULL"), reason="takes long: FULL=1")
-
-
-def counter(host, key):
-    line = next(l for l in host.run("cat /proc/sys/mars/info").stdout.splitlines() if l.startswith(key + " "))
-    return int(line.split()[1])
 
 
 def write(host, mib, count=6):
@@ -45,10 +43,17 @@ def logs(host):
     return sorted(int(name[4:13]) for name in host.run("cd /mars/resource-data && find . -name 'log-*' -type f -printf '%P\\n'").out.split())
 
 
-def restart(host):
-    host.boot()
-    host.mount_mars()
-    host.run("modprobe mars", timeout=30)
+def cluster_of_three(hosts):
+    """The third one is a good replica, and then away."""
+    a, b, c = hosts
+    marscluster.setup_cluster(hosts)
+    create(a)
+    for host in (b, c):
+        marscluster.join_resource(host)
+    marscluster.wait_synced(hosts)
+    for host in (a, b):
+        host.cut_link(c)
+    return a, b, c
 
 
 def let_go(a, b):
@@ -128,15 +133,7 @@ def test_power_cuts_while_it_comes_back(mars_hosts):
 @pytest.mark.timeout(600)
 def test_the_new_primary_has_no_map(mars_hosts):
     """Then everything is compared, and nothing is guessed."""
-    a, b, c = mars_hosts(3)
-    marscluster.setup_cluster([a, b, c])
-    a.run(f"marsadm create-resource data {a.disk('data').dev} data 64M --timeout 60", timeout=70)
-    marscluster.wait_device(a)
-    for host in (b, c):
-        marscluster.join_resource(host)
-    marscluster.wait_synced([a, b, c])
-    for host in (a, b):
-        host.cut_link(c)
+    a, b, c = cluster_of_three(mars_hosts(3))
     write(a, 10)
     rotate(a)
     write(a, 20)
@@ -163,15 +160,7 @@ def test_the_new_primary_has_no_map(mars_hosts):
 def test_room_in_emergency_mode_at_the_expense_of_one_of_two_replicas(mars_hosts):
     """The logs of a member that is away fill the resource's share of /mars. When they are let go, logging begins again; the
     member that was there gets what was written without a log, and the other one, later, all that it lacks."""
-    a, b, c = mars_hosts(3)
-    marscluster.setup_cluster([a, b, c])
-    a.run(f"marsadm create-resource data {a.disk('data').dev} data 128M --timeout 60", timeout=70)
-    marscluster.wait_device(a)
-    for host in (b, c):
-        marscluster.join_resource(host)
-    marscluster.wait_synced([a, b, c])
-    for host in (a, b):
-        host.cut_link(c)
+    a, b, c = cluster_of_three(mars_hosts(3))
     write(a, 8, 10)
     rotate(a)
     write(a, 24, 10)

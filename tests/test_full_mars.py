@@ -7,10 +7,12 @@ from marscase import DEVICE
 from marscase import MOUNT
 from marscase import Writer
 from marscase import cluster_of_two
+from marscase import counter
 from marscase import equal
 from marscase import lost
 from marscase import mount
 from marscase import progress
+from marscase import restart
 from marscase import state_of
 from marscase import sums
 from marscase import umount
@@ -70,11 +72,6 @@ def fill(host):
 
 def free(host):
     host.run("rm -f /mars/filler /mars/filler2; sync")
-
-
-def counter(host, key):
-    line = next(l for l in host.run("cat /proc/sys/mars/info").stdout.splitlines() if l.startswith(key + " "))
-    return int(line.split()[1])
 
 
 def member_json(host, who):
@@ -156,12 +153,6 @@ def test_filled_by_mars_itself_while_the_peer_is_away(mars_hosts):
     print(f"recovery: {counter(b, 'synced_bytes') >> 10} KiB of the disk travelled, {counter(b, 'fetched_bytes') >> 10} KiB of logs")
     assert counter(b, "synced_bytes") <= 40 * MIB
     equal([a, b])
-
-
-def restart(host):
-    host.boot()
-    host.mount_mars()
-    host.run("modprobe mars", timeout=30)
 
 
 @pytest.mark.timeout(900)

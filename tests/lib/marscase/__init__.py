@@ -170,6 +170,19 @@ def refused(host: Host, command: str, *patterns: str, rc: int | None = None, tim
     return text
 
 
+def restart(host: Host) -> None:
+    """Boots a host that is down, and has it take up what the tree says."""
+    host.boot()
+    host.mount_mars()
+    host.run("modprobe mars", timeout=30)
+
+
+def counter(host: Host, key: str) -> int:
+    """A figure of the module since it was loaded."""
+    line = next(l for l in host.run("cat /proc/sys/mars/info").stdout.splitlines() if l.startswith(key + " "))
+    return int(line.split()[1])
+
+
 def tree(host: Host, folder: str = "resource-data") -> dict[str, str]:
     """All links below a folder of /mars with their values."""
     out = host.run(f"cd /mars && find {shlex.quote(folder)} -type l -printf '%p\\t%l\\n'").stdout
