@@ -281,7 +281,7 @@ pub enum Command {
     LogDeleteAll {
         #[command(flatten)]
         resources: Resources,
-        /// On the primary: also logs that members still need. They compare what these wrote when they come back
+        /// On the primary: also logs that members who are away, or paused, still need (with --force: any member). They compare what these wrote when they come back
         #[arg(long)]
         also_needed: bool,
     },

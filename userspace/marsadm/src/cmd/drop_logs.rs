@@ -9,11 +9,17 @@ use super::logs::delete_old;
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
-use crate::tree::model::Resource;
+use crate::tree::model::{Member, Resource};
 use crate::tree::store::Trigger;
 use crate::wait::{Deadline, Look};
 
-/// Deletes all logs but the newest one. Gives how many.
+/// Whether a member gets on with the logs by itself, so that there is no need to make it compare anything.
+fn follows(ctx: &Ctx, m: &Member) -> bool {
+    ctx.is_alive(&m.host) && m.todo.attach && m.todo.fetch && m.todo.replay
+}
+
+/// Deletes all logs but the newest one, and those that a member who follows still needs (with `--force`, these, too). Gives
+/// how many.
 pub fn delete_needed(ctx: &Ctx, res: &Resource) -> Result<usize> {
     let name = &res.name;
     let own = ctx.own(res)?;
@@ -30,13 +36,18 @@ pub fn delete_needed(ctx: &Ctx, res: &Resource) -> Result<usize> {
     let Some(newest) = res.newest_own_log(&ctx.me) else {
         return Ok(0);
     };
-    let to = newest.name.number;
-    let behind: Vec<String> = res
-        .real_members()
-        .filter(|m| m.host != ctx.me)
-        .filter_map(|m| Some((m, m.replay.as_ref()?)))
-        .filter(|(_, replay)| replay.log.number < to)
-        .map(|(m, replay)| format!("'{}' (in log {})", m.host, replay.log.number))
+    let others = || {
+        res.real_members()
+            .filter(|m| m.host != ctx.me)
+            .filter_map(|m| Some((m, m.replay.as_ref()?.log.number)))
+    };
+    let wanted = others()
+        .filter(|(m, _)| !ctx.opt.force && follows(ctx, m))
+        .map(|(_, number)| number);
+    let to = wanted.fold(newest.name.number, u32::min);
+    let behind: Vec<String> = others()
+        .filter(|(_, number)| *number < to)
+        .map(|(m, number)| format!("'{}' (in log {number})", m.host))
         .collect();
     if behind.is_empty() {
         return delete_old(ctx, res, None, false);

@@ -156,6 +156,42 @@ fn a_log_that_one_member_still_needs_is_kept() {
 }
 
 #[test]
+fn logs_that_a_paused_member_needs_go_when_the_primary_has_noted_what_they_wrote() {
+    let c = Cluster::pair();
+    c.write("hosta", 1, 50_000);
+    c.settle("hostb");
+    c.adm("hosta", "log-rotate mydata").ok();
+    c.until("next log", || {
+        c.get("replay-hosta").as_deref() == Some("log-000000002-hosta,0,0")
+    });
+    c.settle("hostb");
+    c.adm("hostb", "pause-replay mydata").ok();
+    c.write("hosta", 2, 7000);
+    c.adm("hosta", "log-rotate mydata").ok();
+    c.until("next log", || {
+        c.get("replay-hosta").as_deref() == Some("log-000000003-hosta,0,0")
+    });
+    c.adm("hostb", "log-delete-all mydata --also-needed")
+        .failed(2, &["only the primary", "hosta"]);
+    // A module that does nothing: then nothing goes.
+    c.kernel().lazy.insert("hosta".into());
+    c.adm("hosta", "log-delete-all mydata --also-needed --timeout 1")
+        .failed(3, &["not yet noted"]);
+    assert_eq!(c.get("todo-hosta/drop-logs").unwrap(), "0");
+    assert!(c.path("log-000000002-hosta").is_file());
+    c.kernel().lazy.clear();
+    let ran = c.adm("hosta", "log-delete-all mydata --also-needed").ok();
+    assert!(ran.err.contains("'hostb' (in log 2)"), "{}", ran.err);
+    for log in ["log-000000001-hosta", "log-000000002-hosta"] {
+        assert_eq!(c.raw(log).unwrap(), ".deleted");
+    }
+    assert!(c.path("log-000000003-hosta").is_file());
+    // Where hostb stands must stay known.
+    assert_ne!(c.raw("version-000000002-hosta").unwrap(), ".deleted");
+    assert_eq!(c.get("todo-hosta/drop-logs").unwrap(), "0");
+}
+
+#[test]
 fn cron_rotates_deletes_and_purges() {
     let c = Cluster::pair();
     c.write("hosta", 1, 9000);

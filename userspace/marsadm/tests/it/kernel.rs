@@ -3,6 +3,7 @@
 //! A stand-in for the kernels of all hosts, which share one tree (so replication is instantaneous). It reacts to wishes
 //! and publishes facts, as far as the tool depends on it.
 
+use mars_core::dirty::DroppedLink;
 use mars_core::log::LogName;
 use mars_core::name::Name;
 use mars_core::split_brain::{compare, Relation};
@@ -318,6 +319,16 @@ impl Member<'_> {
         let log = replay.log;
         let size = self.tree.size(&self.path(&log.to_string())).unwrap_or(0);
         self.set_version(log, size);
+        let dropped = self
+            .tree
+            .get(&self.path(&format!("todo-{}/drop-logs", self.host)))
+            .and_then(|n| n.parse().ok())
+            .filter(|n| (1..=log.number).contains(n));
+        if let Some(number) = dropped {
+            let to = LogName { number, ..log };
+            let link = DroppedLink { to, from: 1 };
+            self.actual("dropped-logs", &link.to_string());
+        }
         let next = LogName {
             number: log.number + 1,
             creator: self.me(),
