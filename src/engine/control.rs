@@ -482,9 +482,6 @@ impl Control {
             return Ok(false);
         };
         let Some((primary, dropped, begun)) = drop_logs::help(&m).filter(|_| work.fetch) else {
-            if let Some(log) = m.fetch.gone().filter(|_| work.replay && m.is_led()) {
-                m.set_trouble(Some(("waiting", format_args!("the primary does not have {log}, which this replica needs next. If no other member has it ('marsadm view'), run 'marsadm invalidate {}' here", m.name))));
-            }
             return Ok(false);
         };
         if !m.switch(format_args!("todo-{}/sync", m.me())) {
@@ -1117,6 +1114,7 @@ impl Control {
             (Step::RefuseInconsistent(_), _) => state("waiting", format_args!(" designated primary, but the disk is not consistent yet")),
             _ if elsewhere && !syncing => state("waiting", format_args!(" the primary's /mars is full, it does not log (emergency mode). This replica stays as it is and goes on by itself when there is room on the primary")),
             _ if syncing => state("syncing", format_args!("")),
+            (Step::Follow(Work { replay: true, .. }), _) if m.is_led() && m.fetch.gone().is_some() => state("waiting", format_args!(" the primary does not have the log that this replica needs next. If no other member has it ('marsadm view'), run 'marsadm invalidate {}' here", m.name)),
             _ if replaying => state("replaying", format_args!("")),
             _ => state("secondary", format_args!("")),
         }

@@ -326,10 +326,8 @@ pub(crate) fn choose(m: &Arc<Member>) {
         }
     }
     match begin(m, log, from, epoch) {
-        Err(e) if paths::is_absent(e) => m.set_trouble(Some((
-            "waiting",
-            format_args!("{log}, which this replica needs next, was deleted"),
-        ))),
+        // The control thread sees what can be done.
+        Err(e) if paths::is_absent(e) => (),
         Err(e) => m.set_trouble(Some((
             "waiting",
             format_args!("fetching {log} can't start: {e:?}; is /mars full?"),

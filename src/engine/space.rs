@@ -126,7 +126,12 @@ pub(crate) fn verdict(m: &Member, stopped_ms: Option<u64>) -> Verdict {
         .saturating_mul(1 << 20);
     let mut used = 0u64;
     if budget > 0 {
-        for_each_log(m, |_, size| used = used.saturating_add(size));
+        // What is only kept ready for the log that is written does not count: a small limit would never be kept.
+        let current = m.progress.current();
+        for_each_log(m, |log, size| {
+            let written = current.filter(|(l, _)| *l == log).map(|(_, end)| end);
+            used = used.saturating_add(written.map_or(size, |end| end.min(size)));
+        });
     }
     let view = View {
         logging: stopped_ms.is_none(),
