@@ -584,7 +584,9 @@ fn start(m: &Member, link: &ReplayLink) -> (At, Option<(LogName, u64)>) {
     };
     match m.dirty.recovery() {
         Recovery::Normal => (here, None),
-        Recovery::Until(log, end) => (here, Some((log, end))),
+        Recovery::Until { from, log, end } => {
+            (from.map_or(here, |from| later(from, 0)), Some((log, end)))
+        }
         Recovery::Behind(log, end) => (later(log, end), Some((log, end))),
         Recovery::From(log) => (later(log, 0), None),
     }

@@ -102,6 +102,9 @@ pub(super) struct Header {
     pub next: u32,
     /// The same for the oldest gap whose bits are in this map; 0: none.
     pub first: u32,
+    /// Number of the log behind the gap before the last one, if that was closed: what is older is on the disk, under newer data
+    /// that no log has. 0: none.
+    pub floor: u32,
     /// Of which deleted logs the bits say what they wrote.
     pub dropped: Dropped,
     /// When the last gap began.
@@ -134,7 +137,8 @@ struct RawHeader {
     host: [u8; 64],
     base_creator: [u8; 64],
     dropped_to: U32,
-    spare: [u8; CRC_AT - 276],
+    floor: U32,
+    spare: [u8; CRC_AT - 280],
     crc: U32,
 }
 
@@ -216,6 +220,7 @@ impl Header {
         raw.first = self.first.into();
         raw.dropped_from = self.dropped.from.into();
         raw.dropped_to = self.dropped.to.into();
+        raw.floor = self.floor.into();
         put(&mut raw.resource, &self.resource);
         put(&mut raw.host, &self.host);
         put(&mut raw.base_creator, &self.base.creator);
@@ -250,6 +255,7 @@ impl Header {
             base_end: raw.base_end.get(),
             next: raw.next.get(),
             first: raw.first.get(),
+            floor: raw.floor.get(),
             dropped: Dropped {
                 from: raw.dropped_from.get(),
                 to: raw.dropped_to.get(),

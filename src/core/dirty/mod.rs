@@ -23,6 +23,8 @@
 //! *Recovery of the primary* replays the base log to its end, and no further, unless the gap is *settled*: then all of the
 //! log is on the disk, possibly under newer data that no log has and that the application was told is durable, so the log
 //! must not be replayed at all ([`DirtyMap::recovery`]). No flush of the application completes in a gap before it is settled.
+//! What is before a gap that was closed is never replayed again either, also when the next gap opens before the replay link has
+//! moved.
 //!
 //! *A new header never overwrites the last good one*: its place is that of the one before, and it counts up only when it
 //! was flushed. A torn header leaves the state before, and no step is taken before the state of its beginning is durable.
@@ -62,6 +64,7 @@ use self::format::{
     Piece, //
 };
 use crate::{
+    defect::defect,
     digest::Digest,
     lamport::LamportTime,
     log::{
@@ -98,8 +101,15 @@ impl From<AllocError> for DirtyError {
 pub enum Recovery {
     /// As always.
     Normal,
-    /// Replay up to here, not further; the gap goes on behind it.
-    Until(LogName, u64),
+    /// Replay up to the end of this log, not further; the gap goes on behind it.
+    Until {
+        /// Start at the beginning of this log, unless the replay link is later: behind the gap before.
+        from: Option<LogName>,
+        /// The log before the gap.
+        log: LogName,
+        /// Where it ends.
+        end: u64,
+    },
     /// Nothing of this log, which ends here, is to be replayed any more; the gap goes on behind it.
     Behind(LogName, u64),
     /// Start at the beginning of this log, unless the replay link is later.
@@ -164,6 +174,7 @@ impl DirtyMap {
             base_end: 0,
             next: 0,
             first: 0,
+            floor: 0,
             dropped: Dropped::NONE,
             opened: LamportTime::ZERO,
             resource,
@@ -279,7 +290,8 @@ impl DirtyMap {
         if since == 0 {
             return h.gap == Gap::Closed
                 && h.first > 0
-                && (h.first..=h.next).contains(&next.number);
+                && (h.first..=h.next).contains(&next.number)
+                || defect!("covers-any");
         }
         (h.dropped.from..next.number).contains(&since) && next.number <= h.dropped.to
     }
@@ -308,7 +320,7 @@ impl DirtyMap {
             .last_gap()
             .is_some_and(|(_, _, n)| !is_past(&n, replay));
         let for_dropped = h.dropped.is_some() && (replay.log.number < h.dropped.to || !synced);
-        self.is_open() || for_gap || for_dropped
+        self.is_open() || (for_gap || for_dropped) && !defect!("clear-early")
     }
 
     /// Adds what deleted logs wrote. `bits` has the same geometry; otherwise everything counts as dirty. To be saved before
@@ -357,7 +369,14 @@ impl DirtyMap {
         let h = &self.header;
         match h.gap {
             Gap::None => Recovery::Normal,
-            Gap::Open { settled: false } => Recovery::Until(h.base, h.base_end),
+            Gap::Open { settled: false } => Recovery::Until {
+                from: (h.floor > 0 && !defect!("second-gap-from-link")).then_some(LogName {
+                    number: h.floor,
+                    creator: h.host,
+                }),
+                log: h.base,
+                end: h.base_end,
+            },
             Gap::Open { settled: true } => Recovery::Behind(h.base, h.base_end),
             Gap::Closed => Recovery::From(LogName {
                 number: h.next,
@@ -382,6 +401,8 @@ impl DirtyMap {
             return Err(DirtyError::WrongState);
         }
         let h = &mut self.header;
+        // The replay link may yet be before the last gap, and a full `/mars` can keep it there.
+        h.floor = if h.gap == Gap::Closed { h.next } else { 0 };
         h.gap = Gap::Open { settled: false };
         h.base = base;
         h.base_end = end;
@@ -459,6 +480,7 @@ impl DirtyMap {
         let h = &mut self.header;
         h.gap = Gap::None;
         h.first = 0;
+        h.floor = 0;
         h.dropped = Dropped::NONE;
         h.all = false;
         h.generation = h.generation.saturating_add(1);
