@@ -229,6 +229,12 @@ impl Dirty {
         self.look(DirtyMap::last_gap)?
     }
 
+    /// Whether `log` is the one that will begin behind the gap which is open.
+    pub(crate) fn is_ahead(&self, log: &LogName) -> bool {
+        self.look(|m| m.is_open() && m.last_gap().is_some_and(|(_, _, next)| next == *log))
+            .unwrap_or(false)
+    }
+
     /// Bytes that count as dirty; `None` without a map, or where it says nothing.
     pub(crate) fn dirty_bytes(&self) -> Option<u64> {
         self.look(|m| m.is_used().then(|| m.bits().dirty_bytes()))?
