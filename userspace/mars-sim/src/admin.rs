@@ -11,6 +11,7 @@ use crate::{
     world::{Sim, DIR},
 };
 use mars_core::{
+    dirty::DroppedLink,
     lamport::LamportTime,
     log::{LogName, VersionLink},
     name::Name,
@@ -44,11 +45,12 @@ pub enum Cmd {
     Leave,
     Rotate,
     Delete,
+    Drop,
     Reload,
 }
 
 /// Their names in scripts.
-pub const NAMES: [(Cmd, &str); 19] = [
+pub const NAMES: [(Cmd, &str); 20] = [
     (Cmd::Primary, "primary"),
     (Cmd::Force, "primary-force"),
     (Cmd::Secondary, "secondary"),
@@ -67,6 +69,7 @@ pub const NAMES: [(Cmd, &str); 19] = [
     (Cmd::Leave, "leave"),
     (Cmd::Rotate, "log-rotate"),
     (Cmd::Delete, "log-delete"),
+    (Cmd::Drop, "log-drop"),
     (Cmd::Reload, "reload"),
 ];
 
@@ -183,6 +186,12 @@ impl View {
 
     pub fn is_primary(&self, host: &Name) -> bool {
         self.flag(&format!("actual-{host}/is-primary"))
+    }
+
+    /// It does not log, or is about not to.
+    pub fn emergency(&self, host: &Name) -> bool {
+        self.flag(&format!("actual-{host}/is-emergency"))
+            || self.flag(&format!("actual-{host}/has-emergency"))
     }
 
     fn end_of(&self, host: &Name) -> Option<(LogName, u64)> {
@@ -392,7 +401,8 @@ impl Ctx {
             Cmd::Join => self.join(&v).await,
             Cmd::Leave => self.leave(&v).await,
             Cmd::Rotate => self.rotate(&v).await,
-            Cmd::Delete => self.delete_old(&v).await,
+            Cmd::Delete => self.delete_old(&v, None).await,
+            Cmd::Drop => self.drop_logs(&v).await,
             Cmd::Reload => self.reload().await,
         }
     }
@@ -505,6 +515,9 @@ impl Ctx {
         if matches!(v.state(&me), "split-brain" | "defective-log" | "disk-error") {
             return Err("this replica is stuck");
         }
+        if v.emergency(&me) {
+            return Err("this host is in emergency mode");
+        }
         if v.members()
             .iter()
             .any(|m| v.is_primary(m) && *m != me && Some(m) != old)
@@ -512,6 +525,9 @@ impl Ctx {
             return Err("a third host is primary, too");
         }
         let Some(old) = old else { return Ok(()) };
+        if v.emergency(old) {
+            return Err("the old primary is in emergency mode");
+        }
         if v.flag(&format!("actual-{old}/open-count")) {
             return Err("the device is open on the old primary");
         }
@@ -596,6 +612,9 @@ impl Ctx {
         if !v.members().contains(&p) || v.replay(&p).is_none() {
             return Err("nothing is known of the primary");
         }
+        if v.emergency(&p) {
+            return Err("the primary is in emergency mode");
+        }
         if !v.is_primary(&p) {
             // Perhaps the news have not arrived yet.
             let _ = self.ping(&p).await;
@@ -611,6 +630,8 @@ impl Ctx {
         let me = self.h.me;
         let log = v.replay(primary).ok_or("no position")?.log;
         self.set(&format!("syncstatus-{me}"), "0").await?;
+        // Else a sync that an earlier life of this disk asked for would compare only a part of it.
+        self.delete(&format!("gap-{me}")).await?;
         self.barrier().await?;
         for number in log.number.saturating_sub(1)..=log.number {
             if let Some(text) = v.get(&format!("version-{number:09}-{primary}")) {
@@ -761,6 +782,7 @@ impl Ctx {
             "verifystatus",
             "replay",
             "syncfrom",
+            "gap",
         ] {
             self.delete(&format!("{key}-{me}")).await?;
         }
@@ -768,7 +790,13 @@ impl Ctx {
             self.delete(&format!("todo-{me}/{key}")).await?;
         }
         self.drop_versions(&[]).await?;
+        for key in ["is-emergency", "has-emergency", "has-gap", "dropped-logs"] {
+            self.delete(&format!("actual-{me}/{key}")).await?;
+        }
         self.purge_own_logs().await?;
+        // What was written without a log to a disk that does not belong to the resource any more.
+        let map = format!("{DIR}/{}", crate::host::dirty::NAME);
+        self.h.machine().fs.borrow_mut().unlink(&map);
         self.delete(&format!("device-{me}")).await?;
         self.h.machine().place.set(None);
         Ok(self.trigger().await?)
@@ -805,17 +833,61 @@ impl Ctx {
         Ok(self.trigger().await?)
     }
 
-    async fn delete_old(&self, v: &View) -> Done {
+    /// `log-delete-all --also-needed`.
+    async fn drop_logs(&self, v: &View) -> Done {
+        let me = self.h.me;
+        if !v.is_primary(&me) {
+            return Err("this host is not primary");
+        }
+        let newest = v.logs.iter().rev().find(|(l, _)| l.creator == me);
+        let Some((newest, _)) = newest else {
+            return Ok(());
+        };
+        let to = newest.number;
+        let behind = v
+            .members()
+            .iter()
+            .filter(|m| **m != me)
+            .any(|m| v.replay(m).is_some_and(|r| r.log.number < to));
+        if !behind {
+            return self.delete_old(v, None).await;
+        }
+        let asked = format!("todo-{me}/drop-logs");
+        self.set(&asked, &to.to_string()).await?;
+        self.trigger().await?;
+        let noted = self
+            .wait(|v| {
+                let dropped = v
+                    .get(&format!("actual-{me}/dropped-logs"))
+                    .and_then(|l| DroppedLink::parse(l.as_bytes()));
+                match dropped {
+                    Some(d) if d.to.number >= to => Ok(true),
+                    _ if !v.is_primary(&me) => Err("this host is not primary any more"),
+                    _ => Ok(false),
+                }
+            })
+            .await;
+        self.set(&asked, "0").await?;
+        noted?;
+        // What `delete_old` of `marsadm` is given was read at the beginning, too.
+        self.delete_old(v, Some(to)).await
+    }
+
+    async fn delete_old(&self, v: &View, dropped: Option<u32>) -> Done {
         let mut lowest = u32::MAX;
         for m in v.members() {
             let Some(r) = v.replay(&m) else {
+                if dropped.is_some() {
+                    continue;
+                }
                 return Err("a position is not known");
             };
             lowest = lowest.min(r.log.number);
         }
         let last = v.logs.iter().map(|(l, _)| l.number).max().unwrap_or(0);
         let limit = lowest.min(last);
-        for (log, _) in v.logs.iter().filter(|(l, _)| l.number < limit) {
+        let below = dropped.unwrap_or(limit).max(limit);
+        for (log, _) in v.logs.iter().filter(|(l, _)| l.number < below) {
             self.delete(&log.to_string()).await?;
         }
         for key in v.links.keys() {

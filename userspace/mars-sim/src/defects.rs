@@ -131,6 +131,66 @@ pub const ALL: &[(&str, &str)] = &[
         "history-goes-back",
         "a peer's word takes the own history back",
     ),
+    (
+        "gap-mark-late",
+        "without a log: written back before it is marked in the dirty map",
+    ),
+    (
+        "gap-flush-early",
+        "without a log: a flush is complete before the disk has everything",
+    ),
+    (
+        "gap-unsettled",
+        "without a log: a flush is complete before the map says that the log is not to be replayed",
+    ),
+    (
+        "gap-replays-base",
+        "recovery replays what the map says is on the disk, under newer data",
+    ),
+    (
+        "gap-forgotten",
+        "a former primary in a gap follows another host",
+    ),
+    (
+        "gap-without-bit",
+        "the header of the log behind a gap does not say so",
+    ),
+    (
+        "replay-ignores-gap",
+        "replay does not stop at a log that begins behind a gap",
+    ),
+    (
+        "second-gap-from-link",
+        "recovery in a second gap begins at the replay link, though that is before the first",
+    ),
+    (
+        "serve-in-gap",
+        "while a gap is open, replicas get what stands in the file of the log to come",
+    ),
+    (
+        "clear-early",
+        "the dirty map is cleared although a member needs it",
+    ),
+    (
+        "clear-undurable",
+        "the dirty map is cleared before the own link is durable",
+    ),
+    (
+        "covers-any",
+        "a map is given for a gap that it does not have",
+    ),
+    (
+        "drop-header-first",
+        "dropped logs are in the map's header before their bits are in it",
+    ),
+    (
+        "drop-ignores-since",
+        "a replica behind dropped logs asks only for the last one's bits",
+    ),
+    (
+        "jump-counts-complete",
+        "a replica goes on behind dropped logs without a sync",
+    ),
 ];
 
 /// Whether a bug is switched on.

@@ -51,13 +51,14 @@ pub enum Node {
 #[derive(Clone)]
 enum Op {
     Put(String, Node),
+    Gone(String),
     Size(u32, usize),
 }
 
 impl Op {
     fn key(&self) -> String {
         match self {
-            Self::Put(path, _) => path.clone(),
+            Self::Put(path, _) | Self::Gone(path) => path.clone(),
             Self::Size(ino, _) => format!("#{ino}"),
         }
     }
@@ -206,6 +207,29 @@ impl Fs {
         Ok(ino)
     }
 
+    /// Gives a file another name.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        if let Some(node) = self.names.remove(from) {
+            self.bury(to);
+            self.names.insert(to.to_owned(), node.clone());
+            self.journal.push(Op::Put(to.to_owned(), node));
+            self.journal.push(Op::Gone(from.to_owned()));
+        }
+    }
+
+    /// Removes a name.
+    pub fn unlink(&mut self, path: &str) {
+        self.bury(path);
+        if self.names.remove(path).is_some() {
+            self.journal.push(Op::Gone(path.to_owned()));
+        }
+    }
+
+    /// Bytes that there are in all.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Bytes of a file.
     pub fn size(&self, ino: u32) -> usize {
         self.inodes.get(&ino).map_or(0, |i| i.view.len())
@@ -326,7 +350,9 @@ impl Fs {
             return;
         }
         let here = |op: &Op| match op {
-            Op::Put(path, _) => path.rsplit_once('/').map_or("", |(d, _)| d) == dir,
+            Op::Put(path, _) | Op::Gone(path) => {
+                path.rsplit_once('/').map_or("", |(d, _)| d) == dir
+            }
             Op::Size(..) => false,
         };
         let keys: BTreeSet<String> = self.journal[..upto]
@@ -367,6 +393,9 @@ impl Fs {
         match op {
             Op::Put(path, node) => {
                 self.durable_names.insert(path, node);
+            }
+            Op::Gone(path) => {
+                self.durable_names.remove(&path);
             }
             Op::Size(ino, size) => {
                 if let Some(i) = self.inodes.get_mut(&ino) {

@@ -114,6 +114,7 @@ pub struct Sum {
     crashes: AtomicU64,
     checks: AtomicU64,
     devices: AtomicU64,
+    gaps: AtomicU64,
     runs: AtomicU64,
 }
 
@@ -126,6 +127,7 @@ impl Sum {
             (&self.crashes, o.crashes),
             (&self.checks, o.checks),
             (&self.devices, o.devices),
+            (&self.gaps, o.gaps),
             (&self.runs, 1),
         ];
         for (counter, n) in all {
@@ -184,13 +186,14 @@ fn seeds(first: u64, count: u64) -> bool {
     });
     let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
     println!(
-        "{} runs in {:.1} s: {} host-seconds, {} writes, {} crashes, {} devices, {} checks of a disk, {} steps",
+        "{} runs in {:.1} s: {} host-seconds, {} writes, {} crashes, {} devices, {} gaps, {} checks of a disk, {} steps",
         get(&sum.runs),
         start.elapsed().as_secs_f64(),
         get(&sum.host_ns) / 1_000_000_000,
         get(&sum.writes),
         get(&sum.crashes),
         get(&sum.devices),
+        get(&sum.gaps),
         get(&sum.checks),
         get(&sum.steps)
     );

@@ -29,6 +29,8 @@ pub struct Outcome {
     pub checks: u64,
     /// Devices that appeared.
     pub devices: u64,
+    /// Times that a primary has stopped logging.
+    pub gaps: u64,
     /// What happened, if it was to be noted.
     pub trace: Vec<String>,
 }
@@ -77,6 +79,7 @@ pub fn run(script: &Script, traced: bool) -> Outcome {
         crashes: sim.counts.crashes.get(),
         checks: sim.counts.checks.get(),
         devices: sim.counts.devices.get(),
+        gaps: sim.counts.gaps.get(),
         trace: trace.map_or(Vec::new(), Vec::from),
     }
 }
@@ -464,7 +467,10 @@ fn help(sim: &Rc<Sim>) {
             command(sim, i, Cmd::Secondary);
             continue;
         }
-        let word = matches!(state, "split-brain" | "defective-log" | "no-history");
+        let word = matches!(
+            state,
+            "split-brain" | "defective-log" | "no-history" | "gone"
+        );
         let broken = word || apart(i);
         if broken || v.replay(&name(i)).is_none() {
             command(sim, i, Cmd::Invalidate);

@@ -198,6 +198,10 @@ struct Mood {
     force: u64,
     media: u64,
     clocks: u64,
+    /// `/mars` is full for a while.
+    full: u64,
+    /// Logs are let go.
+    drops: u64,
 }
 
 /// Makes the script of a seed.
@@ -236,8 +240,20 @@ pub fn generate(seed: u64) -> Script {
         force: if rng.chance(1, 4) { 1 } else { 0 },
         media: some(3),
         clocks: some(2),
+        full: 0,
+        drops: 0,
     };
     let length = rng.range(3_000, 15_000);
+    let more = Rng::new(seed, 8888);
+    let mood = Mood {
+        full: if more.chance(1, 3) {
+            more.range(1, 3)
+        } else {
+            0
+        },
+        drops: u64::from(more.chance(1, 6)),
+        ..mood
+    };
     let mut s = Script {
         cfg,
         events: Vec::new(),
@@ -304,6 +320,12 @@ impl Maker {
             };
             s.events.push((t, a));
         }
+        for _ in 0..mood.full {
+            self.full(s);
+        }
+        for _ in 0..mood.drops {
+            self.drop_logs(s);
+        }
     }
 
     /// Applications: bursts, small regions that are rewritten often, flushes.
@@ -338,6 +360,85 @@ impl Maker {
                 }
                 t += r.below(gap + 1);
             }
+        }
+    }
+
+    /// `/mars` of the primary is full from one moment to another: applications go on meanwhile, and afterwards.
+    fn full(&self, s: &mut Script) {
+        let r = &self.rng;
+        let h = if r.chance(2, 3) { 0 } else { self.host(s) };
+        let t = self.at();
+        let until = t + *r.pick(&[300, 2000, 5000, 9000]);
+        let small = |x: u64| usize::try_from(x).unwrap_or(0);
+        let free = if r.chance(1, 2) { 0 } else { r.below(12 << 10) };
+        s.events.push((t, Action::Full(h, small(free))));
+        s.events.push((until, Action::Room(h)));
+        let sectors = s.cfg.sectors as u64;
+        for _ in 0..r.range(4, 30) {
+            let when = t + r.below(until - t + 5000);
+            let write = Action::Write(
+                small(r.below(sectors)),
+                small(r.range(1, 8)),
+                r.chance(1, 8),
+            );
+            s.events.push((when, write));
+            if r.chance(1, 5) {
+                s.events.push((when + r.below(20), Action::Flush));
+            }
+        }
+        if r.chance(1, 3) {
+            let how = if r.chance(3, 4) {
+                Crash::Power
+            } else {
+                Crash::Kernel
+            };
+            let when = t + r.below(until - t + 6000);
+            s.events.push((when, Action::Crash(h, how, r.below(60))));
+            s.events.push((when + r.range(100, 4000), Action::Boot(h)));
+        }
+    }
+
+    /// A replica is away while logs are rotated, and let go.
+    fn drop_logs(&self, s: &mut Script) {
+        let r = &self.rng;
+        let (h, t) = (self.host(s), self.at());
+        let p = if r.chance(3, 4) { 0 } else { self.host(s) };
+        let back = t + r.range(2000, 9000);
+        match r.below(3) {
+            0 => {
+                s.events.push((t, Action::Admin(h, Cmd::PauseFetch)));
+                s.events.push((back, Action::Admin(h, Cmd::ResumeFetch)));
+            }
+            1 => {
+                s.events.push((t, Action::Admin(h, Cmd::PauseReplay)));
+                s.events.push((back, Action::Admin(h, Cmd::ResumeReplay)));
+            }
+            _ => {
+                s.events
+                    .push((t, Action::Crash(h, Crash::Power, r.below(50))));
+                s.events.push((back, Action::Boot(h)));
+            }
+        }
+        let mut at = t + 100;
+        for _ in 0..r.range(1, 4) {
+            let small = |x: u64| usize::try_from(x).unwrap_or(0);
+            for _ in 0..r.range(1, 8) {
+                let sector = small(r.below(s.cfg.sectors as u64));
+                let write = Action::Write(sector, small(r.range(1, 8)), false);
+                s.events.push((at + r.below(300), write));
+            }
+            at += 400;
+            s.events.push((at, Action::Admin(p, Cmd::Rotate)));
+            at += r.range(200, 1200);
+        }
+        s.events.push((at, Action::Admin(p, Cmd::Drop)));
+        if r.chance(1, 3) {
+            let when = at + r.below(3000);
+            let who = if r.chance(1, 2) { p } else { h };
+            s.events
+                .push((when, Action::Crash(who, Crash::Power, r.below(60))));
+            s.events
+                .push((when + r.range(100, 4000), Action::Boot(who)));
         }
     }
 

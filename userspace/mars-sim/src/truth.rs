@@ -5,9 +5,15 @@
 //! The truth knows each batch that a primary wrote, byte for byte, and what each record put where. It uses nothing of the
 //! core's reading code, so a bug there can't hide itself. A violation is a text that begins with the name of the promise.
 
-use crate::{disk::Disk, fs::Fs};
+use crate::{
+    disk::Disk,
+    fs::Fs,
+    host::dirty::{is_dirty, read},
+};
 use mars_core::{
+    dirty::{DirtyMap, Recovery},
     log::{LogName, HEADER_SIZE},
+    name::Name,
     tree::value::ReplayLink,
 };
 use std::rc::Rc;
@@ -83,6 +89,86 @@ struct Log {
     /// Batches whose writing failed; a crash may show that they are there after all.
     attempts: Vec<Batch>,
     device: usize,
+    /// It begins behind a gap.
+    gap: bool,
+}
+
+/// A stretch of time in which a primary wrote without a log: from the end of a log until it makes the next one.
+struct Gap {
+    host: Name,
+    base: Place,
+    device: usize,
+    /// What the disk must have, if nothing newer.
+    kept: Vec<WriteId>,
+    /// What was written since, for each sector: any of it may be there after a crash.
+    since: Vec<Vec<WriteId>>,
+    /// All of it.
+    newest: Vec<WriteId>,
+    /// How many records the device had admitted with the last one that was written.
+    nth: u64,
+    /// The same with the last flush.
+    flushed: u64,
+    /// It has not ended.
+    open: bool,
+    /// The log that begins behind it.
+    next: Option<LogId>,
+}
+
+/// A host whose disk is looked at.
+#[derive(Clone, Copy)]
+pub struct Whose<'a> {
+    /// Its name.
+    pub host: Name,
+    /// `/mars`.
+    pub fs: &'a Fs,
+    /// Where the links and logs are there.
+    pub dir: &'a str,
+    /// The data disk.
+    pub disk: &'a Disk,
+    /// When its membership began: the map's identity.
+    pub joined: u64,
+    /// What a loss of power at this moment could leave, not what there is.
+    pub live: bool,
+}
+
+impl Whose<'_> {
+    /// Calls `f` with each content that a sector has, or may have.
+    fn each(&self, sector: usize, f: impl FnMut(&[u8])) {
+        let mut f = f;
+        if self.live {
+            self.disk.outcomes(sector, f);
+        } else {
+            f(&self.disk.view()[sector * SECTOR..(sector + 1) * SECTOR]);
+        }
+    }
+
+    /// The same, where replay may have written something before.
+    fn after(&self, sector: usize, old: Option<WriteId>, mut f: impl FnMut(&[u8])) {
+        match old {
+            Some(id) => f(&pattern(id, sector)),
+            None => self.each(sector, f),
+        }
+    }
+
+    fn verb(&self) -> &'static str {
+        if self.live {
+            "could have, after a power cut,"
+        } else {
+            "has"
+        }
+    }
+
+    /// The dirty map as its file says it.
+    fn map(&self) -> Option<DirtyMap> {
+        let path = format!("{}/{}", self.dir, crate::host::dirty::NAME);
+        let ino = self.fs.file(&path)?;
+        let bytes = if self.live {
+            self.fs.durable(ino)
+        } else {
+            self.fs.bytes(ino)
+        };
+        read(&self.host, self.joined, bytes)
+    }
 }
 
 /// A device that exists, or has existed.
@@ -98,6 +184,7 @@ struct Device {
 pub struct Truth {
     logs: Vec<Log>,
     devices: Vec<Device>,
+    gaps: Vec<Gap>,
     sectors: usize,
     cache: Option<(Place, Rc<Vec<WriteId>>)>,
 }
@@ -124,7 +211,20 @@ impl Truth {
     }
 
     /// A log is created.
-    pub fn create(&mut self, name: LogName, id: [u8; 16], device: usize) {
+    pub fn create(&mut self, name: LogName, id: [u8; 16], device: usize, gap: bool) {
+        // Also one that was to be the next by a rotation: it will not be used like that.
+        let open = |g: &&Gap| g.open && g.device == device;
+        let base = self.gaps.iter().rev().find(open);
+        let gap = gap || base.is_some();
+        let begin = base.map(|g| (g.base, Rc::new(g.newest.clone())));
+        self.begin(name, id, device, gap);
+        if let (Some((base, state)), Some(log)) = (begin, self.find(&name)) {
+            self.logs[log].parent = Some(base);
+            self.logs[log].base = state;
+        }
+    }
+
+    fn begin(&mut self, name: LogName, id: [u8; 16], device: usize, gap: bool) {
         // One that was never used is begun again.
         if let Some(old) = self.find(&name).filter(|l| self.logs[*l].chain.is_empty()) {
             let log = &mut self.logs[old];
@@ -132,6 +232,7 @@ impl Truth {
             log.id = id;
             log.attempts.clear();
             log.device = device;
+            log.gap = gap;
             self.devices[device].logs.push(old);
             return;
         }
@@ -144,6 +245,7 @@ impl Truth {
             chain: Vec::new(),
             attempts: Vec::new(),
             device,
+            gap,
         });
         let log = self.logs.len() - 1;
         self.devices[device].logs.push(log);
@@ -151,6 +253,7 @@ impl Truth {
 
     /// The log that continues another one is known to do so only when it is used.
     pub fn set_parent(&mut self, log: LogId, parent: Place) {
+        let parent = self.before_gap(parent);
         self.logs[log].base = self.state(parent);
         self.logs[log].parent = Some(parent);
     }
@@ -201,12 +304,134 @@ impl Truth {
             .map(|r| r.nth)
             .max()
             .unwrap_or(0);
+        let gaps = self.gaps.iter().filter(|g| g.device == device);
+        let logged = gaps.map(|g| g.flushed).fold(logged, u64::max);
         if logged < count {
             return Err(format!(
                 "P2 durable: a flush of {count} records is complete, the log has only {logged}"
             ));
         }
         Ok(())
+    }
+
+    fn gap(&self, host: &Name, base: Place) -> Option<usize> {
+        let base = self.before_gap(base);
+        let is_it = |g: &Gap| g.host == *host && g.base == base;
+        self.gaps.iter().rposition(is_it)
+    }
+
+    /// A primary writes without a log from `base` on, where its disk is what it has now: the state there, or what a crash has
+    /// left of an earlier time in the same gap.
+    pub fn gap_begins(&mut self, host: Name, base: Place, device: usize, now: Option<&Disk>) {
+        self.cache = None;
+        let base = self.before_gap(base);
+        let log = &mut self.logs[base.0];
+        if log.name.creator == host {
+            log.chain.retain(|b| b.end() <= base.1);
+            log.attempts.clear();
+        }
+        let state = match now {
+            Some(disk) => disk.view().chunks_exact(SECTOR).map(id_of).collect(),
+            None => (*self.state(base)).clone(),
+        };
+        let gap = Gap {
+            host,
+            base,
+            device,
+            kept: state.clone(),
+            since: vec![Vec::new(); self.sectors],
+            newest: state,
+            nth: 0,
+            flushed: 0,
+            open: true,
+            next: None,
+        };
+        // One that was made for a rotation is behind the gap now.
+        let next = LogName {
+            number: self.logs[base.0].name.number + 1,
+            creator: host,
+        };
+        if let Some(n) = self.find(&next) {
+            let l = &mut self.logs[n];
+            if l.chain.is_empty() && l.parent.is_none_or(|p| p == base) {
+                l.gap = true;
+                l.parent = Some(base);
+                l.base = Rc::new(gap.newest.clone());
+            }
+        }
+        match self.gap(&host, base) {
+            Some(i) => {
+                let next = self.gaps[i].next;
+                self.gaps[i] = Gap { next, ..gap };
+            }
+            None => self.gaps.push(gap),
+        }
+    }
+
+    /// Records are about to be written without a log.
+    pub fn gap_writes(&mut self, host: &Name, base: Place, recs: &[Rec]) {
+        let Some(i) = self.gap(host, base) else {
+            return;
+        };
+        let g = &mut self.gaps[i];
+        for r in recs {
+            for s in r.at..r.at + r.n {
+                g.since[s].push(r.id);
+                g.newest[s] = r.id;
+            }
+            g.nth = g.nth.max(r.nth);
+        }
+    }
+
+    /// The disk has all that was written in a gap, it is said.
+    pub fn gap_flushed(&mut self, host: &Name, base: Place, disk: &Disk) -> Result<(), Violation> {
+        let Some(i) = self.gap(host, base) else {
+            return Ok(());
+        };
+        let what = self.describe(base);
+        let g = &mut self.gaps[i];
+        for (sector, id) in g.newest.iter().enumerate() {
+            let want = pattern(*id, sector);
+            let mut bad = None;
+            disk.outcomes(sector, |have| {
+                if have != want {
+                    bad = Some(id_of(have));
+                }
+            });
+            if let Some(have) = bad {
+                return Err(format!(
+                    "P2 durable: a flush without a log, in the gap behind {what}, is complete, and sector {sector} could have, after a power cut, write {have}, not {id}"
+                ));
+            }
+        }
+        g.kept.clone_from(&g.newest);
+        g.since.iter_mut().for_each(Vec::clear);
+        g.flushed = g.nth;
+        Ok(())
+    }
+
+    /// A log begins behind a gap, with what was written in it.
+    pub fn gap_ends(&mut self, host: &Name, base: Place, next: LogId) {
+        let Some(i) = self.gap(host, base) else {
+            return;
+        };
+        self.cache = None;
+        let g = &mut self.gaps[i];
+        g.next = Some(next);
+        self.logs[next].base = Rc::new(g.newest.clone());
+        self.logs[next].parent = Some(g.base);
+    }
+
+    /// It is used.
+    pub fn gap_closed(&mut self, host: &Name, base: Place) {
+        if let Some(i) = self.gap(host, base) {
+            self.gaps[i].open = false;
+        }
+    }
+
+    /// The contents of a device that begins in a gap.
+    pub fn gap_state(&self, host: &Name, base: Place) -> Option<Vec<WriteId>> {
+        Some(self.gaps[self.gap(host, base)?].newest.clone())
     }
 
     /// The contents of the device at a place.
@@ -230,6 +455,10 @@ impl Truth {
 
     /// Whether the past of `b` goes through `a`.
     pub fn is_past(&self, a: Place, b: Place) -> bool {
+        self.leads(a, b) || self.leads(self.before_gap(a), b)
+    }
+
+    fn leads(&self, a: Place, b: Place) -> bool {
         let mut at = b;
         loop {
             if at.0 == a.0 {
@@ -265,7 +494,7 @@ impl Truth {
         fs: &Fs,
         dir: &str,
         log: LogId,
-        from: u64,
+        (from, to): (u64, u64),
         live: bool,
         f: &mut impl FnMut(&Rec),
     ) -> u64 {
@@ -282,7 +511,9 @@ impl Truth {
         loop {
             let here = |b: &Batch| {
                 let start = usize::try_from(b.start).unwrap_or(usize::MAX);
-                b.start == at && bytes.get(start..start + b.bytes.len()) == Some(&b.bytes[..])
+                b.start == at
+                    && b.end() <= to
+                    && bytes.get(start..start + b.bytes.len()) == Some(&b.bytes[..])
             };
             if let Some(b) = l.chain.iter().find(|b| here(b)) {
                 b.recs.iter().for_each(&mut *f);
@@ -308,46 +539,139 @@ impl Truth {
         let log = fs
             .file(&path)
             .and_then(|ino| self.find_file(&link.log, fs.bytes(ino)))
-            .or_else(|| self.find(&link.log))?;
-        Some((log, link.pos))
+            .or_else(|| self.find(&link.log));
+        match log {
+            Some(log) => Some((log, link.pos)),
+            None => self.announced(link),
+        }
     }
 
-    /// P1 and P2 of a host that has just lost its memory: what its disk is, together with its logs.
+    /// The beginning of a log that a primary has announced when it stopped logging, and not made yet.
+    fn announced(&self, link: &ReplayLink) -> Option<Place> {
+        let is_it = |g: &&Gap| {
+            let before = self.logs[g.base.0].name.number;
+            g.host == link.log.creator && before + 1 == link.log.number && link.pos == 0
+        };
+        self.gaps.iter().rev().find(is_it).map(|g| g.base)
+    }
+
+    /// P1 and P2 of a host that has just lost its memory: what its disk is, together with its logs and its dirty map.
     ///
-    /// `flushed`: the device that was there when it crashed, if it was primary.
+    /// `device`: the one that was there when it crashed, if it was primary.
     pub fn after_crash(
         &mut self,
-        fs: &Fs,
-        dir: &str,
-        disk: &Disk,
+        w: Whose<'_>,
         link: &ReplayLink,
         device: Option<usize>,
-        live: bool,
     ) -> Result<(), Violation> {
-        let Some(place) = self.place(fs, dir, link) else {
+        let Some(mut place) = self.place(w.fs, w.dir, link) else {
             return Ok(());
         };
+        let live = w.live;
+        let map = w.map();
+        let mut limit = None;
+        if let Some(m) = &map {
+            // Where recovery starts, at the earliest, and where it must end (`start` in the engine's replay).
+            let (start, end) = match m.recovery() {
+                Recovery::Normal => (None, None),
+                Recovery::Until { from, log, end } => (from.map(|f| (f, HEADER)), Some((log, end))),
+                Recovery::Behind(log, end) => (Some((log, end)), Some((log, end))),
+                Recovery::From(log) => (Some((log, HEADER)), None),
+            };
+            let mut find = |(log, pos): (LogName, u64)| {
+                let there = ReplayLink { log, pos, rest: 0 };
+                self.place(w.fs, w.dir, &there)
+            };
+            limit = end.and_then(&mut find);
+            let later = start.filter(|(log, pos)| (log.number, *pos) > (link.log.number, link.pos));
+            place = later.and_then(find).unwrap_or(place);
+        }
+        limit = limit.map(|l| self.before_gap(l));
+        place = self.before_gap(place);
         let mut free = vec![false; self.sectors];
+        // What replay of a log writes before it goes on behind a gap.
+        let mut old = vec![None; self.sectors];
         let mut nth = 0;
         let mut at = place;
         loop {
-            let end = self.walk(fs, dir, at.0, at.1, live, &mut |r| {
+            let to = limit.filter(|l| l.0 == at.0).map_or(u64::MAX, |l| l.1);
+            let end = self.walk(w.fs, w.dir, at.0, (at.1, to), live, &mut |r| {
                 free[r.at..r.at + r.n].fill(true);
                 nth = nth.max(r.nth);
             });
             at.1 = at.1.max(end);
+            if limit.is_some_and(|l| l.0 == at.0) {
+                break;
+            }
             let dev = self.logs[at.0].device;
             let next = (0..self.logs.len()).find(|l| {
                 let next = &self.logs[*l];
-                next.device == dev
-                    && next.parent.is_some_and(|p| p.0 == at.0 && p.1 <= at.1)
-                    && fs.file(&format!("{dir}/{}", next.name)).is_some()
+                // Only its own host goes across a gap by itself.
+                let goes_on = if next.gap {
+                    next.name.creator == w.host && next.parent == Some(at)
+                } else {
+                    next.device == dev && next.parent.is_some_and(|p| p.0 == at.0 && p.1 <= at.1)
+                };
+                goes_on && w.fs.file(&format!("{}/{}", w.dir, next.name)).is_some()
             });
-            match next {
-                Some(n) => at = (n, 0),
-                None => break,
+            let Some(n) = next else { break };
+            if self.logs[n].gap {
+                let state = self.state(at);
+                for (sector, id) in state.iter().enumerate() {
+                    if std::mem::take(&mut free[sector]) {
+                        old[sector] = Some(*id);
+                    }
+                }
+                place = (n, HEADER);
+            }
+            at = (n, 0);
+        }
+        let in_gap = limit.filter(|l| l.0 == at.0);
+        if let (Some(base), Some(map)) = (in_gap, &map) {
+            if at.1 < base.1 {
+                return Err(format!(
+                    "P2 durable: nothing is logged behind {}, and the log is here only until {}",
+                    self.describe(base),
+                    at.1
+                ));
+            }
+            self.look_in_gap(&w, base, (&free, &old), map)?;
+        } else {
+            self.look_at(&w, place, at, (&free, &old))?;
+        }
+        if let Some(d) = device {
+            let flushed = self.devices[d].flushed;
+            let in_gap = in_gap.and_then(|base| self.gap(&w.host, base));
+            let in_gap = in_gap.map(|i| &self.gaps[i]).filter(|g| g.device == d);
+            let before = self.nth_at(d, place);
+            let have = nth.max(before).max(in_gap.map_or(0, |g| g.flushed));
+            if have < flushed {
+                return Err(format!(
+                    "P2 durable: {flushed} records were flushed, after the crash only {have} are left (link {}, log until {})",
+                    self.describe(place),
+                    self.describe(at)
+                ));
             }
         }
+        Ok(())
+    }
+
+    /// Whoever stands at the very beginning of a log behind a gap has not passed it.
+    fn before_gap(&self, place: Place) -> Place {
+        let log = &self.logs[place.0];
+        log.parent
+            .filter(|_| log.gap && place.1 < HEADER)
+            .unwrap_or(place)
+    }
+
+    /// What a disk is at a place, apart from what its logs write again.
+    fn look_at(
+        &mut self,
+        w: &Whose<'_>,
+        place: Place,
+        at: Place,
+        (free, old): (&[bool], &[Option<WriteId>]),
+    ) -> Result<(), Violation> {
         let state = self.state(place);
         for (sector, id) in state.iter().enumerate() {
             if free[sector] {
@@ -355,36 +679,64 @@ impl Truth {
             }
             let want = pattern(*id, sector);
             let mut bad = None;
-            if live {
-                disk.outcomes(sector, |have| {
-                    if have != want {
-                        bad = Some(id_of(have));
-                    }
-                });
-            } else {
-                let have = &disk.view()[sector * SECTOR..(sector + 1) * SECTOR];
+            w.after(sector, old[sector], |have| {
                 if have != want {
                     bad = Some(id_of(have));
                 }
-            }
+            });
             if let Some(have) = bad {
                 return Err(format!(
                     "P1 prefix: sector {sector} {} write {have}, but at {} it is write {id}, and no log here from there to {} writes it",
-                    if live { "could have, after a power cut," } else { "has" },
+                    w.verb(),
                     self.describe(place),
                     self.describe(at)
                 ));
             }
         }
-        if let Some(d) = device {
-            let flushed = self.devices[d].flushed;
-            let before = self.nth_at(d, place);
-            if nth.max(before) < flushed {
+        Ok(())
+    }
+
+    /// What a disk is while a gap is open: of each sector what was flushed, or anything that was written since; and what differs
+    /// from the end of the log is in the map. `free`: what recovery writes again.
+    fn look_in_gap(
+        &mut self,
+        w: &Whose<'_>,
+        base: Place,
+        (free, old): (&[bool], &[Option<WriteId>]),
+        map: &DirtyMap,
+    ) -> Result<(), Violation> {
+        let state = self.state(base);
+        let gap = self.gap(&w.host, base).map(|i| &self.gaps[i]);
+        for (sector, id) in state.iter().enumerate() {
+            let offset = (sector * SECTOR) as u64;
+            let marked = is_dirty(map.bits(), offset, SECTOR as u64);
+            let mut bad = None;
+            let mut look = |have: &[u8]| {
+                let got = id_of(have);
+                let may = match gap {
+                    Some(g) => g.kept[sector] == got || g.since[sector].contains(&got),
+                    None => *id == got,
+                };
+                if !may || have != pattern(got, sector) {
+                    bad = Some(format!("{} write {got}", w.verb()));
+                } else if got != *id && !marked {
+                    bad = Some(format!(
+                        "{} write {got} without being in the dirty map",
+                        w.verb()
+                    ));
+                }
+            };
+            if free[sector] {
+                look(&pattern(*id, sector));
+            } else {
+                w.after(sector, old[sector], look);
+            }
+            if let Some(bad) = bad {
                 return Err(format!(
-                    "P2 durable: {flushed} records were flushed, after the crash only {} are left (link {}, log until {})",
-                    nth.max(before),
-                    self.describe(place),
-                    self.describe(at)
+                    "P1 prefix: sector {sector} {bad}, in the gap behind {}, where the log has write {id}, kept is {:?} and written was {:?}",
+                    self.describe(base),
+                    gap.map(|g| g.kept[sector]),
+                    gap.map(|g| &g.since[sector])
                 ));
             }
         }
@@ -402,11 +754,27 @@ impl Truth {
                 }
             }
         }
+        for g in self.gaps.iter().filter(|g| g.device == device) {
+            if g.next.is_some_and(|n| self.is_past((n, 0), place)) {
+                nth = nth.max(g.flushed);
+            }
+        }
         nth
     }
 
     /// P1 where nothing is in flight: the disk is exactly the state at a place.
-    pub fn exact(&mut self, disk: &Disk, place: Place, when: &str) -> Result<(), Violation> {
+    pub fn exact(&mut self, w: Whose<'_>, place: Place, when: &str) -> Result<(), Violation> {
+        let place = self.before_gap(place);
+        let disk = w.disk;
+        if let Some(map) = w.map().filter(DirtyMap::is_open) {
+            let base = map.last_gap().and_then(|(log, pos, _)| {
+                self.place(w.fs, w.dir, &ReplayLink { log, pos, rest: 0 })
+            });
+            if base == Some(place) {
+                let (free, old) = (vec![false; self.sectors], vec![None; self.sectors]);
+                return self.look_in_gap(&w, place, (&free, &old), &map);
+            }
+        }
         if !self.is_boundary(place) {
             return Err(format!(
                 "P1 prefix: {when} the position {} is no end of a batch",

@@ -6,9 +6,9 @@ use crate::{
     disk::Disk,
     exec::{Exec, Ns, MS, SEC},
     fs::{Errno, Fs, Res},
-    host::Host,
+    host::{dirty::joined, Host},
     rng::Rng,
-    truth::{Place, Truth, Violation},
+    truth::{Place, Truth, Violation, Whose},
 };
 use mars_core::{lamport::LamportTime, name::Name, tree::value::ReplayLink};
 use std::{
@@ -160,6 +160,8 @@ pub struct Counts {
     pub checks: Cell<u64>,
     /// Devices that appeared.
     pub devices: Cell<u64>,
+    /// Times that a primary has stopped logging.
+    pub gaps: Cell<u64>,
 }
 
 /// One run.
@@ -358,15 +360,24 @@ impl Sim {
         }
         self.counts.checks.set(self.counts.checks.get() + 1);
         let device = if live { None } else { m.device.take() };
-        let r = self.truth.borrow_mut().after_crash(
-            &m.fs.borrow(),
-            DIR,
-            &m.disk.borrow(),
-            &link,
-            device,
-            live,
-        );
+        let (fs, disk) = (m.fs.borrow(), m.disk.borrow());
+        let w = self.whose(i, &fs, &disk, live);
+        let r = self.truth.borrow_mut().after_crash(w, &link, device);
         self.check(i, r);
+    }
+
+    /// A host whose disk the truth is to look at.
+    pub fn whose<'a>(&self, i: usize, fs: &'a Fs, disk: &'a Disk, live: bool) -> Whose<'a> {
+        let host = self.machines[i].name;
+        let joined = joined(fs.node(&format!("{DIR}/data-{host}")));
+        Whose {
+            host,
+            fs,
+            dir: DIR,
+            disk,
+            joined: joined.map_or(0, LamportTime::as_nanos),
+            live,
+        }
     }
 
     /// Whether an operation fails now.

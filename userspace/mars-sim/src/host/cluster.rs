@@ -64,6 +64,7 @@ async fn run(h: &Rc<Host>) {
 }
 
 async fn say_alive(h: &Host) {
+    h.space.look(h, true);
     let time = h.now().to_string();
     let _ = h.set(&format!("actual-{}/time", h.me), &time).await;
 }

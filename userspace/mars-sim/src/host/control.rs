@@ -4,21 +4,22 @@
 
 use super::{
     device::Device,
-    fetch, logger,
+    drop_logs, fetch, logger,
     logger::LogFile,
     pipeline::{self, Pipeline},
-    replay, sync, Host,
+    replay, space, sync, Host,
 };
 use crate::{
     defects::on,
     exec::{thread, Ns, Thread, MS},
-    fs::Node,
-    truth::HEADER,
+    fs::{Errno, Node, Res},
+    truth::{Place, WriteId, HEADER},
 };
 use mars_core::{
     log::LogName,
     pace::Pace,
     resource::{decide, Designated, Observed, Role, Step, Work},
+    space::Shortage,
     split_brain::{compare, Relation},
     succession::{is_consistent, next_number},
     tree::value::ReplayLink,
@@ -28,6 +29,8 @@ use std::rc::Rc;
 
 const TICK_MS: u32 = 500;
 const RETRY: Ns = 5_000 * MS;
+/// So much may be buffered when it may soon have to go to the disk before a flush is complete.
+const SHORT_BUFFER: usize = 16 << 10;
 
 #[derive(Default)]
 struct Secondary {
@@ -56,6 +59,12 @@ struct Control {
     running: Running,
     retry_at: Ns,
     failure: Option<&'static str>,
+    /// Since when nothing is logged.
+    stopped_at: Option<Ns>,
+    /// Why not.
+    shortage: Option<Shortage>,
+    /// Reads logs that are to be let go.
+    dropping: Option<drop_logs::Worker>,
     /// Whether this round tells figures that change all the time.
     figures: bool,
     pace: Pace<Option<(LogName, u64)>>,
@@ -71,6 +80,9 @@ pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
             running: Running::Detached,
             retry_at: 0,
             failure: None,
+            stopped_at: None,
+            shortage: None,
+            dropping: None,
             figures: true,
             pace: Pace::new(),
         };
@@ -99,7 +111,7 @@ impl Control {
         let h = self.h.clone();
         loop {
             let stopping = self.t.should_stop() || h.stopping.get();
-            let o = self.observe(stopping);
+            let o = self.observe(stopping).await;
             let step = decide(self.role(), &o);
             let changes = !matches!(step, Step::Stay | Step::Follow(_));
             self.figures = self.pace.look(h.ex.now(), self.position(), changes);
@@ -133,7 +145,7 @@ impl Control {
         }
     }
 
-    fn observe(&self, stopping: bool) -> Observed {
+    async fn observe(&self, stopping: bool) -> Observed {
         let h = &self.h;
         let me = h.me;
         let is_member = h.get(&format!("data-{me}")).is_some();
@@ -157,7 +169,8 @@ impl Control {
             },
             synced: self.is_synced(),
             consistent: is_consistent(syncpos, h.replay_link(&me)),
-            split_brain: self.role() != Role::Primary && self.has_diverged(),
+            split_brain: self.role() != Role::Primary
+                && (self.has_diverged() || self.has_more().await),
             settled: h.is_settled(),
             damaged: self.failure == Some("defective-log") && h.ex.now() < self.retry_at,
         }
@@ -166,6 +179,15 @@ impl Control {
     fn is_synced(&self) -> bool {
         let size = self.h.size();
         size.is_some() && self.h.number(&format!("syncstatus-{}", self.h.me)) == size
+    }
+
+    /// Whether this disk has what no log has, while another host is designated.
+    async fn has_more(&self) -> bool {
+        let h = &self.h;
+        !on("gap-forgotten")
+            && h.dirty.is_open(h).await
+            && h.designated().is_some_and(|d| d != h.me)
+            && self.is_synced()
     }
 
     fn has_diverged(&self) -> bool {
@@ -237,6 +259,11 @@ impl Control {
         if h.machine().disk.borrow().len() as u64 != size {
             return Err("disk-error");
         }
+        match h.dirty.prepare(h, size).await {
+            // Only a primary must have it; it tries again.
+            Ok(()) | Err(Errno::NoSpc) => (),
+            Err(_) => return Err("disk-error"),
+        }
         h.attached.set((true, false));
         self.running = Running::Secondary(Secondary::default());
         Ok(())
@@ -250,6 +277,7 @@ impl Control {
             stop_one(&h, s.replay).await;
             stop_all(&h, s.fetch).await;
         }
+        h.dirty.forget(&h).await;
         h.fetch.forget();
         h.set_trouble(None);
     }
@@ -271,14 +299,35 @@ impl Control {
         if work.sync && (s.sync.is_none() || h.sync.is_finished()) {
             stop_all(&h, s.sync.take()).await;
             if sync::may_start(&h) {
+                h.dirty.clear(&h).await.map_err(|_| "no-space")?;
                 s.sync = Some(sync::start(&h).await.map_err(|_| "syncing")?);
             } else {
                 let led = h.is_led();
                 h.set_trouble(Some(if led { "no-history" } else { "waiting" }));
             }
         }
+        let help = drop_logs::help(&h).filter(|_| work.fetch);
+        if help.is_none() && h.fetch.gone().is_some() && work.replay && h.is_led() {
+            h.set_trouble(Some("gone"));
+        }
+        if let Some((primary, dropped, begun)) = help {
+            if !h.switch(&format!("todo-{}/sync", h.me)) {
+                h.set_trouble(Some("waiting"));
+            } else if work.replay || begun {
+                stop_all(&h, s.sync.take()).await;
+                stop_one(&h, s.replay.take()).await;
+                stop_all(&h, s.fetch.take()).await;
+                h.fetch.forget();
+                h.set_trouble(None);
+                drop_logs::jump(&h, &primary, &dropped, begun)
+                    .await
+                    .map_err(|_| "waiting")?;
+                h.kick.signal(&h.ex);
+                return Ok(());
+            }
+        }
         if work.replay && s.replay.is_none() {
-            s.replay = Some(replay::start(&h).map_err(|_| "replaying")?);
+            s.replay = Some(replay::start(&h).await.map_err(|_| "replaying")?);
         }
         if work.fetch {
             if s.fetch.is_none() {
@@ -286,6 +335,7 @@ impl Control {
             }
             fetch::choose(&h).await;
         }
+        space::unlink_old(&h, false).await;
         Ok(())
     }
 
@@ -300,6 +350,10 @@ impl Control {
         stop_all(&h, s.fetch.take()).await;
         h.fetch.forget();
         h.put(&format!("actual-{me}/state"), "recovering").await;
+        h.dirty
+            .prepare(&h, h.size().unwrap_or(0))
+            .await
+            .map_err(|_| "no-space")?;
         let end = replay::to_end(&h, &self.t)
             .await
             .map_err(|_| "defective-log")?;
@@ -313,25 +367,18 @@ impl Control {
             number,
             creator: me,
         };
-        let from = h.place(&end.log, end.pos);
         let device = h.sim.truth.borrow_mut().device();
-        let log = LogFile::create(&h, name, device)
-            .await
-            .map_err(|_| "no-space")?;
-        let contents = {
-            let mut t = h.sim.truth.borrow_mut();
-            if let Some(from) = from.filter(|_| name != end.log) {
-                t.set_parent(log.id, from);
-            }
-            t.state((log.id, HEADER))
-        };
-        let links = async {
-            h.set_version(&name, HEADER).await?;
-            h.set_replay(&name, HEADER, HEADER).await
-        };
-        links.await.map_err(|_| "no-space")?;
-        self.note_maxnr(number).await;
-        h.sync_dir().await.map_err(|_| "disk-error")?;
+        let (log, base, contents) = self.first_log(&end, name, device).await?;
+        if log.is_some() {
+            let links = async {
+                h.set_version(&name, HEADER).await?;
+                h.set_replay(&name, HEADER, HEADER).await
+            };
+            links.await.map_err(|_| "no-space")?;
+            self.note_maxnr(number).await;
+            h.sync_dir().await.map_err(|_| "disk-error")?;
+        }
+        let name = if log.is_some() { name } else { end.log };
         let pipe = Pipeline::new(&h, Policy::primary());
         let h2 = h.clone();
         let publish = move |pos| {
@@ -339,8 +386,8 @@ impl Control {
             Box::pin(async move { publish_written(&h, pos).await }) as _
         };
         let writeback = pipeline::spawn(&pipe, Box::new(publish));
-        let logger = logger::spawn(&h, &pipe, log);
-        let dev = Device::new(&h, &pipe, device, (*contents).clone());
+        let logger = logger::spawn(&h, &pipe, device, log, base);
+        let dev = Device::new(&h, &pipe, device, contents);
         h.attached.set((true, true));
         h.device_id.set(Some(device));
         *h.device.borrow_mut() = Some(dev.clone());
@@ -356,6 +403,73 @@ impl Control {
         });
         h.cluster_kick.signal(&h.ex);
         Ok(())
+    }
+
+    /// The log of a new primary whose disk stands at `end`; none: there is no room for it, and it starts in emergency mode. With
+    /// the place in the truth where the gap begins, and what the device has.
+    async fn first_log(
+        &self,
+        end: &replay::At,
+        name: LogName,
+        device: usize,
+    ) -> Result<(Option<LogFile>, Option<Place>, Vec<WriteId>), &'static str> {
+        let h = &self.h;
+        let open = |now| h.dirty.open_gap(h, now, end.log, end.pos, name.number);
+        // What this disk has counts from here on, also of what a crash left in its cache.
+        h.flush_disk().await.map_err(|_| "disk-error")?;
+        if h.dirty.is_distrusted(h).await {
+            open(h.now()).await.map_err(|_| "no-space")?;
+        }
+        let gap = h.dirty.is_open(h).await;
+        let from = h.place(&end.log, end.pos);
+        if let Some(base) = from.filter(|_| gap) {
+            let disk = h.machine().disk.borrow();
+            let mut t = h.sim.truth.borrow_mut();
+            t.gap_begins(h.me, base, device, Some(&disk));
+        }
+        // Where nothing was ever logged nobody waits yet, and an administrator is there.
+        let fresh = end.pos == 0;
+        if fresh || space::verdict(h, gap.then_some(u64::MAX)).is_ok() {
+            match LogFile::create(h, name, device, gap).await {
+                Ok(log) => {
+                    {
+                        let mut t = h.sim.truth.borrow_mut();
+                        match from {
+                            Some(base) if gap => t.gap_ends(&h.me, base, log.id),
+                            Some(from) if name != end.log => t.set_parent(log.id, from),
+                            _ => (),
+                        }
+                    }
+                    if gap {
+                        let r = h.dirty.close_gap(h, name.number).await;
+                        r.map_err(|_| "no-space")?;
+                        if let Some(base) = from {
+                            h.sim.truth.borrow_mut().gap_closed(&h.me, base);
+                        }
+                    }
+                    let state = h.sim.truth.borrow_mut().state((log.id, HEADER));
+                    return Ok((Some(log), None, (*state).clone()));
+                }
+                Err(Errno::NoSpc) if !fresh => (),
+                Err(_) => return Err("no-space"),
+            }
+        }
+        h.say(|| "EMERGENCY MODE from the start".into());
+        let settled = async {
+            open(h.now()).await?;
+            h.dirty.settle(h).await
+        };
+        let r: Res<()> = settled.await;
+        r.map_err(|_| "no-space")?;
+        let base = from.ok_or("no-space")?;
+        let mut t = h.sim.truth.borrow_mut();
+        if !gap {
+            t.gap_begins(h.me, base, device, None);
+        }
+        let c = &h.sim.counts.gaps;
+        c.set(c.get() + 1);
+        let state = t.gap_state(&h.me, base);
+        Ok((None, Some(base), state.ok_or("no-space")?))
     }
 
     async fn note_maxnr(&self, number: u32) {
@@ -381,6 +495,9 @@ impl Control {
         let Running::Primary(p) = std::mem::replace(&mut self.running, Running::Detached) else {
             return Ok(());
         };
+        if let Some(w) = self.dropping.take() {
+            w.stop(&h).await;
+        }
         h.put(&format!("actual-{}/state", h.me), "stopping").await;
         *h.device.borrow_mut() = None;
         p.logger.request_stop(&h.ex);
@@ -414,6 +531,13 @@ impl Control {
             return Ok(());
         };
         p.device.removing.set(false);
+        drop_logs::watch(&h, &mut self.dropping).await;
+        if self.watch_space().await? {
+            return Ok(());
+        }
+        let Running::Primary(p) = &mut self.running else {
+            return Ok(());
+        };
         let rotating = h.progress.is_rotating();
         let Some((mut current, mut end)) = h.progress.current() else {
             return Ok(());
@@ -448,7 +572,7 @@ impl Control {
         };
         if asked || end >= h.sim.cfg.rotate {
             let device = p.device.id;
-            let log = LogFile::create(&h, next, device)
+            let log = LogFile::create(&h, next, device, false)
                 .await
                 .map_err(|_| "no-space")?;
             self.note_maxnr(next.number).await;
@@ -458,6 +582,54 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Stops logging where there is no room for it, and goes back to it. `true`: nothing is logged.
+    async fn watch_space(&mut self) -> Result<bool, &'static str> {
+        let h = self.h.clone();
+        space::unlink_old(&h, true).await;
+        let gap = h.dirty.is_open(&h).await;
+        let stopped_ms = gap.then(|| {
+            let now = h.ex.now();
+            let since = *self.stopped_at.get_or_insert(now);
+            (now - since) / MS
+        });
+        if !gap {
+            self.stopped_at = None;
+        }
+        self.shortage = space::verdict(&h, stopped_ms).err();
+        let Running::Primary(p) = &self.running else {
+            return Ok(false);
+        };
+        if !gap {
+            h.progress.stop_logging(self.shortage.is_some());
+            let level = h.space.level();
+            p.pipe.with(|s| {
+                if !s.unlogged {
+                    s.cap = if level >= 3 { SHORT_BUFFER } else { usize::MAX };
+                }
+            });
+            if self.shortage.is_some() {
+                p.pipe.log_work.signal(&h.ex);
+            }
+            h.dirty.clear_if_done(&h).await;
+            return Ok(false);
+        }
+        h.progress.stop_logging(false);
+        h.publish_logs().await;
+        let next = h.dirty.last_gap(&h).await.map(|(_, _, next)| next);
+        let may = self.shortage.is_none() && !h.progress.is_rotating();
+        if let Some(next) = next.filter(|_| may) {
+            let log = LogFile::create(&h, next, p.device.id, true)
+                .await
+                .map_err(|_| "no-space")?;
+            self.note_maxnr(next.number).await;
+            h.progress.rotate_to(log);
+            if let Running::Primary(p) = &self.running {
+                p.pipe.log_work.signal(&h.ex);
+            }
+        }
+        Ok(true)
     }
 
     async fn publish(&mut self, step: Step, o: &Observed) {
@@ -473,6 +645,23 @@ impl Control {
             _ => (false, false, false),
         };
         let opened = matches!(&self.running, Running::Primary(p) if p.device.opened.get());
+        if role == Role::Primary {
+            drop_logs::say(&h).await;
+        }
+        let gap = h.dirty.is_open(&h).await;
+        let short = role == Role::Primary && self.shortage.is_some();
+        for (key, on) in [
+            ("is-emergency", gap && role == Role::Primary),
+            ("has-emergency", short),
+        ] {
+            h.put(&format!("actual-{me}/{key}"), if on { "1" } else { "0" })
+                .await;
+        }
+        if role != Role::Detached {
+            // Also in a secondary, until it is primary again.
+            h.put(&format!("actual-{me}/has-gap"), if gap { "1" } else { "0" })
+                .await;
+        }
         let bits = [
             ("is-attached", role != Role::Detached),
             ("is-primary", role == Role::Primary),
@@ -503,6 +692,7 @@ impl Control {
             (Step::WaitForClose, _) => "stopping",
             (_, Running::Primary(p)) if p.pipe.with(|s| s.disk_error.is_some()) => "disk-error",
             (_, Running::Primary(_)) if h.progress.error().is_some() => "no-space",
+            (_, Running::Primary(_)) if gap => "emergency",
             (_, Running::Primary(_)) => "primary",
             (_, Running::Detached) => "detached",
             _ if o.split_brain => "split-brain",

@@ -160,7 +160,7 @@ impl Device {
         }
         self.begin();
         let idle = self.pipe.with(|s| {
-            let idle = s.buffer.unlogged() == 0 && on("flush-early") || s.buffer.undurable() == 0;
+            let idle = s.buffer.unlogged() == 0 && on("flush-early") || s.is_durable();
             if !idle {
                 self.wait_durable(s);
             }

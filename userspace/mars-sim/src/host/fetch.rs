@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     exec::{thread, Cond, Thread, MS},
-    fs::{Errno, Res},
+    fs::{Errno, Node, Res},
 };
 use mars_core::{
     fetch::{Doubt, FetchPlan, Task},
@@ -40,6 +40,7 @@ struct State {
     unsynced: Option<Doubt>,
     damaged: Option<Doubt>,
     reach: Reach,
+    gone: Option<LogName>,
     busy: bool,
 }
 
@@ -143,6 +144,7 @@ impl Fetch {
         s.target = None;
         s.complete.clear();
         s.avoid.clear();
+        s.gone = None;
         s.epoch += 1;
     }
 
@@ -166,6 +168,11 @@ impl Fetch {
     /// Everything before a log is on the disk, and nothing of it.
     pub fn begin_replay(&self, log: &LogName) {
         self.state.borrow_mut().reach.begin(*log);
+    }
+
+    /// The log that the designated primary was asked for and does not have.
+    pub fn gone(&self) -> Option<LogName> {
+        self.state.borrow().gone
     }
 
     /// What the disk may have.
@@ -343,7 +350,13 @@ fn pick_source(h: &Host, log: &LogName) -> Option<Name> {
 async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
     let source = pick_source(h, &log).ok_or(Errno::NoEnt)?;
     h.fs_io().await?;
-    let ino = h.machine().fs.borrow_mut().create(&h.log_path(&log))?;
+    let path = h.log_path(&log);
+    if matches!(h.machine().fs.borrow().node(&path), Some(Node::Link(..))) {
+        // Deleted, before any of it was here.
+        h.fetch.state.borrow_mut().gone = Some(log);
+        return Err(Errno::NoEnt);
+    }
+    let ino = h.machine().fs.borrow_mut().create(&path)?;
     let size = h.machine().fs.borrow().size(ino) as u64;
     let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
     // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
@@ -480,6 +493,10 @@ async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
         return Err(Errno::Net);
     };
     let LogReply::Data { end, closed, data } = reply else {
+        if h.designated() == Some(job.source) {
+            h.fetch.state.borrow_mut().gone = Some(job.log);
+            h.kick.signal(&h.ex);
+        }
         return Err(Errno::NoEnt);
     };
     if !data.is_empty() {
@@ -490,6 +507,7 @@ async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
     let len = u32::try_from(data.len()).expect("small");
     let mut s = h.fetch.state.borrow_mut();
     s.avoid.clear();
+    s.gone = None;
     let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
         return Ok(());
     };

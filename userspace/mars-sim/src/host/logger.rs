@@ -10,7 +10,7 @@ use crate::{
     defects::on,
     exec::{thread, Cond, Ns, Thread, MS},
     fs::{Errno, Res},
-    truth::{id_of, LogId, Rec, HEADER, SECTOR},
+    truth::{id_of, LogId, Place, Rec, HEADER, SECTOR},
 };
 use kernel::alloc::KVec;
 use mars_core::{
@@ -23,6 +23,8 @@ use mars_core::{
 };
 use mars_host_digest::HostDigest;
 use std::{cell::RefCell, rc::Rc};
+
+mod unlogged;
 
 const BATCH_RECORDS: usize = 16;
 const BATCH_BYTES: usize = 16 << 10;
@@ -42,6 +44,8 @@ pub struct LogFile {
     pub name: LogName,
     /// The truth's number of it.
     pub id: LogId,
+    /// It begins behind a gap.
+    pub gap: bool,
     ctx: LogContext,
     /// Where the next batch goes.
     pub pos: u64,
@@ -52,7 +56,7 @@ pub struct LogFile {
 
 impl LogFile {
     /// Starts a log durably.
-    pub async fn create(h: &Rc<Host>, name: LogName, device: usize) -> Res<Self> {
+    pub async fn create(h: &Rc<Host>, name: LogName, device: usize, gap: bool) -> Res<Self> {
         let path = h.log_path(&name);
         h.fs_io().await?;
         let ino = h.machine().fs.borrow_mut().create(&path)?;
@@ -64,12 +68,13 @@ impl LogFile {
         for b in log_id.chunks_exact_mut(8) {
             b.copy_from_slice(&h.machine().rng.next().to_le_bytes());
         }
-        let header = LogHeader::new(name.number, log_id, 512, b"sim", &h.res, &h.me, h.now());
+        let mut header = LogHeader::new(name.number, log_id, 512, b"sim", &h.res, &h.me, h.now());
+        header.gap = gap && !on("gap-without-bit");
         let mut block = vec![0; HEADER_SIZE];
         let chain = header.encode::<HostDigest>(&mut block).expect("a header");
         let id = {
             let mut t = h.sim.truth.borrow_mut();
-            t.create(name, log_id, device);
+            t.create(name, log_id, device, gap);
             t.find(&name).expect("just made")
         };
         let mut log = Self {
@@ -77,6 +82,7 @@ impl LogFile {
             ino,
             name,
             id,
+            gap,
             ctx: header.context(),
             pos: HEADER,
             seq: 1,
@@ -188,6 +194,8 @@ struct Inner {
     recent: Vec<Recent>,
     next: Option<LogFile>,
     error: Option<Errno>,
+    /// There is no room to log.
+    must_stop: bool,
 }
 
 /// Shared between logger, control thread and server.
@@ -205,6 +213,7 @@ impl Progress {
                 recent: Vec::new(),
                 next: None,
                 error: None,
+                must_stop: false,
             }),
             changed: Cond::default(),
         }
@@ -226,6 +235,18 @@ impl Progress {
         let mut i = self.inner.borrow_mut();
         i.ends.rotate().expect("memory");
         i.next = Some(next);
+    }
+
+    /// Whether the logger has to stop logging.
+    pub fn stop_logging(&self, stop: bool) {
+        self.inner.borrow_mut().must_stop = stop;
+    }
+
+    /// Gives up the log that was to be next.
+    fn drop_next(&self) {
+        let mut i = self.inner.borrow_mut();
+        i.next = None;
+        i.ends.cancel_rotation();
     }
 
     /// A rotation that was not carried out yet.
@@ -311,9 +332,11 @@ impl Progress {
     }
 }
 
-struct Logger {
+pub(super) struct Logger {
     h: Rc<Host>,
     pipe: Rc<Pipeline>,
+    /// The truth's number of the device.
+    device: usize,
     waiting: Vec<Waiter>,
     target: Seq,
     logged: Seq,
@@ -322,14 +345,43 @@ struct Logger {
     unflushed_since: Ns,
     failures: u32,
     suspect: bool,
+    /// There was no room for the last batch.
+    full: bool,
+    /// A gap was begun, and the map could not be written.
+    gap_begun: bool,
+    /// The place in the truth where the gap begins.
+    gap: Option<Place>,
 }
 
-/// Starts the logger; it ends when it was stopped and everything is durable, or the log keeps failing.
-pub fn spawn(h: &Rc<Host>, pipe: &Rc<Pipeline>, log: LogFile) -> Rc<Thread> {
-    h.progress.start(h, log.name, log.pos);
+/// What comes when a log, or the time without one, has ended.
+enum After {
+    /// This log is written.
+    Log(LogFile),
+    /// Nothing is logged.
+    Gap,
+    /// The thread ends.
+    End,
+}
+
+/// Starts the logger; it ends when it was stopped and everything is durable, or the log keeps failing. Without a log it begins
+/// in a gap, whose place in the truth is given.
+pub fn spawn(
+    h: &Rc<Host>,
+    pipe: &Rc<Pipeline>,
+    device: usize,
+    log: Option<LogFile>,
+    gap: Option<Place>,
+) -> Rc<Thread> {
+    h.progress.drop_next();
+    match &log {
+        Some(log) => h.progress.start(h, log.name, log.pos),
+        None => pipe.with(|s| s.unlogged = true),
+    }
+    h.progress.stop_logging(false);
     let l = Logger {
         h: h.clone(),
         pipe: pipe.clone(),
+        device,
         waiting: Vec::new(),
         target: Seq::default(),
         logged: Seq::default(),
@@ -338,17 +390,49 @@ pub fn spawn(h: &Rc<Host>, pipe: &Rc<Pipeline>, log: LogFile) -> Rc<Thread> {
         unflushed_since: 0,
         failures: 0,
         suspect: false,
+        full: false,
+        gap_begun: false,
+        gap,
     };
     thread(&h.ex, h.i, move |t| l.run(t, log))
 }
 
 impl Logger {
-    async fn run(mut self, t: Rc<Thread>, mut log: LogFile) {
+    async fn run(mut self, t: Rc<Thread>, mut log: Option<LogFile>) {
+        let h = self.h.clone();
+        loop {
+            let after = match log.take() {
+                Some(log) => self.logged(&t, log).await,
+                None => self.unlogged(&t).await,
+            };
+            h.kick.signal(&h.ex);
+            match after {
+                After::Log(next) => log = Some(next),
+                After::Gap => (),
+                After::End => break,
+            }
+        }
+        for w in self.waiting.drain(..) {
+            w(false);
+        }
+        h.kick.signal(&h.ex);
+    }
+
+    /// Writes a log, and those that follow it.
+    async fn logged(&mut self, t: &Thread, mut log: LogFile) -> After {
         let h = self.h.clone();
         let progress = || &h.progress;
         let mut items: KVec<LogItem<Slice>> = KVec::new();
         loop {
             let stopping = t.should_stop();
+            if self.is_out_of_room() && self.open_gap(&mut log).await {
+                self.close(&log).await;
+                return After::Gap;
+            }
+            if self.gap_begun && !(stopping && self.failures > LAST_TRIES) {
+                h.sleep(200 * MS).await;
+                continue;
+            }
             if stopping && self.failures > LAST_TRIES {
                 log.pos = progress().inner.borrow().ends.end();
                 break;
@@ -389,11 +473,8 @@ impl Logger {
             };
             self.pipe.log_work.wait(&h.ex, ms * MS).await;
         }
-        for w in self.waiting.drain(..) {
-            w(false);
-        }
         self.close(&log).await;
-        h.kick.signal(&h.ex);
+        After::End
     }
 
     fn take(&mut self, items: &mut KVec<LogItem<Slice>>) -> usize {
@@ -415,10 +496,7 @@ impl Logger {
         let start = log.pos;
         match log.append(items).await {
             Ok(data) => {
-                if self.failures > 0 {
-                    self.failures = 0;
-                    self.h.progress.fail(None);
-                }
+                self.succeeded();
                 let last = items.last().map_or(self.logged, |i| i.seq);
                 self.logged = last;
                 let end = LogPos {
@@ -441,13 +519,26 @@ impl Logger {
                 true
             }
             Err(e) => {
-                self.failures += 1;
-                self.h.progress.fail(Some(e));
+                self.failed(e);
                 if let Some(first) = items.first() {
                     self.pipe.with(|s| s.buffer.untake(first.seq));
                 }
                 false
             }
+        }
+    }
+
+    fn failed(&mut self, e: Errno) {
+        self.failures += 1;
+        self.full = e == Errno::NoSpc;
+        self.h.progress.fail(Some(e));
+    }
+
+    fn succeeded(&mut self) {
+        if self.failures > 0 {
+            self.failures = 0;
+            self.full = false;
+            self.h.progress.fail(None);
         }
     }
 
@@ -465,14 +556,10 @@ impl Logger {
     async fn flush(&mut self, log: &LogFile) -> bool {
         if self.unflushed_since != 0 {
             if let Err(e) = self.sync(log).await {
-                self.failures += 1;
-                self.h.progress.fail(Some(e));
+                self.failed(e);
                 return false;
             }
-            if self.failures > 0 {
-                self.failures = 0;
-                self.h.progress.fail(None);
-            }
+            self.succeeded();
             let logged = self.logged;
             self.h
                 .progress

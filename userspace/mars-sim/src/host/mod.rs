@@ -8,11 +8,14 @@
 pub mod cluster;
 pub mod control;
 pub mod device;
+pub mod dirty;
+pub mod drop_logs;
 pub mod fetch;
 pub mod logger;
 pub mod pipeline;
 pub mod replay;
 pub mod server;
+pub mod space;
 pub mod store;
 pub mod sync;
 
@@ -24,6 +27,7 @@ use crate::{
     world::{Machine, Sim, DIR},
 };
 use mars_core::{
+    dirty::{DroppedLink, GapLink, Lack},
     ends::News,
     lamport::{Clock, LamportTime},
     log::{LogName, VersionLink},
@@ -80,6 +84,8 @@ pub struct Host {
     pub(crate) progress: logger::Progress,
     pub(crate) fetch: fetch::Fetch,
     pub(crate) sync: sync::Sync,
+    pub(crate) dirty: dirty::Dirty,
+    pub(crate) space: space::Watch,
     /// The disk is open; `/dev/mars/r` exists.
     pub(crate) attached: Cell<(bool, bool)>,
     publishing: Lock,
@@ -126,6 +132,8 @@ impl Host {
             progress: logger::Progress::new(),
             fetch: fetch::Fetch::default(),
             sync: sync::Sync::default(),
+            dirty: dirty::Dirty::default(),
+            space: space::Watch::default(),
             attached: Cell::new((false, false)),
             publishing: Lock::default(),
             trouble: Cell::new(None),
@@ -329,7 +337,15 @@ impl Host {
     pub async fn publish_logs(&self) -> Option<(LogName, u64)> {
         let _one_at_a_time = self.publishing.lock(&self.ex).await;
         loop {
-            let news = self.progress.news()?;
+            let Some(news) = self.progress.news() else {
+                // That more was written than the log says must be known before another host can go on behind the log: with this
+                // link its history would exclude ours.
+                if self.dirty.is_open(self).await {
+                    let (_, _, next) = self.dirty.last_gap(self).await?;
+                    self.set_version(&next, HEADER).await.ok()?;
+                }
+                return None;
+            };
             match news {
                 News::Closed(log, end) => {
                     self.set_version(&log, end).await.ok()?;
@@ -344,6 +360,42 @@ impl Host {
                 }
             }
         }
+    }
+
+    /// When this host became a member with the disk it has now.
+    pub fn joined_at(&self) -> Option<LamportTime> {
+        let path = format!("{DIR}/data-{}", self.me);
+        let tree = self.tree.borrow();
+        tree.entry(path.as_bytes()).map(|e| e.stamp)
+    }
+
+    /// Whether this replica may replay a log that begins behind a gap.
+    pub fn has_passed_gap(&self, log: &LogName) -> bool {
+        log.creator == self.me
+            || self
+                .gap_link()
+                .is_some_and(|g| g.log == *log && g.lack == Lack::Done)
+    }
+
+    /// What this replica lacks, or lacked last, before which log.
+    pub fn gap_link(&self) -> Option<GapLink> {
+        GapLink::parse(self.get(&format!("gap-{}", self.me))?.as_bytes())
+    }
+
+    /// What this replica has to get by a map of the primary before it can begin at the log of its replay link.
+    pub fn gap_to_pass(&self) -> Option<(LogName, u32)> {
+        let link = self.gap_link()?;
+        let since = match link.lack {
+            Lack::Gap => 0,
+            Lack::Since(number) => number,
+            Lack::All | Lack::Done => return None,
+        };
+        (self.replay_link(&self.me)?.log == link.log).then_some((link.log, since))
+    }
+
+    /// Which logs a host has deleted although members needed them.
+    pub fn dropped_logs(&self, host: &Name) -> Option<DroppedLink> {
+        DroppedLink::parse(self.get(&format!("actual-{host}/dropped-logs"))?.as_bytes())
     }
 
     /// History of a member.

@@ -63,6 +63,25 @@ pub struct State {
     pub published: Option<LogPos>,
     /// When the last record was admitted.
     admitted_at: Ns,
+    /// Nothing is logged.
+    pub unlogged: bool,
+    /// Nothing is admitted for the moment.
+    held: bool,
+    /// Somebody waited because of that.
+    held_up: bool,
+    /// So much may be in the buffer, if that is less than its size.
+    pub cap: usize,
+}
+
+impl State {
+    /// Whether everything that was admitted would survive a loss of power, as far as that can be said without I/O.
+    pub fn is_durable(&self) -> bool {
+        self.buffer.undurable() == 0 && !self.unlogged
+    }
+
+    fn has_room(&self, len: usize) -> bool {
+        !self.held && writeback::may_admit(self.buffer.bytes(), len, BUDGET.min(self.cap))
+    }
 }
 
 /// Buffer of one backing disk.
@@ -99,6 +118,10 @@ impl Pipeline {
                 flush_failed: false,
                 published: None,
                 admitted_at: 0,
+                unlogged: false,
+                held: false,
+                held_up: false,
+                cap: usize::MAX,
             }),
             changed: Cond::default(),
             work: Event::default(),
@@ -125,7 +148,10 @@ impl Pipeline {
     ) {
         let length = u32::try_from(data.len()).expect("small");
         loop {
-            if self.with(|s| writeback::may_admit(s.buffer.bytes(), data.len(), BUDGET)) {
+            if self.with(|s| {
+                s.held_up |= s.held;
+                s.has_room(data.len())
+            }) {
                 break;
             }
             self.work.signal(&self.h.ex);
@@ -173,6 +199,48 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Admits nothing until [`Self::let_go`].
+    pub fn hold(&self) {
+        self.with(|s| s.held = true);
+    }
+
+    /// Ends [`Self::hold`], and lets those who waited go first.
+    pub async fn let_go(&self) {
+        let waited = self.with(|s| {
+            s.held = false;
+            std::mem::take(&mut s.held_up)
+        });
+        self.changed.notify(&self.h.ex);
+        if waited {
+            self.h.sleep(MS).await;
+        }
+    }
+
+    /// Waits until everything that was admitted is on the disk, durably; nothing may be admitted meanwhile.
+    pub async fn write_all(&self) -> Res<()> {
+        let since = self.h.ex.now();
+        self.with(|s| s.draining = true);
+        let done = loop {
+            let (empty, error, undurable) = self.with(|s| {
+                let error = s.disk_error.filter(|_| s.last_error > since);
+                (s.buffer.is_empty(), error, s.buffer.undurable() > 0)
+            });
+            if empty {
+                break Ok(());
+            }
+            if let Some(e) = error {
+                break Err(e);
+            }
+            if undurable {
+                break Err(Errno::Again);
+            }
+            self.work.signal(&self.h.ex);
+            self.changed.wait(&self.h.ex, 20 * MS).await;
+        };
+        self.with(|s| s.draining = false);
+        done
+    }
+
     /// Waits until everything is written back, or it fails and `give_up` says so.
     pub async fn drain(&self, give_up: impl Fn() -> bool) -> Res<()> {
         self.with(|s| s.draining = true);
@@ -218,7 +286,7 @@ async fn run(t: &Thread, pipe: &Rc<Pipeline>, publish: &Publish) {
         let decision = pipe.with(|s| {
             let view = writeback::View {
                 dirty_bytes: s.buffer.bytes(),
-                budget: BUDGET,
+                budget: BUDGET.min(s.cap),
                 in_flight: pipe.in_flight.get(),
                 draining: s.draining,
                 failures: s.failures,

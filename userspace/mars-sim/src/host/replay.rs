@@ -5,17 +5,17 @@
 use super::{
     logger::has_batches,
     pipeline::{self, Pipeline, Slice},
-    Host,
+    sync, Host,
 };
 use crate::{
     defects::on,
     exec::{thread, Thread, MS},
     fs::{Errno, Res},
     truth::{Place, HEADER},
-    world::DIR,
 };
 use mars_core::{
     buffer::{Kind, LogPos},
+    dirty::Recovery,
     log::{EndFinder, EndStep, LogContext, LogHeader, LogName, ScanPos, HEADER_SIZE},
     replay::{Extent, Next, Replayer},
     succession::{own_next, reported_end, Purpose},
@@ -42,6 +42,8 @@ enum Looked {
     Starved,
     End(bool),
     Bad(bool),
+    /// The log begins behind a gap that this disk has not passed.
+    Gap,
 }
 
 type Known = Rc<RefCell<Vec<LogName>>>;
@@ -58,12 +60,15 @@ struct Session {
     known: bool,
     synced: u64,
     size: u64,
+    /// This log of a former gap ends here, whatever the file has behind it.
+    limit: Option<(LogName, u64)>,
     following: bool,
 }
 
 impl Session {
-    fn new(h: &Rc<Host>, following: bool) -> Res<Self> {
+    async fn new(h: &Rc<Host>, following: bool) -> Res<Self> {
         let link = h.replay_link(&h.me).ok_or(Errno::NoEnt)?;
+        let (at, limit) = begin(h, &link).await;
         let size = h.size().ok_or(Errno::NoEnt)?;
         let policy = if following {
             Policy::replica()
@@ -84,10 +89,7 @@ impl Session {
             writeback,
             logs,
             file: None,
-            at: At {
-                log: link.log,
-                pos: link.pos,
-            },
+            at,
             replayer: None,
             ctx: LogContext {
                 log_id: [0; 16],
@@ -96,8 +98,20 @@ impl Session {
             known: false,
             synced: 0,
             size,
+            limit,
             following,
         })
+    }
+
+    /// No more than what counts of the present log.
+    fn clip(&self, extent: Extent) -> Extent {
+        match (self.limit, extent) {
+            (Some((log, end)), Extent::Unknown) if log == self.at.log => Extent::Known(end),
+            (Some((log, end)), Extent::Known(known)) if log == self.at.log => {
+                Extent::Known(known.min(end))
+            }
+            _ => extent,
+        }
     }
 
     /// A header that has arrived and can't be read is damaged.
@@ -140,9 +154,13 @@ impl Session {
         let Some(ino) = self.h.machine().fs.borrow().file(&path) else {
             return Ok(Some(Self::without_header(extent)));
         };
-        let Some((ctx, crc)) = read_header(&self.h, ino, &self.at.log).await? else {
+        let Some((ctx, crc, gap)) = read_header(&self.h, ino, &self.at.log).await? else {
             return Ok(Some(Self::without_header(extent)));
         };
+        let passed = self.h.has_passed_gap(&self.at.log) || on("replay-ignores-gap");
+        if gap && self.at.pos <= HEADER && !passed {
+            return Ok(Some(Looked::Gap));
+        }
         let size = self.h.machine().fs.borrow().size(ino) as u64;
         self.make_durable(ino, extent).await?;
         self.h.sync_dir().await?;
@@ -212,6 +230,7 @@ impl Session {
     }
 
     async fn step(&mut self, extent: Extent, stop: &Thread) -> Res<Looked> {
+        let extent = self.clip(extent);
         let stop_at = if self.following {
             let log = &self.at.log;
             let reach = self.h.fetch.reach();
@@ -369,14 +388,10 @@ fn covered(h: &Host, log: &LogName, pos: u64) {
         rest: 0,
     };
     let m = h.machine();
-    let r = h.sim.truth.borrow_mut().after_crash(
-        &m.fs.borrow(),
-        DIR,
-        &m.disk.borrow(),
-        &link,
-        None,
-        false,
-    );
+    let (fs, disk) = (m.fs.borrow(), m.disk.borrow());
+    let w = h.sim.whose(h.i, &fs, &disk, false);
+    let r = h.sim.truth.borrow_mut().after_crash(w, &link, None);
+    drop((fs, disk));
     h.sim.check(h.i, r);
 }
 
@@ -395,8 +410,9 @@ pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
     let Some(place): Option<Place> = h.place(log, pos) else {
         return;
     };
-    let disk = h.machine().disk.borrow();
-    let r = h.sim.truth.borrow_mut().exact(&disk, place, when);
+    let (fs, disk) = (h.machine().fs.borrow(), h.machine().disk.borrow());
+    let w = h.sim.whose(h.i, &fs, &disk, false);
+    let r = h.sim.truth.borrow_mut().exact(w, place, when);
     if r.is_err() && h.machine().flipped.get() && h.torn.get() {
         h.say(|| "a damaged log was taken for a torn one: the run is over".into());
         h.sim.over.set(true);
@@ -421,13 +437,44 @@ async fn write_again(h: &Host, ino: u32, from: u64, end: u64) -> Res<()> {
     Ok(())
 }
 
-async fn read_header(h: &Host, ino: u32, log: &LogName) -> Res<Option<(LogContext, u32)>> {
+/// Where replay begins: at the replay link, unless the dirty map knows better. Also gives where the log before an open gap
+/// ends.
+async fn begin(h: &Host, link: &ReplayLink) -> (At, Option<(LogName, u64)>) {
+    let here = At {
+        log: link.log,
+        pos: link.pos,
+    };
+    let later = |log: LogName, pos: u64| {
+        if (log.number, pos) > (link.log.number, link.pos) && !on("gap-replays-base") {
+            At { log, pos }
+        } else {
+            here
+        }
+    };
+    match h.dirty.recovery(h).await {
+        Recovery::Normal => (here, None),
+        Recovery::Until { from, log, end } => {
+            (from.map_or(here, |from| later(from, 0)), Some((log, end)))
+        }
+        Recovery::Behind(log, end) => (later(log, end), Some((log, end))),
+        Recovery::From(log) => (later(log, 0), None),
+    }
+}
+
+/// Header of a log: what its batches must have, the first chain value, and whether there is a gap before it.
+pub async fn read_header(
+    h: &Host,
+    ino: u32,
+    log: &LogName,
+) -> Res<Option<(LogContext, u32, bool)>> {
     let block = h.read_file(ino, 0, HEADER_SIZE).await?;
     if block.len() < HEADER_SIZE {
         return Ok(None);
     }
     match LogHeader::parse::<HostDigest>(&block) {
-        Ok((x, crc)) if x.name() == *log && x.resource == h.res => Ok(Some((x.context(), crc))),
+        Ok((x, crc)) if x.name() == *log && x.resource == h.res => {
+            Ok(Some((x.context(), crc, x.gap)))
+        }
         Ok(_) | Err(_) => Ok(None),
     }
 }
@@ -449,7 +496,7 @@ async fn publish(h: &Host, logs: &Known, pos: LogPos) -> bool {
 
 /// Replays what the local logs hold, to their true end, and cuts the last one there.
 pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
-    let mut s = Session::new(h, false)?;
+    let mut s = Session::new(h, false).await?;
     let r = run_to_end(&mut s, t).await;
     s.end().await;
     if matches!(r, Err(Errno::BadMsg | Errno::NoEnt)) {
@@ -462,7 +509,9 @@ pub async fn to_end(h: &Rc<Host>, t: &Thread) -> Res<At> {
 async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
     let h = s.h.clone();
     loop {
-        let known = reported_end(&s.at.log, h.version(s.at.log.number).as_ref());
+        let base = s.limit.filter(|(log, _)| *log == s.at.log);
+        let reported = reported_end(&s.at.log, h.version(s.at.log.number).as_ref());
+        let known = base.map_or(reported, |(_, end)| end);
         let extent = if s.at.pos < known {
             Extent::Known(known)
         } else {
@@ -480,7 +529,7 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
                 return Err(Errno::BadMsg);
             }
             Looked::Starved if s.file.is_some() && matches!(extent, Extent::Known(_)) => continue,
-            Looked::Starved => (),
+            Looked::Starved | Looked::Gap => (),
             Looked::End(clean) => {
                 h.torn.set(h.torn.get() || !clean);
                 h.say(|| format!("{} ends at {} (clean: {clean})", s.at.log, s.at.pos))
@@ -495,6 +544,10 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
             }
         } else if s.at.pos > 0 || known > HEADER {
             return Err(Errno::NoEnt);
+        }
+        if base.is_some() {
+            // What follows was written without a log, and is on the disk.
+            break;
         }
         let own = s.at.log.number.checked_add(1).and_then(|n| h.version(n));
         let mut next = own_next(&s.at.log, s.at.pos, &h.me, own.as_ref());
@@ -535,7 +588,7 @@ pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<(u64
         Err(Errno::Io) => return Ok((0, false)),
         r => r?,
     };
-    let Some((ctx, crc)) = header else {
+    let Some((ctx, crc, _)) = header else {
         return Ok((0, true));
     };
     let from = if from <= HEADER {
@@ -565,8 +618,8 @@ pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<(u64
 }
 
 /// Starts the replay thread of a secondary.
-pub fn start(h: &Rc<Host>) -> Res<Rc<Thread>> {
-    let s = Session::new(h, true)?;
+pub async fn start(h: &Rc<Host>) -> Res<Rc<Thread>> {
+    let s = Session::new(h, true).await?;
     Ok(thread(&h.ex, h.i, move |t| async move {
         follow(&t, s).await;
     }))
@@ -594,6 +647,13 @@ async fn follow(t: &Thread, mut s: Session) {
                 h.set_trouble(None);
             }
             Ok(Looked::Starved | Looked::End(_)) => (),
+            Ok(Looked::Gap) => {
+                if s.settle(|| t.should_stop()).await.is_ok() {
+                    sync::ask_for_gap(&h, &s.at.log).await;
+                }
+                t.sleep(&h.ex, 300 * MS).await;
+                continue;
+            }
             Ok(Looked::Bad(repairable)) => {
                 repairs = repair(&h, &s.at, repairable, repairs).await;
                 s.replayer = None;
@@ -641,6 +701,10 @@ async fn follow(t: &Thread, mut s: Session) {
 async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
     let h = s.h.clone();
     let mine = h.replay_link(&h.me)?;
+    if s.limit.is_some_and(|(log, _)| log == s.at.log) {
+        // This disk has more than its log: nothing goes on here but this host, as primary.
+        return None;
+    }
     if (mine.log, mine.pos) != (s.at.log, s.at.pos) && s.settle(|| t.should_stop()).await.is_err() {
         return None;
     }

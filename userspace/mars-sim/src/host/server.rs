@@ -6,8 +6,9 @@
 //! here: it delays, each connection for itself; it is cut, in one direction or both; connections are lost, with a
 //! request or its reply; replies are shorter than asked.
 
-use super::{store::Wire, sync, Host};
+use super::{dirty::Asked, store::Wire, sync, Host};
 use crate::{
+    defects::on,
     exec::{thread, Cond, Ns, Thread, MS, SEC},
     fs::{Errno, Res},
     world::Sim,
@@ -63,6 +64,15 @@ pub enum Ask {
     },
     /// Where the primary's log ends.
     End,
+    /// A piece of the dirty map, for what is missing before a log.
+    Dirty {
+        /// Before this one.
+        next: LogName,
+        /// Since this number; 0: only a gap.
+        since: u32,
+        /// Which piece.
+        piece: u32,
+    },
 }
 
 /// A reply about a log.
@@ -101,6 +111,8 @@ pub enum Answer {
     Bytes(Vec<u8>),
     /// Where the log ends; nothing if this is no primary.
     End(Option<(LogName, u64)>),
+    /// A piece of the dirty map.
+    Dirty(Asked),
     /// Not here, or not now.
     Unavailable,
 }
@@ -252,7 +264,13 @@ async fn answer(h: &Rc<Host>, client: &Name, ask: Ask) -> Answer {
             Err(_) => Answer::Unavailable,
         },
         Ask::End if h.attached.get().1 => Answer::End(h.progress.current()),
-        Ask::Digest { .. } | Ask::Read { .. } | Ask::End => Answer::Unavailable,
+        Ask::Dirty { next, since, piece } if h.attached.get().1 => {
+            match h.dirty.piece(h, &next, since, piece).await {
+                Ok(asked) => Answer::Dirty(asked),
+                Err(_) => Answer::Unavailable,
+            }
+        }
+        Ask::Digest { .. } | Ask::Read { .. } | Ask::End | Ask::Dirty { .. } => Answer::Unavailable,
     }
 }
 
@@ -305,8 +323,19 @@ async fn log_read(h: &Rc<Host>, log: &LogName, offset: u64, max: u32, wait_ms: u
 
 /// Durable end of a log of ours (or of a copy), and whether it will stay there.
 async fn durable_end(h: &Rc<Host>, log: &LogName, beyond: u64, ms: u64) -> Option<(u64, bool)> {
+    // What stands in the file of a log that is to begin behind a gap was made before the gap, or is not used yet.
+    if !on("serve-in-gap") && h.dirty.is_ahead(h, log).await {
+        if ms > 0 {
+            h.sleep(ms.min(200) * MS).await;
+        }
+        return Some((0, false));
+    }
     if let Some((end, _)) = h.progress.wait_beyond(h, log, beyond, ms * MS).await {
         return Some((end, false));
+    }
+    if let Some((_, end)) = h.progress.last_closed().filter(|(l, _)| l == log) {
+        // Closed, and the tree does not say so yet (perhaps for want of room).
+        return Some((end, true));
     }
     let copy = h.fetch.available(log);
     if copy.fetched {

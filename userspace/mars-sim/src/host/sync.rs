@@ -3,6 +3,7 @@
 //! `src/engine/sync.rs`: filling a replica's disk.
 
 use super::{
+    dirty::{self, Asked},
     server::{dial, Answer, Ask, Conn},
     Host,
 };
@@ -12,6 +13,8 @@ use crate::{
     fs::{Errno, Res},
 };
 use mars_core::{
+    dirty::{Bits, Geometry},
+    log::LogName,
     name::Name,
     sync::{differing, digest_chunk, digests_len, Chunk, ChunkCost, SyncPlan},
     tree::value::ReplayLink,
@@ -34,6 +37,10 @@ pub struct Sync {
     plan: RefCell<Option<SyncPlan>>,
     /// The replay link when it began.
     link: Cell<Option<ReplayLink>>,
+    /// Before anything is compared, the map of what was written before this log, since that number, is needed.
+    need: Cell<Option<(LogName, u32)>>,
+    /// Only what is dirty here is compared.
+    map: RefCell<Option<Bits>>,
     /// All ends, and begins again.
     broken: Cell<bool>,
     running: Cell<usize>,
@@ -70,6 +77,8 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let start = h.number(&format!("syncstatus-{me}")).unwrap_or(0);
     let plan = SyncPlan::new(size, start, GRAIN, CHUNK).map_err(|_| Errno::Io)?;
     *h.sync.plan.borrow_mut() = Some(plan);
+    h.sync.need.set(h.gap_to_pass());
+    *h.sync.map.borrow_mut() = None;
     h.sync.broken.set(false);
     h.say(|| format!("syncs from {from} at {start}"));
     let mut threads = Vec::new();
@@ -112,10 +121,26 @@ async fn work(t: &Thread, h: &Rc<Host>, from: Name, leader: bool) {
             t.sleep(&h.ex, 1000 * MS).await;
             continue;
         };
+        if let Some((log, since)) = h.sync.need.get() {
+            if !leader {
+                t.sleep(&h.ex, 100 * MS).await;
+            } else if let Err(e) = get_map(h, c, &log, since).await {
+                h.set_trouble(Some("waiting"));
+                if e != Errno::Again {
+                    conn = None;
+                }
+                t.sleep(&h.ex, 1000 * MS).await;
+            }
+            continue;
+        }
         let (chunk, complete) = {
             let mut p = h.sync.plan.borrow_mut();
             let Some(plan) = &mut *p else { return };
-            (plan.next_chunk(), plan.is_complete())
+            let chunk = match &*h.sync.map.borrow() {
+                Some(map) => plan.next_wanted(|offset, len| dirty::is_dirty(map, offset, len)),
+                None => plan.next_chunk(),
+            };
+            (chunk, plan.is_complete())
         };
         let Some(chunk) = chunk else {
             if !complete {
@@ -227,6 +252,10 @@ async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
         h.try_put(&format!("syncpos-{me}"), &link.to_string())
             .await?;
     }
+    // Replay may begin in the log of the replay link, also if there is a gap before it: all of this disk is from later.
+    let from = h.replay_link(&me).ok_or(Errno::NoEnt)?.log;
+    h.try_put(&format!("gap-{me}"), &format!("{from},done"))
+        .await?;
     h.sync_dir().await?;
     need_same_link(h)?;
     if !may_start(h) {
@@ -237,6 +266,92 @@ async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
         .await?;
     h.set_trouble(None);
     h.say(|| format!("sync is complete, consistent at {log} {pos}"));
+    Ok(())
+}
+
+/// This replica has come to log `next`, before which the primary wrote without a log: what it wrote has to be copied.
+pub async fn ask_for_gap(h: &Host, next: &LogName) {
+    let me = h.me;
+    let source = h.designated().filter(|d| {
+        *d != me
+            && h.is_alive(d)
+            && h.switch(&format!("actual-{d}/is-primary"))
+            && !h.switch(&format!("actual-{d}/is-emergency"))
+    });
+    if source.is_none() || !h.switch(&format!("todo-{me}/sync")) {
+        h.set_trouble(Some("waiting"));
+        return;
+    }
+    // In this order: a sync that is not known to be for a gap compares everything, which is right, too.
+    let r: Res<()> = async {
+        h.try_put(&format!("gap-{me}"), &next.to_string()).await?;
+        h.try_put(&format!("syncstatus-{me}"), "0").await?;
+        h.sync_dir().await
+    }
+    .await;
+    h.say(|| format!("getting what was written without a log before {next}: {r:?}"));
+    h.set_trouble(r.err().map(|_| "waiting"));
+    h.kick.signal(&h.ex);
+}
+
+/// Gets the map of what was written before log `next`. If there is none, everything is compared.
+async fn get_map(h: &Rc<Host>, c: &mut Conn, next: &LogName, since: u32) -> Res<()> {
+    let mut found: Option<(Bits, u64)> = None;
+    let mut piece = 0;
+    loop {
+        let ask = Ask::Dirty {
+            next: *next,
+            since,
+            piece,
+        };
+        let Answer::Dirty(reply) = c.call(h, ask, 0).await? else {
+            return Err(Errno::Again);
+        };
+        let (geometry, generation, data) = match reply {
+            Asked::Piece {
+                geometry,
+                generation,
+                bits,
+            } => (geometry, generation, bits),
+            Asked::Unknown => return no_map(h, next).await,
+            Asked::Later => return Err(Errno::Again),
+        };
+        let geometry = Geometry::checked(geometry.size, geometry.grain).ok_or(Errno::Net)?;
+        let (mut bits, same) = match found.take() {
+            Some(f) => f,
+            None => (Bits::new(geometry).expect("memory"), generation),
+        };
+        if bits.geometry() != geometry || generation != same {
+            return Err(Errno::Again);
+        }
+        if !bits.load(piece, &data) {
+            return Err(Errno::Net);
+        }
+        piece += 1;
+        if piece < geometry.pieces() {
+            found = Some((bits, generation));
+            continue;
+        }
+        h.say(|| format!("the map says {} dirty", bits.dirty_bytes() / dirty::SCALE));
+        *h.sync.map.borrow_mut() = Some(bits);
+        h.sync.need.set(None);
+        return Ok(());
+    }
+}
+
+/// The primary does not know what was written before log `next`.
+async fn no_map(h: &Host, next: &LogName) -> Res<()> {
+    let me = h.me;
+    h.say(|| "the primary has no map, everything is compared".into());
+    // What was passed over by the map of another primary has to be compared as well.
+    h.try_put(&format!("syncstatus-{me}"), "0").await?;
+    h.try_put(&format!("gap-{me}"), &format!("{next},all"))
+        .await?;
+    let size = h.size().ok_or(Errno::NoEnt)?;
+    let plan = SyncPlan::new(size, 0, GRAIN, CHUNK).map_err(|_| Errno::Io)?;
+    *h.sync.plan.borrow_mut() = Some(plan);
+    h.sync.need.set(None);
+    *h.sync.map.borrow_mut() = None;
     Ok(())
 }
 
