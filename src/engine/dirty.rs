@@ -345,9 +345,12 @@ impl Dirty {
 
     /// Clears the map when no member needs it any more.
     pub(crate) fn clear_if_done(&self, m: &Member) {
-        if !self.look(DirtyMap::is_used).unwrap_or(false) {
+        let Some(purpose) = self
+            .look(|map| map.is_used().then(|| map.purpose()))
+            .flatten()
+        else {
             return;
-        }
+        };
         let size = m.size();
         let mut needed = false;
         let r = m.for_each_member(|host| {
@@ -361,7 +364,16 @@ impl Dirty {
         if r.is_err() || needed || paths::sync_resource_dir(&m.name).is_err() {
             return;
         }
-        if self.clear().is_ok() {
+        let mut inner = self.inner.lock();
+        let Some(open) = &mut *inner else { return };
+        if open.map.purpose() != purpose {
+            // Meanwhile a gap was opened, or logs were let go.
+            return;
+        }
+        open.map.clear();
+        let r = open.save();
+        drop(inner);
+        if r.is_ok() {
             pr_info!(
                 "{}: all members have recovered; the dirty map is empty\n",
                 m.name.as_str()

@@ -312,6 +312,11 @@ impl DirtyMap {
         self.header.gap != Gap::None || self.header.dropped.is_some()
     }
 
+    /// What the bits are for: another value as soon as they are for something more.
+    pub fn purpose(&self) -> (Gap, u32, Dropped) {
+        (self.header.gap, self.header.next, self.header.dropped)
+    }
+
     /// Whether a member with this replay link, whose disk is filled by a sync or not, may still ask for the bits.
     pub fn is_needed(&self, replay: Option<&ReplayLink>, synced: bool) -> bool {
         let Some(replay) = replay else { return true };
