@@ -172,6 +172,10 @@ pub const ALL: &[(&str, &str)] = &[
         "the dirty map is cleared although a member needs it",
     ),
     (
+        "clear-amid-gap",
+        "the dirty map is cleared although a gap was opened after the links had been looked at",
+    ),
+    (
         "clear-undurable",
         "the dirty map is cleared before the own link is durable",
     ),
@@ -184,8 +188,8 @@ pub const ALL: &[(&str, &str)] = &[
         "dropped logs are in the map's header before their bits are in it",
     ),
     (
-        "drop-ignores-since",
-        "a replica behind dropped logs asks only for the last one's bits",
+        "drop-forgets-log",
+        "what the first of the dropped logs wrote is not noted in the map",
     ),
     (
         "jump-counts-complete",

@@ -31,7 +31,7 @@ const USAGE: &str = "\
 usage: mars-sim seeds FIRST COUNT   simulate so many runs, on all processors
        mars-sim trace SEED          one run, with all that happened
        mars-sim shrink SEED [NAME]  the shortest script that still fails (with a bug switched on)
-       mars-sim script FILE         a script; -v: with all that happened
+       mars-sim script FILE         a script; -v [NAME]: with all that happened (with a bug switched on)
        mars-sim defects [NAME]      switches on one bug after the other; each must be found (feature 'defects')
 ";
 
@@ -51,6 +51,9 @@ fn main() -> ExitCode {
         }
         ["script", file] => file_script(file).is_some_and(|s| one(&s, false)),
         ["script", file, "-v"] => file_script(file).is_some_and(|s| one(&s, true)),
+        ["script", file, "-v", defect] => {
+            defects::switch_on(defect) && file_script(file).is_some_and(|s| one(&s, true))
+        }
         ["defects"] => defects::all(None),
         ["defects", name] => defects::all(Some(name)),
         _ => usage(),

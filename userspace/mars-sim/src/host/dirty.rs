@@ -319,9 +319,10 @@ impl Dirty {
 
     /// Clears the map when no member needs it any more.
     pub async fn clear_if_done(&self, h: &Host) {
-        if !self.look(h, DirtyMap::is_used).await.unwrap_or(false) {
+        let purpose = |m: &DirtyMap| m.is_used().then(|| m.purpose());
+        let Some(purpose) = self.look(h, purpose).await.flatten() else {
             return;
-        }
+        };
         let size = h.size();
         let mut needed = false;
         for host in h.members() {
@@ -336,7 +337,13 @@ impl Dirty {
         if needed || (!on("clear-undurable") && h.sync_dir().await.is_err()) {
             return;
         }
-        if self.clear(h).await.is_ok() {
+        let _locked = self.lock.lock(&h.ex).await;
+        let same = |m: &mut DirtyMap| m.purpose() == purpose || on("clear-amid-gap");
+        if self.with(same) != Ok(true) || self.with(DirtyMap::clear).is_err() {
+            // Meanwhile a gap was opened, or logs were let go.
+            return;
+        }
+        if self.save(h).await.is_ok() {
             h.say(|| "all members have recovered; the dirty map is empty".into());
         }
     }

@@ -111,7 +111,8 @@ fn range(h: &Host, asked: u32) -> Option<(u32, u32)> {
 async fn note(t: &Thread, h: &Host, from: u32, to: u32) -> Res<()> {
     let geometry = h.dirty.geometry(h).await.ok_or(Errno::NoEnt)?;
     let mut bits = Bits::new(geometry).expect("memory");
-    for number in from..to {
+    let first = from + u32::from(on("drop-forgets-log"));
+    for number in first..to {
         if !note_log(t, h, number, &mut bits).await? {
             bits.set_all();
         }
@@ -206,11 +207,7 @@ pub async fn jump(h: &Host, primary: &Name, dropped: &DroppedLink, begun: bool) 
     if !begun {
         let gap = GapLink {
             log: to,
-            lack: Lack::Since(if on("drop-ignores-since") {
-                to.number - 1
-            } else {
-                link.log.number
-            }),
+            lack: Lack::Since(link.log.number),
         };
         h.try_put(&format!("gap-{me}"), &gap.to_string()).await?;
     }

@@ -81,8 +81,7 @@ pub async fn unlink_old(h: &Host, primary: bool) {
             .collect()
     };
     for log in logs {
-        if may_unlink(level, primary, log.number, own.log.number, lowest)
-            && h.fs_io().await.is_ok()
+        if may_unlink(level, primary, log.number, own.log.number, lowest) && h.fs_io().await.is_ok()
         {
             h.say(|| format!("removes {log}"));
             h.machine().fs.borrow_mut().unlink(&h.log_path(&log));
