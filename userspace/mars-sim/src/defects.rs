@@ -168,10 +168,6 @@ pub const ALL: &[(&str, &str)] = &[
         "while a gap is open, replicas get what stands in the file of the log to come",
     ),
     (
-        "clear-early",
-        "the dirty map is cleared although a member needs it",
-    ),
-    (
         "clear-amid-gap",
         "the dirty map is cleared although a gap was opened after the links had been looked at",
     ),
@@ -182,10 +178,6 @@ pub const ALL: &[(&str, &str)] = &[
     (
         "covers-any",
         "a map is given for a gap that it does not have",
-    ),
-    (
-        "drop-header-first",
-        "dropped logs are in the map's header before their bits are in it",
     ),
     (
         "drop-forgets-log",

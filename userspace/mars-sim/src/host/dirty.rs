@@ -236,12 +236,6 @@ impl Dirty {
     /// The logs from number `from` on, below `to`, may be deleted: `bits` says what they wrote.
     pub async fn drop_logs(&self, h: &Host, bits: &Bits, from: u32, to: u32) -> Res<()> {
         let _locked = self.lock.lock(&h.ex).await;
-        if on("drop-header-first") {
-            self.with(|m| m.drop_logs(from, to))?;
-            self.save(h).await?;
-            self.with(|m| m.add(bits))?;
-            return self.save(h).await;
-        }
         self.with(|m| m.add(bits))?;
         self.save(h).await?;
         let old = self.with(|m| m.drop_logs(from, to))?;
