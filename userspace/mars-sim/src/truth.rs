@@ -578,11 +578,11 @@ impl Truth {
                 Recovery::Behind(log, end) => (Some((log, end)), Some((log, end))),
                 Recovery::From(log) => (Some((log, HEADER)), None),
             };
-            let mut find = |(log, pos): (LogName, u64)| {
+            let find = |(log, pos): (LogName, u64)| {
                 let there = ReplayLink { log, pos, rest: 0 };
                 self.place(w.fs, w.dir, &there)
             };
-            limit = end.and_then(&mut find);
+            limit = end.and_then(find);
             let later = start.filter(|(log, pos)| (log.number, *pos) > (link.log.number, link.pos));
             place = later.and_then(find).unwrap_or(place);
         }
