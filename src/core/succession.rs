@@ -154,6 +154,11 @@ impl Course {
         }
     }
 
+    /// Whether a disk that, by its replay link, has the log up to `pos` has more than that history, whoever wrote it.
+    pub fn is_short_of(&self, pos: u64) -> bool {
+        matches!(self, Self::EndsAt(end) if pos > *end)
+    }
+
     /// Whether a disk that has something of the log up to `pos` may still be on it.
     pub fn may_reach(&self, pos: u64) -> bool {
         match self {

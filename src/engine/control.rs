@@ -289,7 +289,10 @@ impl Control {
         // What a disk had that is not complete is replaced by the sync.
         let link = self.m.replay_link(&me).filter(|_| self.is_synced());
         let reach = self.m.fetch.reach();
-        if link.is_some_and(|l| reach.is_cut_off(&l.log, &me, self.m.course(&l.log))) {
+        if link.is_some_and(|l| {
+            let course = self.m.course(&l.log);
+            course.is_short_of(l.pos) || reach.is_cut_off(&l.log, &me, course)
+        }) {
             return true;
         }
         let syncpos = self.m.get(format_args!("syncpos-{me}"));

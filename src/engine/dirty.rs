@@ -229,10 +229,9 @@ impl Dirty {
         self.look(DirtyMap::last_gap)?
     }
 
-    /// Whether `log` is the one that will begin behind the gap which is open.
-    pub(crate) fn is_ahead(&self, log: &LogName) -> bool {
+    /// Whether `log` is the one that will begin behind the gap which is open. `None`: the disk is not attached.
+    pub(crate) fn is_ahead(&self, log: &LogName) -> Option<bool> {
         self.look(|m| m.is_open() && m.last_gap().is_some_and(|(_, _, next)| next == *log))
-            .unwrap_or(false)
     }
 
     /// Bytes that count as dirty; `None` without a map, or where it says nothing.

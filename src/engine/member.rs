@@ -199,6 +199,18 @@ impl Member {
         self.switch(format_args!("actual-{}/has-gap", self.me()))
     }
 
+    /// Whether `log` is the one that this host will begin behind a gap which is open.
+    pub(crate) fn is_ahead(&self, log: &LogName) -> bool {
+        self.dirty.is_ahead(log).unwrap_or_else(|| {
+            // Without the map, the tree.
+            let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+            let said = || self.version(log.number, &self.me());
+            self.is_in_gap()
+                && log.creator == self.me()
+                && said().is_none_or(|(_, v)| v.this.pos <= header)
+        })
+    }
+
     /// Whether this replica may replay `log`, which begins behind a gap: its disk had what was written in the gap.
     pub(crate) fn has_passed_gap(&self, log: &LogName) -> bool {
         let me = self.me();
@@ -326,6 +338,17 @@ impl Member {
                 // this link its history would exclude ours.
                 let (_, _, next) = self.dirty.last_gap().filter(|_| self.dirty.is_open())?;
                 let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
+                let me = self.me();
+                if self
+                    .version(next.number, &me)
+                    .is_none_or(|(_, v)| v.this.log != next)
+                {
+                    // First, and durably: who only has the tree, as long as the disk is not attached, must not serve what the
+                    // file has, and others bring the version link back.
+                    self.try_set(format_args!("actual-{me}/has-gap"), format_args!("1"))
+                        .and_then(|()| paths::sync_resource_dir(&self.name))
+                        .ok()?;
+                }
                 self.set_version(&next, header).ok()?;
                 return None;
             };

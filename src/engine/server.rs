@@ -703,7 +703,7 @@ impl Handler<'_> {
 
 /// Durable end of a log of ours (or of a copy of ours), and whether it will stay there. `None`: there is no such log.
 fn durable_end(m: &Member, log: &LogName, beyond: u64, wait_ms: u32) -> Option<(u64, bool)> {
-    if m.dirty.is_ahead(log) {
+    if m.is_ahead(log) {
         // Its version link is there already. What the file has is not used yet, or was made for a rotation, or when there was
         // no room for more than a header: then that does not say that there is a gap, and a replica would go across it.
         if wait_ms > 0 {

@@ -191,8 +191,14 @@ pub(crate) fn unlink_old(m: &Member, primary: bool) {
     }
     let mut gone = 0u32;
     let mut bytes = 0u64;
+    let mut durable = false;
     for_each_log(m, |log, size| {
-        if may_unlink(level, primary, log.number, own.log.number, lowest)
+        if !may_unlink(level, primary, log.number, own.log.number, lowest) {
+            return;
+        }
+        // After a crash the link must not be in a log that has gone, on no file system.
+        durable = durable || paths::sync_resource_dir(&m.name).is_ok();
+        if durable
             && inject::at!(LogUnlink).is_ok()
             && paths::log(&m.name, &log)
                 .and_then(|p| dir::unlink(&p))

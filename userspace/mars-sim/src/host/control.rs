@@ -209,7 +209,10 @@ impl Control {
         }
         let (link, reach) = (h.replay_link(&h.me), h.fetch.reach());
         let link = link.filter(|_| self.is_synced());
-        if link.is_some_and(|l| reach.is_cut_off(&l.log, &h.me, h.course(&l.log))) {
+        if link.is_some_and(|l| {
+            let course = h.course(&l.log);
+            course.is_short_of(l.pos) || reach.is_cut_off(&l.log, &h.me, course)
+        }) {
             return true;
         }
         let syncpos = h.get(&format!("syncpos-{}", h.me));

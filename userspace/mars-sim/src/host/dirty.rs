@@ -213,7 +213,13 @@ impl Dirty {
         let r = self.look(h, |m| {
             m.is_open() && m.last_gap().is_some_and(|(_, _, next)| next == *log)
         });
-        r.await.unwrap_or(false)
+        // Without the map, the tree.
+        r.await.unwrap_or_else(|| {
+            let said = h.version(log.number);
+            h.switch(&format!("actual-{}/has-gap", h.me))
+                && log.creator == h.me
+                && said.is_none_or(|v| v.this.pos <= crate::truth::HEADER)
+        })
     }
 
     /// Size and grain.

@@ -342,6 +342,13 @@ impl Host {
                 // link its history would exclude ours.
                 if self.dirty.is_open(self).await {
                     let (_, _, next) = self.dirty.last_gap(self).await?;
+                    if self.version(next.number).is_none_or(|v| v.this.log != next) {
+                        // First, and durably: who only has the tree, as long as the disk is not attached, must not serve what
+                        // the file has, and others bring the version link back.
+                        let key = format!("actual-{}/has-gap", self.me);
+                        self.try_put(&key, "1").await.ok()?;
+                        self.sync_dir().await.ok()?;
+                    }
                     self.set_version(&next, HEADER).await.ok()?;
                 }
                 return None;

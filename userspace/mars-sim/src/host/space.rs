@@ -80,9 +80,14 @@ pub async fn unlink_old(h: &Host, primary: bool) {
             .filter_map(|(path, _)| LogName::parse(path.strip_prefix(DIR)?.get(1..)?.as_bytes()))
             .collect()
     };
+    let mut durable = false;
     for log in logs {
-        if may_unlink(level, primary, log.number, own.log.number, lowest) && h.fs_io().await.is_ok()
-        {
+        if !may_unlink(level, primary, log.number, own.log.number, lowest) {
+            continue;
+        }
+        // After a crash the link must not be in a log that has gone, on no file system.
+        durable = durable || h.sync_dir().await.is_ok();
+        if durable && h.fs_io().await.is_ok() {
             h.say(|| format!("removes {log}"));
             h.machine().fs.borrow_mut().unlink(&h.log_path(&log));
         }
