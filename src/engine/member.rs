@@ -33,6 +33,7 @@ use mars_core::{
     succession::{
         course,
         is_beyond,
+        is_consistent,
         is_forward,
         may_sync_at,
         vouches,
@@ -429,7 +430,8 @@ impl Member {
             .is_some_and(|h| h != self.me() && self.switch(format_args!("actual-{h}/is-primary")))
     }
 
-    /// Whether the replay link here is in a log that the running primary's history does not lead to.
+    /// Whether the replay link here is in a log that the running primary's history does not lead to, or replay would have to
+    /// reach such a log before what a sync from another primary has copied is consistent.
     ///
     /// # Errors
     ///
@@ -439,8 +441,16 @@ impl Member {
             return Ok(false);
         };
         let newest = self.history(&primary)?.last().map(|v| v.this.log.number);
-        let link = self.replay_link(&self.me());
-        Ok(link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n)))
+        let me = self.me();
+        let link = self.replay_link(&me);
+        let syncpos = self.get(format_args!("syncpos-{me}"));
+        // Of a log of its own the running primary may have said less than it told the sync.
+        let need = syncpos
+            .and_then(|v| ReplayLink::parse(v.as_bytes()))
+            .filter(|n| n.log.creator != primary && !is_consistent(Some(Some(*n)), link));
+        let beyond =
+            |l: Option<ReplayLink>| l.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n));
+        Ok(beyond(link) || beyond(need))
     }
 
     /// Calls `f` for each member of the resource (`data-<host>` exists).

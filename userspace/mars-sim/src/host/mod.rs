@@ -32,7 +32,9 @@ use mars_core::{
     lamport::{Clock, LamportTime},
     log::{LogName, VersionLink},
     name::Name,
-    succession::{course, is_beyond, is_forward, may_sync_at, vouches, Course, Purpose, Search},
+    succession::{
+        course, is_beyond, is_consistent, is_forward, may_sync_at, vouches, Course, Purpose, Search,
+    },
     tree::{value::ReplayLink, Tree},
 };
 use mars_host_digest::HostDigest;
@@ -451,14 +453,22 @@ impl Host {
             .is_some_and(|h| h != self.me && self.switch(&format!("actual-{h}/is-primary")))
     }
 
-    /// Whether the replay link here is in a log that no running primary's history leads to.
+    /// Whether the replay link here, or where a sync of another primary ended, is in a log that the running primary's history
+    /// does not lead to.
     pub fn is_beyond(&self) -> bool {
         let Some(primary) = self.designated().filter(|_| self.is_led()) else {
             return false;
         };
         let newest = self.history(&primary).last().map(|v| v.this.log.number);
         let link = self.replay_link(&self.me);
-        link.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n))
+        let syncpos = self.get(&format!("syncpos-{}", self.me));
+        // Of a log of its own the running primary may have said less than it told the sync.
+        let need = syncpos
+            .and_then(|v| ReplayLink::parse(v.as_bytes()))
+            .filter(|n| n.log.creator != primary && !is_consistent(Some(Some(*n)), link));
+        let beyond =
+            |l: Option<ReplayLink>| l.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n));
+        beyond(link) || beyond(need)
     }
 
     /// What follows a log in the history of another member.
