@@ -181,7 +181,7 @@ pub(crate) fn block_many(_: &ThreadCtx, path: &CStr) -> Result {
             if !busy.iter().any(|b| first < b.1 && b.0 < end) && group.in_flight() < 64 {
                 break;
             }
-            group.wait(1000);
+            group.wait(1000, 0);
         }
         let mut frags: KVec<(Arc<Buf>, u32, u32)> = KVec::new();
         let mut at = first;
@@ -217,7 +217,7 @@ pub(crate) fn block_many(_: &ThreadCtx, path: &CStr) -> Result {
             .map_err(|e| e.0));
     }
     while group.in_flight() > 0 {
-        group.wait(1000);
+        group.wait(1000, 0);
         while let Some(d) = group.reap() {
             ok!(d.result);
             done += 1;
@@ -244,7 +244,7 @@ pub(crate) fn block_many(_: &ThreadCtx, path: &CStr) -> Result {
             at += len;
             reads += 1;
         }
-        reader.wait(1000);
+        reader.wait(1000, 0);
         while let Some(d) = reader.reap() {
             ok!(d.result);
             let buf = ok!(d.buf.ok_or(EIO));
@@ -269,7 +269,8 @@ pub(crate) fn block_groups(_: &ThreadCtx, path: &CStr) -> Result {
     let big = ok!(Arc::new(ok!(Buf::zeroed(8 << 20)), GFP_KERNEL));
     for i in 0..200_u32 {
         let g: IoGroup<Arc<Buf>> = ok!(IoGroup::new());
-        check!(!g.wait(10_000));
+        g.wait(10_000, 0);
+        check!(g.in_flight() == 0);
         let buf = if i % 20 == 0 { &big } else { &small };
         let part = (buf, 0, buf.len() as u32);
         ok!(g
@@ -278,7 +279,7 @@ pub(crate) fn block_groups(_: &ThreadCtx, path: &CStr) -> Result {
         ok!(g.submit_flush(&lower, buf.clone()).map_err(|e| e.0));
         check!(g.in_flight() == 2);
         if i % 3 == 0 {
-            check!(g.wait(10_000));
+            g.wait(10_000, 1);
             check!(g.in_flight() == 2);
             check!(g.reap().is_some());
             check!(g.in_flight() == 1);
@@ -313,7 +314,7 @@ pub(crate) fn block_zeroes(_: &ThreadCtx, path: &CStr) -> Result {
                 .map_err(|e| e.0));
         }
         while group.in_flight() > 0 {
-            group.wait(1000);
+            group.wait(1000, 0);
             while let Some(d) = group.reap() {
                 ok!(d.result);
             }
@@ -376,7 +377,7 @@ pub(crate) fn block_errors(_: &ThreadCtx, path: &CStr) -> Result {
         .submit_write(&lower, 0, [(&data, 0, 2 << 20)], false, 64)
         .map_err(|e| e.0));
     while group.in_flight() > 0 {
-        group.wait(1000);
+        group.wait(1000, 0);
         while let Some(d) = group.reap() {
             let want = if d.tag < 32 { Ok(()) } else { Err(EIO) };
             check!(d.result == want, d.tag, d.result);

@@ -202,7 +202,7 @@ fn serve(ctx: &ThreadCtx, lower: &Arc<BlockDevice>, queue: &Queue, group: IoGrou
         queue.event.wait_timeout(10_000);
     }
     while group.in_flight() > 0 {
-        group.wait(1000);
+        group.wait(1000, 0);
         reap(&group);
     }
 }
