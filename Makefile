@@ -141,7 +141,7 @@ test-vm: module inject $(if $(FULL),selftest) userspace
 # Whoever has found something runs single tests: make check-debug ARGS="tests/test_reload.py -x"
 ifeq ($(MARS_KERNEL_LANE),debug)
 check-debug: module inject selftest userspace
-	@exec python3 -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(ARGS)
+	@FULL=1 exec python3 -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(ARGS)
 else
 check-debug:
 	+@scripts/debug-kernel && MARS_LANE=debug exec scripts/in-env make --no-print-directory $@

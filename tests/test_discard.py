@@ -2,7 +2,6 @@
 """Discards and writes of zeros: offered, logged, replicated; afterwards all disks hold the same, whatever each of them can."""
 
 import dataclasses
-import os
 
 import pytest
 
@@ -12,6 +11,7 @@ from marscase import MOUNT
 from marscase import cluster_of_two
 from marscase import create
 from marscase import equal
+from marscase import full
 from marscase import mount
 from marscase import refused
 from marscase import settled
@@ -22,8 +22,6 @@ from marsvm import HostSpec
 from marsvm import default_disks
 
 MIB = 1 << 20
-# The long ones.
-full = pytest.mark.skipif(not os.environ.get("FULL"), reason="takes long: FULL=1")
 
 
 def spec(discard: bool) -> HostSpec:

@@ -3,7 +3,6 @@
 Documentation/durability.md happens; nothing hangs, nothing that was flushed is lost, and after the repair all disks are
 equal again."""
 
-import os
 import time
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import marscluster
 from marscase import DEVICE
 from marscase import equal
+from marscase import full
 from marscase import refused
 from marscase import settled
 from marscase import state_of
@@ -23,9 +23,6 @@ from marscase.faults import UNREADABLE
 from marscase.faults import Mapped
 from marscase.faults import ScsiDebug
 from marsvm import wait_until
-
-# The long ones.
-full = pytest.mark.skipif(not os.environ.get("FULL"), reason="takes long: FULL=1")
 
 SIZE = "64M"
 

@@ -2,8 +2,6 @@
 """Logs are deleted although a member that is away still needs them: it comes back by itself, and only what they wrote is
 compared."""
 
-import os
-
 import marscluster
 import pytest
 from marscase import DEVICE
@@ -11,6 +9,7 @@ from marscase import cluster_of_two
 from marscase import counter
 from marscase import create
 from marscase import equal
+from marscase import full
 from marscase import progress
 from marscase import refused
 from marscase import restart
@@ -20,9 +19,6 @@ from marscase import tree
 from marsvm import wait_until
 
 MIB = 1 << 20
-
-# The long ones. A part of what they look at, test_crash_points.py does, too.
-full = pytest.mark.skipif(not os.environ.get("FULL"), reason="takes long: FULL=1")
 
 
 def write(host, mib, count=6):

@@ -9,7 +9,10 @@
 //!
 //! Pure: no clock, no socket; the caller holds the lock. Positions are bytes of the log file.
 
-use crate::log::LogName;
+use crate::{
+    defect::defect,
+    log::LogName, //
+};
 use kernel::alloc::{
     flags::GFP_KERNEL,
     AllocError,
@@ -58,22 +61,38 @@ impl From<AllocError> for FetchError {
     }
 }
 
-/// A place of a log from which on the local copy is not to be relied on. There is one at a time: replay goes through one log
-/// after the other, and does not pass one of which there is doubt.
+/// A part of a log where the local copy is not to be relied on. There is one at a time: replay goes through one log after
+/// the other, and does not pass a place of which there is doubt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Doubt {
     log: LogName,
     from: u64,
+    /// What is written behind this is not in doubt.
+    to: u64,
 }
 
 impl Doubt {
-    /// Everything of `log` before `from` is known to be good. What was in doubt before stays so.
-    pub fn new(log: LogName, from: u64, before: Option<Self>) -> Self {
-        let old = before.filter(|d| d.log == log).map_or(u64::MAX, |d| d.from);
+    /// Everything of `log` before `from` is known to be good, and `to` is where the file ends. What was in doubt before stays
+    /// so.
+    pub fn new(log: LogName, from: u64, to: u64, before: Option<Self>) -> Self {
+        let old = before.filter(|d| d.log == log);
         Self {
             log,
-            from: from.min(old),
+            from: old.map_or(from, |d| d.from.min(from)),
+            to: old.map_or(to, |d| d.to.max(to)),
         }
+    }
+
+    /// What is still in doubt when all of `log` before `end` has been made good. (Of a log that is being fetched, pieces behind
+    /// what has arrived without a gap may be in doubt, too.)
+    pub fn settle(self, log: &LogName, end: u64) -> Option<Self> {
+        if self.log != *log {
+            return Some(self);
+        }
+        (end < self.to && !defect!("doubt-forgets-pieces")).then_some(Self {
+            from: self.from.max(end),
+            ..self
+        })
     }
 
     /// From where on `log` is in doubt.
@@ -322,18 +341,24 @@ mod tests {
             number,
             creator: crate::name::Name::new(b"a").unwrap(),
         };
-        let first = Some(Doubt::new(log(1), 500, None));
+        let first = Some(Doubt::new(log(1), 500, 700, None));
         assert_eq!(Doubt::of(first, &log(1)), Some(500));
         assert_eq!(Doubt::of(first, &log(2)), None);
-        let later = Some(Doubt::new(log(1), 900, first));
+        let later = Some(Doubt::new(log(1), 900, 1000, first));
         assert_eq!(Doubt::of(later, &log(1)), Some(500));
-        let earlier = Some(Doubt::new(log(1), 0, later));
+        let earlier = Some(Doubt::new(log(1), 0, 800, later));
         assert_eq!(Doubt::of(earlier, &log(1)), Some(0));
         assert_eq!(
-            Doubt::of(Some(Doubt::new(log(2), 7, later)), &log(2)),
+            Doubt::of(Some(Doubt::new(log(2), 7, 9, later)), &log(2)),
             Some(7)
         );
         assert_eq!(Doubt::of(None, &log(1)), None);
+        // A piece behind what has arrived without a gap was in the same sync.
+        let rest = earlier.unwrap().settle(&log(1), 600);
+        assert_eq!(Doubt::of(rest, &log(1)), Some(600));
+        assert_eq!(rest.unwrap().settle(&log(2), 5000), rest);
+        assert_eq!(rest.unwrap().settle(&log(1), 300), rest);
+        assert_eq!(rest.unwrap().settle(&log(1), 1000), None);
     }
 
     #[test]

@@ -14,10 +14,12 @@ use kernel::{
 
 use mars_core::{
     buffer::LogPos,
+    dirty::DroppedLink,
     log::{
         LogName,
         HEADER_SIZE, //
     },
+    name::Name,
     pace::Pace,
     resource::{
         block_size,
@@ -88,6 +90,8 @@ const TICK_MS: u32 = 500;
 const PAUSE_MS: u32 = 25;
 /// Pause after a disk that could not be opened, or a role change that failed.
 const RETRY_MS: u64 = 5_000;
+/// So long the view of the cluster must not change before a good replica is given up for one that is compared.
+const LACKING_MS: u64 = 2_000;
 /// So much is buffered at most while logging may stop soon.
 const SHORT_BUFFER: usize = 64 << 20;
 
@@ -139,6 +143,8 @@ struct Control {
     figures: bool,
     /// Notes what logs wrote that are to be deleted.
     dropping: Option<drop_logs::Worker>,
+    /// Since when a primary's map could help this replica, whose logs are gone (monotonic).
+    lacking: Option<(Name, DroppedLink, u64)>,
     pace: Pace<Option<(LogName, u64)>>,
 }
 
@@ -156,6 +162,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             near_limit: false,
             figures: true,
             dropping: None,
+            lacking: None,
             pace: Pace::new(),
         };
         c.run(ctx);
@@ -427,6 +434,12 @@ impl Control {
         if !work.fetch {
             s.fetch = None;
         }
+        if self.go_on_without_logs(work)? {
+            return Ok(());
+        }
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
         let start_sync = work.sync && s.sync.as_ref().is_none_or(sync::Workers::is_finished);
         if start_sync && !sync::may_start(&m) {
             s.sync = None;
@@ -451,12 +464,6 @@ impl Control {
                     .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
             );
         }
-        if self.go_on_without_logs(work)? {
-            return Ok(());
-        }
-        let Running::Secondary(s) = &mut self.running else {
-            return Ok(());
-        };
         if work.replay && s.replay.is_none() {
             s.replay = Some(
                 replay::Worker::start(m.clone(), s.bdev.clone())
@@ -485,6 +492,7 @@ impl Control {
             return Ok(false);
         };
         let Some((primary, dropped, begun)) = drop_logs::help(&m).filter(|_| work.fetch) else {
+            self.lacking = None;
             return Ok(false);
         };
         if !m.switch(format_args!("todo-{}/sync", m.me())) {
@@ -492,6 +500,16 @@ impl Control {
             return Ok(false);
         }
         if !work.replay && !begun {
+            return Ok(false);
+        }
+        // News arrive link by link: that there is another primary meanwhile, who has no map, may come last.
+        let now = time::mono_ns();
+        let since = match self.lacking {
+            Some((p, d, since)) if p == primary && d == dropped => since,
+            _ => now,
+        };
+        self.lacking = Some((primary, dropped, since));
+        if !begun && now.saturating_sub(since) < LACKING_MS * 1_000_000 {
             return Ok(false);
         }
         s.sync = None;
@@ -1117,7 +1135,7 @@ impl Control {
             (Step::RefuseInconsistent(_), _) => state("waiting", format_args!(" designated primary, but the disk is not consistent yet")),
             _ if elsewhere && !syncing => state("waiting", format_args!(" the primary's /mars is full, it does not log (emergency mode). This replica stays as it is and goes on by itself when there is room on the primary")),
             _ if syncing => state("syncing", format_args!("")),
-            (Step::Follow(Work { replay: true, .. }), _) if m.is_led() && m.fetch.gone().is_some() => state("waiting", format_args!(" the primary does not have the log that this replica needs next. If no other member has it ('marsadm view'), run 'marsadm invalidate {}' here", m.name)),
+            (Step::Follow(Work { replay: true, .. }), _) if m.is_led() && m.fetch.gone().is_some() && self.lacking.is_none() => state("waiting", format_args!(" the primary does not have the log that this replica needs next. If no other member has it ('marsadm view'), run 'marsadm invalidate {}' here", m.name)),
             _ if replaying => state("replaying", format_args!("")),
             _ => state("secondary", format_args!("")),
         }

@@ -6,8 +6,8 @@
 //! `/mars` without a free byte can't prevent them. What the map means and in which order it is written is the core's
 //! (`mars_core::dirty`); each call here returns only when its change is durable.
 //!
-//! Lock: [`Dirty::inner`] is held during I/O on the file, by the control thread and the logger; the server only takes it
-//! while no gap is open. Nothing else is locked under it.
+//! Lock: [`Dirty::inner`] is held during I/O on the file, by the control thread and the logger; the server takes it for
+//! each request, so it may have to wait for that. Nothing else is locked under it.
 
 use kernel::{
     prelude::*,

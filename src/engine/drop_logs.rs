@@ -23,11 +23,10 @@ use mars_core::{
         Lack, //
     },
     log::{
-        LogHeader,
         LogName,
         Scan,
+        ScanPos,
         Scanner,
-        HEADER_SIZE,
         MAX_BATCH, //
     },
     name::Name,
@@ -39,7 +38,8 @@ use crate::{
         digest::KernelDigest,
         inject,
         member::Member,
-        paths, //
+        paths,
+        replay::read_header, //
     },
     sys::{
         buf::Buf,
@@ -136,8 +136,8 @@ pub(crate) fn say(m: &Member) {
     }
 }
 
-/// The numbers of logs that may be dropped so that those from `asked` on stay: from the first one that a member with a
-/// good disk still needs, to the first one that must stay. [`None`]: nothing is to be done.
+/// The numbers of logs that may be dropped so that those from `asked` on stay: from the first one that a member still needs,
+/// to the first one that must stay. [`None`]: nothing is to be done.
 fn range(m: &Member, asked: u32) -> Result<Option<(u32, u32)>> {
     let me = m.me();
     // A log that is written, or that this disk still needs, is never one of them.
@@ -151,11 +151,10 @@ fn range(m: &Member, asked: u32) -> Result<Option<(u32, u32)>> {
     {
         return Ok(None);
     }
-    let size = m.size();
     let mut from = to;
     m.for_each_member(|host| {
-        let synced = size.is_some() && m.number(format_args!("syncstatus-{host}")) == size;
-        if let Some(link) = m.replay_link(&host).filter(|_| synced) {
+        // Also of one that is being filled: it has to replay from its link on afterwards.
+        if let Some(link) = m.replay_link(&host) {
             from = from.min(link.log.number);
         }
     })?;
@@ -194,23 +193,14 @@ fn open(m: &Member, log: &LogName) -> Result<File> {
     File::open(&paths::log(&m.name, log)?, OpenFlags::default(), 0o600)
 }
 
-fn header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogHeader, u32)>> {
-    let mut block = Buf::zeroed(HEADER_SIZE)?;
-    if file.read_at(&mut block, 0)? < HEADER_SIZE {
-        return Ok(None);
-    }
-    let found = LogHeader::parse::<KernelDigest>(&block).ok();
-    Ok(found.filter(|(h, _)| h.name() == *log && h.resource == m.name))
-}
-
 /// Whether this host's log of that number begins behind a gap.
 fn is_behind_gap(m: &Member, number: u32) -> Result<bool> {
     let log = LogName {
         number,
         creator: m.me(),
     };
-    let found = header(m, &open(m, &log)?, &log)?;
-    Ok(found.is_none_or(|(h, _)| h.gap))
+    let found = read_header(m, &open(m, &log)?, &log)?;
+    Ok(found.is_none_or(|(_, _, gap)| gap))
 }
 
 /// Marks what one log wrote. `false`: it is not known whether that is all.
@@ -223,13 +213,13 @@ fn note_log(ctx: &ThreadCtx, m: &Member, number: u32, bits: &mut Bits) -> Result
         Err(e) if paths::is_absent(e) => return Ok(false),
         r => r?,
     };
-    let Some((head, crc)) = header(m, &file, &log)? else {
+    let Ok(Some((ctx_of_log, crc, gap))) = read_header(m, &file, &log) else {
         return Ok(false);
     };
-    if head.gap && !m.dirty.has_gap_before(number) {
+    if gap && !m.dirty.has_gap_before(number) {
         return Ok(false);
     }
-    let mut scanner = Scanner::first(&head, crc);
+    let mut scanner = Scanner::resume(ctx_of_log, ScanPos::first(crc));
     let mut buf = Buf::new(usize::try_from(MAX_BATCH)?)?;
     while scanner.pos() < end {
         if ctx.should_stop() {

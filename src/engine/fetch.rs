@@ -223,7 +223,7 @@ impl Fetch {
         let mut s = self.state.lock();
         s.epoch = s.epoch.wrapping_add(1);
         s.complete.retain(|(l, _)| l.number < log.number);
-        s.damaged = Some(Doubt::new(*log, pos, s.damaged));
+        s.damaged = Some(Doubt::new(*log, pos, u64::MAX, s.damaged));
         let Some(t) = s.target.take() else { return };
         let _ = s.avoid.push(t.source, GFP_KERNEL);
         drop(s);
@@ -243,7 +243,9 @@ impl Fetch {
 
     /// The log that the designated primary was asked for and does not have.
     pub(crate) fn gone(&self) -> Option<LogName> {
-        self.state.lock().gone
+        let s = self.state.lock();
+        s.gone
+            .filter(|log| s.target.as_ref().is_none_or(|t| t.log == *log))
     }
 
     /// What the disk may have.
@@ -251,10 +253,10 @@ impl Fetch {
         self.state.lock().reach
     }
 
-    /// A sync of the local file of `log` has failed; before `pos` it is on the disk.
-    pub(crate) fn not_synced(&self, log: &LogName, pos: u64) {
+    /// A sync of the local file of `log`, of so many bytes, has failed; before `pos` it is on the disk.
+    pub(crate) fn not_synced(&self, log: &LogName, pos: u64, size: u64) {
         let mut s = self.state.lock();
-        s.unsynced = Some(Doubt::new(*log, pos, s.unsynced));
+        s.unsynced = Some(Doubt::new(*log, pos, size, s.unsynced));
     }
 
     /// From where on the local file of `log` may not be on the disk.
@@ -262,12 +264,10 @@ impl Fetch {
         Doubt::of(self.state.lock().unsynced, log)
     }
 
-    /// What was not on the disk of `log` has been written once more, and is.
-    pub(crate) fn synced(&self, log: &LogName) {
+    /// What was not on the disk of `log` before `end` has been written once more, and is.
+    pub(crate) fn synced(&self, log: &LogName, end: u64) {
         let mut s = self.state.lock();
-        if Doubt::of(s.unsynced, log).is_some() {
-            s.unsynced = None;
-        }
+        s.unsynced = s.unsynced.and_then(|d| d.settle(log, end));
     }
 }
 
@@ -714,7 +714,10 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let (end, closed) = (reply.end, reply.closed);
     let mut s = m.fetch.state.lock();
     s.avoid.clear();
-    s.gone = None;
+    if len > 0 {
+        // Somebody has it. (Who gives nothing may wait for it, too.)
+        s.gone = None;
+    }
     let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
         return Ok(());
     };

@@ -243,7 +243,7 @@ impl Session {
                         // What is known to be good has been replayed; now to whatever end the file has.
                         Extent::Unknown => {
                             let (file, size) = (file.clone(), file.size());
-                            self.make_durable(&file, extent)?;
+                            self.make_all_durable(&file, extent)?;
                             size
                         }
                     };
@@ -269,6 +269,7 @@ impl Session {
             Err(e) if paths::is_absent(e) => return Ok(Some(self.without_header(extent))),
             Err(e) => return Err(e),
         };
+        drop_cache(&self.m, &file, &self.at.log);
         let Some((ctx, crc, gap)) = read_header(&self.m, &file, &self.at.log)? else {
             return Ok(Some(self.without_header(extent)));
         };
@@ -279,7 +280,7 @@ impl Session {
         // links that say that everything before this log is on the disk; once its first record is, they must be.
         // Fetching may go on meanwhile: what comes after this moment is not durable when the sync has ended.
         let size = file.size();
-        self.make_durable(&file, extent)?;
+        self.make_all_durable(&file, extent)?;
         paths::sync_resource_dir(&self.m.name)?;
         // Of a log that is being fetched the file may be longer than what has arrived without a gap.
         self.synced = match extent {
@@ -314,45 +315,65 @@ impl Session {
         Ok(None)
     }
 
-    /// Syncs the file, from the present position on: what is before is on the disk. After a sync that failed, its bytes are
-    /// written once more first.
+    /// Makes the file durable, of which everything before `from` is. After a sync that failed, what is in doubt is written once
+    /// more first, as far as everything has arrived: behind that fetching may be writing.
     #[inline(never)]
-    fn make_durable(&mut self, file: &File, extent: Extent) -> Result {
-        let header = u64::try_from(HEADER_SIZE)?;
-        // Nothing was applied yet of a log that just begins: its header may be in doubt, too.
-        let from = if self.at.pos <= header {
+    fn make_durable(
+        &mut self,
+        file: &File,
+        extent: Extent,
+        from: u64,
+        sync: impl FnOnce() -> Result,
+    ) -> Result {
+        let size = file.size();
+        let end = match extent {
+            Extent::Known(end) => end.min(size),
+            Extent::Unknown => size,
+        };
+        let again = self.m.fetch.unsynced(&self.at.log).filter(|p| *p < end);
+        if let Some(first) = again {
+            inject::at!(ReplayRewrite, first, 0)?;
+            write_again(file, first, end)?;
+        }
+        if let Err(e) = sync() {
+            return Err(self.not_durable(file, from, e));
+        }
+        if again.is_some() {
+            self.m.fetch.synced(&self.at.log, end);
+        }
+        Ok(())
+    }
+
+    /// Makes durable what there was when the file was opened, and its size. Nothing was applied yet of a log that just begins:
+    /// its header may be in doubt, too.
+    fn make_all_durable(&mut self, file: &File, extent: Extent) -> Result {
+        let from = if self.at.pos <= u64::try_from(HEADER_SIZE)? {
             0
         } else {
             self.at.pos
         };
-        let again = self.m.fetch.unsynced(&self.at.log);
-        if let Some(first) = again {
-            let size = file.size();
-            let end = match extent {
-                Extent::Known(end) => end.min(size),
-                Extent::Unknown => size,
-            };
-            inject::at!(ReplayRewrite, first, 0)?;
-            write_again(file, first, end)?;
-        }
-        let r = inject::at!(ReplayOpenSync).and_then(|()| file.sync());
-        if let Err(e) = r {
-            return Err(self.not_durable(from, e));
-        }
-        if again.is_some() {
-            self.m.fetch.synced(&self.at.log);
-        }
-        Ok(())
+        self.make_durable(file, extent, from, || {
+            inject::at!(ReplayOpenSync).and_then(|()| file.sync())
+        })
     }
 
     /// A sync of the present file has failed. The page cache takes it for clean now, but what is behind `from` may not be on
     /// the disk, and the next sync would not write it either. Nothing is cut: from an earlier run the disk may have what stands
     /// behind.
     #[cold]
-    fn not_durable(&mut self, from: u64, e: Error) -> Error {
-        self.m.fetch.not_synced(&self.at.log, from);
+    fn not_durable(&mut self, file: &File, from: u64, e: Error) -> Error {
+        self.m.fetch.not_synced(&self.at.log, from, file.size());
         self.close();
         e
+    }
+
+    /// Whether something is in doubt that is to be replayed now.
+    fn is_in_doubt(&self, extent: Extent) -> bool {
+        let pos = self.m.fetch.unsynced(&self.at.log);
+        match extent {
+            Extent::Known(end) => pos.is_some_and(|pos| pos < end),
+            Extent::Unknown => pos.is_some(),
+        }
     }
 
     /// The file is opened anew before anything else is read.
@@ -378,16 +399,15 @@ impl Session {
         if let Some(looked) = self.open(extent)? {
             return Ok(looked);
         }
-        let (Some(file), Some(replayer)) = (&self.file, &mut self.replayer) else {
+        let Some(file) = self.file.clone() else {
             return Ok(Looked::Starved);
         };
         if let Extent::Known(end) = extent {
             if end > self.synced {
-                let r = inject::at!(ReplaySync, self.synced, 0).and_then(|()| file.datasync());
-                if let Err(e) = r {
-                    let from = self.synced;
-                    return Err(self.not_durable(from, e));
-                }
+                let from = self.synced;
+                self.make_durable(&file, extent, from, || {
+                    inject::at!(ReplaySync, from, 0).and_then(|()| file.datasync())
+                })?;
                 self.synced = end;
                 self.synced_at = time::mono_ns();
             }
@@ -396,6 +416,9 @@ impl Session {
         let limit = match extent {
             Extent::Known(end) => end,
             Extent::Unknown => self.synced,
+        };
+        let Some(replayer) = &mut self.replayer else {
+            return Ok(Looked::Starved);
         };
         replayer.stop_at(stop_at);
         let limit = limit.min(stop_at.unwrap_or(u64::MAX));
@@ -411,18 +434,15 @@ impl Session {
             if rest == 0 {
                 return Ok(Looked::Starved);
             }
-            let Some(file) = &self.file else {
-                return Ok(Looked::Starved);
-            };
             let mut buf = Buf::new(rest)?;
-            let n = read(file, &mut buf, self.at.pos)?;
+            let n = read(&file, &mut buf, self.at.pos)?;
             let bytes = buf.get_mut(..n).ok_or(EIO)?;
             let n = inject::data!(ReplayRead, self.at.pos, bytes)?.unwrap_or(n);
             if self.following && extent == Extent::Unknown {
                 // Fetching may just have begun to cut the file and to fill it again.
                 if let Err(e) = file.datasync() {
                     let from = self.at.pos;
-                    return Err(self.not_durable(from, e));
+                    return Err(self.not_durable(&file, from, e));
                 }
             }
             let window = Window {
@@ -602,6 +622,14 @@ pub(crate) fn read(file: &File, buf: &mut Buf, pos: u64) -> Result<usize> {
     file.read_direct(buf, 0, len, pos)
 }
 
+/// Looks at what the disk has, not at what a failed sync of an earlier run of the module has left in the page cache. What this
+/// run knows to be in doubt is still to be written once more from there.
+fn drop_cache(m: &Member, file: &File, log: &LogName) {
+    if m.fetch.unsynced(log).is_none() {
+        file.drop_cache(0, file.size());
+    }
+}
+
 /// Writes what can be read of a part of a log once more, so that the next sync brings it to the disk. What the page cache has
 /// can always be read; what it does not have and can't be read is for replay to meet.
 #[cold]
@@ -636,7 +664,11 @@ fn write_again(file: &File, from: u64, end: u64) -> Result {
 
 /// Header of a log file: what its batches must have, the first chain value, and whether there is a gap before it. `None`:
 /// not there (yet).
-fn read_header(m: &Member, file: &File, log: &LogName) -> Result<Option<(LogContext, u32, bool)>> {
+pub(crate) fn read_header(
+    m: &Member,
+    file: &File,
+    log: &LogName,
+) -> Result<Option<(LogContext, u32, bool)>> {
     if file.size() < u64::try_from(HEADER_SIZE)? {
         return Ok(None);
     }
@@ -847,6 +879,7 @@ fn has_log(m: &Member, log: &LogName) -> bool {
 /// End of the valid part of a local log file, from `from` on (which must be 0 or the start of a batch), and whether that is
 /// all: what can't be read may be there.
 pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Result<(u64, bool)> {
+    drop_cache(m, file, log);
     let header = match read_header(m, file, log) {
         Err(e) if is_unreadable(e) => return Ok((0, false)),
         r => r?,
@@ -870,16 +903,13 @@ pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Re
     loop {
         match step {
             EndStep::Read { pos, .. } => {
-                let n = match file.read_at(&mut buf, pos) {
+                let n = match read(file, &mut buf, pos) {
                     Err(e) if is_unreadable(e) => return Ok((pos, false)),
                     r => r?,
                 };
                 step = finder.feed::<KernelDigest>(buf.get(..n).unwrap_or(&[]), n < buf.len());
             }
-            EndStep::Done(end) => {
-                file.drop_cache(0, end.at.pos);
-                return Ok((end.at.pos, true));
-            }
+            EndStep::Done(end) => return Ok((end.at.pos, true)),
         }
     }
 }
@@ -961,7 +991,7 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
             }
             Err(e) if e == EINTR => break,
             // The page cache may still have what is to be written once more.
-            Err(e) if m.fetch.unsynced(&s.at.log).is_some() && repairs < REPAIRS => {
+            Err(e) if s.is_in_doubt(extent) && repairs < REPAIRS => {
                 pr_err!(
                     "{}: {:?} can't be made durable behind {}: {:?}; writing it once more\n",
                     m.name.as_str(),

@@ -7,6 +7,8 @@ import re
 import shlex
 import time
 
+import pytest
+
 import marscluster
 from marscluster import LogPos
 from marsvm import Host
@@ -16,6 +18,10 @@ from marsvm import wait_until
 SIZE = "128M"
 MOUNT = "/mnt"
 DEVICE = "/dev/mars/data"
+
+
+# For tests that take long, where shorter ones look at the most of it: FULL=1, and in make check-debug.
+full = pytest.mark.skipif(not os.environ.get("FULL"), reason="takes long: FULL=1")
 
 
 def number(variable: str, default: int) -> int:

@@ -49,6 +49,14 @@ pub const ALL: &[(&str, &str)] = &[
         "after a failed sync of a fetched log, the next one counts",
     ),
     (
+        "doubt-forgets-pieces",
+        "after a failed sync of a fetched log, pieces behind a hole are not written again",
+    ),
+    (
+        "trust-page-cache",
+        "after a restart, what a failed sync has lost is read from the page cache",
+    ),
+    (
         "replay-out-of-order",
         "the records of a batch are applied in reverse",
     ),

@@ -77,6 +77,20 @@ struct Inode {
 }
 
 impl Inode {
+    /// Only what the disk has, or is to get yet.
+    fn drop_cache(&mut self) {
+        let size = self.view.len();
+        let mut bytes = self.durable.clone();
+        grow(&mut bytes, size, &self.stale);
+        bytes.truncate(size);
+        for (_, off, data) in &self.cache {
+            if let Some(part) = bytes.get_mut(*off..*off + data.len()) {
+                part.copy_from_slice(data);
+            }
+        }
+        self.view = bytes;
+    }
+
     /// Takes what a sync that began after so many writes brings to the disk.
     fn written_until(&mut self, written: u64) -> Vec<(usize, Rc<Vec<u8>>)> {
         let n = self.cache.partition_point(|(w, ..)| *w <= written);
@@ -406,20 +420,18 @@ impl Fs {
         }
     }
 
+    /// Drops what the page cache has of a file, but for what is still to be written.
+    pub fn drop_cache(&mut self, ino: u32) {
+        if let Some(i) = self.inodes.get_mut(&ino) {
+            i.drop_cache();
+        }
+    }
+
     /// The kernel has crashed, and all that was on its way to the disk gets there. What a failed sync has lost was in memory
     /// only.
     pub fn kernel_crash(&mut self) {
         for i in self.inodes.values_mut() {
-            let size = i.view.len();
-            let mut bytes = i.durable.clone();
-            grow(&mut bytes, size, &i.stale);
-            bytes.truncate(size);
-            for (_, off, data) in &i.cache {
-                if let Some(part) = bytes.get_mut(*off..*off + data.len()) {
-                    part.copy_from_slice(data);
-                }
-            }
-            i.view = bytes;
+            i.drop_cache();
         }
     }
 

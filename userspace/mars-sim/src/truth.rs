@@ -762,11 +762,24 @@ impl Truth {
         nth
     }
 
-    /// P1 where nothing is in flight: the disk is exactly the state at a place.
-    pub fn exact(&mut self, w: Whose<'_>, place: Place, when: &str) -> Result<(), Violation> {
+    /// P1 where nothing is in flight: the disk is exactly the state at a place. `open`: as the host has it, a gap is open (also
+    /// if the file says that it was closed, because the flush of that failed).
+    pub fn exact(
+        &mut self,
+        w: Whose<'_>,
+        place: Place,
+        open: bool,
+        when: &str,
+    ) -> Result<(), Violation> {
         let place = self.before_gap(place);
         let disk = w.disk;
-        if let Some(map) = w.map().filter(DirtyMap::is_open) {
+        let map = w.map().map(|mut m| {
+            if open {
+                m.reopen();
+            }
+            m
+        });
+        if let Some(map) = map.filter(DirtyMap::is_open) {
             let base = map.last_gap().and_then(|(log, pos, _)| {
                 self.place(w.fs, w.dir, &ReplayLink { log, pos, rest: 0 })
             });

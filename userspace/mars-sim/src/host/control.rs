@@ -16,7 +16,9 @@ use crate::{
     truth::{Place, WriteId, HEADER},
 };
 use mars_core::{
+    dirty::DroppedLink,
     log::LogName,
+    name::Name,
     pace::Pace,
     resource::{decide, Designated, Observed, Role, Step, Work},
     space::Shortage,
@@ -29,6 +31,8 @@ use std::rc::Rc;
 
 const TICK_MS: u32 = 500;
 const RETRY: Ns = 5_000 * MS;
+/// So long the view of the cluster must not change before a good replica is given up for one that is compared.
+const LACKING: Ns = 2_000 * MS;
 /// So much may be buffered when it may soon have to go to the disk before a flush is complete.
 const SHORT_BUFFER: usize = 16 << 10;
 
@@ -65,6 +69,8 @@ struct Control {
     shortage: Option<Shortage>,
     /// Reads logs that are to be let go.
     dropping: Option<drop_logs::Worker>,
+    /// Since when a primary's map could help this replica, whose logs are gone.
+    lacking: Option<(Name, DroppedLink, Ns)>,
     /// Whether this round tells figures that change all the time.
     figures: bool,
     pace: Pace<Option<(LogName, u64)>>,
@@ -83,6 +89,7 @@ pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
             stopped_at: None,
             shortage: None,
             dropping: None,
+            lacking: None,
             figures: true,
             pace: Pace::new(),
         };
@@ -299,6 +306,38 @@ impl Control {
         if !work.fetch {
             stop_all(&h, s.fetch.take()).await;
         }
+        let help = drop_logs::help(&h).filter(|_| work.fetch);
+        if help.is_none() {
+            self.lacking = None;
+        }
+        if help.is_none() && h.fetch.gone().is_some() && work.replay && h.is_led() {
+            h.set_trouble(Some("gone"));
+        }
+        if let Some((primary, dropped, begun)) = help {
+            if !h.switch(&format!("todo-{}/sync", h.me)) {
+                h.set_trouble(Some("waiting"));
+            } else if work.replay || begun {
+                // News arrive link by link: that there is another primary meanwhile, who has no map, may come last.
+                let now = h.ex.now();
+                let since = match self.lacking {
+                    Some((p, d, since)) if p == primary && d == dropped => since,
+                    _ => now,
+                };
+                self.lacking = Some((primary, dropped, since));
+                if begun || now.saturating_sub(since) >= LACKING {
+                    stop_all(&h, s.sync.take()).await;
+                    stop_one(&h, s.replay.take()).await;
+                    stop_all(&h, s.fetch.take()).await;
+                    h.fetch.forget();
+                    h.set_trouble(None);
+                    drop_logs::jump(&h, &primary, &dropped, begun)
+                        .await
+                        .map_err(|_| "waiting")?;
+                    h.kick.signal(&h.ex);
+                    return Ok(());
+                }
+            }
+        }
         if work.sync && (s.sync.is_none() || h.sync.is_finished()) {
             stop_all(&h, s.sync.take()).await;
             if sync::may_start(&h) {
@@ -307,26 +346,6 @@ impl Control {
             } else {
                 let led = h.is_led();
                 h.set_trouble(Some(if led { "no-history" } else { "waiting" }));
-            }
-        }
-        let help = drop_logs::help(&h).filter(|_| work.fetch);
-        if help.is_none() && h.fetch.gone().is_some() && work.replay && h.is_led() {
-            h.set_trouble(Some("gone"));
-        }
-        if let Some((primary, dropped, begun)) = help {
-            if !h.switch(&format!("todo-{}/sync", h.me)) {
-                h.set_trouble(Some("waiting"));
-            } else if work.replay || begun {
-                stop_all(&h, s.sync.take()).await;
-                stop_one(&h, s.replay.take()).await;
-                stop_all(&h, s.fetch.take()).await;
-                h.fetch.forget();
-                h.set_trouble(None);
-                drop_logs::jump(&h, &primary, &dropped, begun)
-                    .await
-                    .map_err(|_| "waiting")?;
-                h.kick.signal(&h.ex);
-                return Ok(());
             }
         }
         if work.replay && s.replay.is_none() {

@@ -197,6 +197,12 @@ impl Dirty {
         self.look(h, DirtyMap::is_open).await.unwrap_or(false)
     }
 
+    /// The same for a checker, also while it changes.
+    pub fn is_open_now(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.as_ref().is_some_and(|o| o.map.is_open())
+    }
+
     /// Whether a gap must be opened for what a lost map may have said.
     pub async fn is_distrusted(&self, h: &Host) -> bool {
         let r = self.look(h, DirtyMap::is_distrusted).await;

@@ -97,11 +97,10 @@ fn range(h: &Host, asked: u32) -> Option<(u32, u32)> {
     if h.version(to).is_none_or(|v| v.this.log.creator != h.me) {
         return None;
     }
-    let size = h.size();
     let mut from = to;
     for host in h.members() {
-        let synced = size.is_some() && h.number(&format!("syncstatus-{host}")) == size;
-        if let Some(link) = h.replay_link(&host).filter(|_| synced) {
+        // Also of one that is being filled: it has to replay from its link on afterwards.
+        if let Some(link) = h.replay_link(&host) {
             from = from.min(link.log.number);
         }
     }

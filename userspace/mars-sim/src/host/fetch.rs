@@ -153,7 +153,7 @@ impl Fetch {
         let mut s = self.state.borrow_mut();
         s.epoch += 1;
         s.complete.retain(|(l, _)| l.number < log.number);
-        s.damaged = Some(Doubt::new(*log, pos, s.damaged));
+        s.damaged = Some(Doubt::new(*log, pos, u64::MAX, s.damaged));
         let Some(t) = s.target.take() else { return };
         s.avoid.push(t.source);
         drop(s);
@@ -172,7 +172,9 @@ impl Fetch {
 
     /// The log that the designated primary was asked for and does not have.
     pub fn gone(&self) -> Option<LogName> {
-        self.state.borrow().gone
+        let s = self.state.borrow();
+        s.gone
+            .filter(|log| s.target.as_ref().is_none_or(|t| t.log == *log))
     }
 
     /// What the disk may have.
@@ -181,9 +183,9 @@ impl Fetch {
     }
 
     /// A sync of the local file has failed; before a position it is on the disk.
-    pub fn not_synced(&self, log: &LogName, pos: u64) {
+    pub fn not_synced(&self, log: &LogName, pos: u64, size: u64) {
         let mut s = self.state.borrow_mut();
-        s.unsynced = Some(Doubt::new(*log, pos, s.unsynced));
+        s.unsynced = Some(Doubt::new(*log, pos, size, s.unsynced));
     }
 
     /// From where on the local file may not be on the disk.
@@ -191,12 +193,10 @@ impl Fetch {
         Doubt::of(self.state.borrow().unsynced, log)
     }
 
-    /// It is.
-    pub fn synced(&self, log: &LogName) {
+    /// It is, before `end`.
+    pub fn synced(&self, log: &LogName, end: u64) {
         let mut s = self.state.borrow_mut();
-        if Doubt::of(s.unsynced, log).is_some() {
-            s.unsynced = None;
-        }
+        s.unsynced = s.unsynced.and_then(|d| d.settle(log, end));
     }
 }
 
@@ -507,7 +507,10 @@ async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
     let len = u32::try_from(data.len()).expect("small");
     let mut s = h.fetch.state.borrow_mut();
     s.avoid.clear();
-    s.gone = None;
+    if len > 0 {
+        // Somebody has it. (Who gives nothing may wait for it, too.)
+        s.gone = None;
+    }
     let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
         return Ok(());
     };

@@ -537,6 +537,7 @@ impl Host {
         if let Err(e) = self.fs_io().await {
             let m = self.machine();
             m.fs.borrow_mut().sync_failed(ino, mark, &m.rng);
+            self.say(|| format!("a sync of file {ino} failed"));
             return Err(e);
         }
         self.machine().fs.borrow_mut().synced(ino, mark, data_only);

@@ -131,7 +131,8 @@ impl Session {
                 (true, Extent::Unknown, Some(_)) if on("recovery-stops-early") => (),
                 (true, Extent::Unknown, Some(ino)) => {
                     let size = self.h.machine().fs.borrow().size(ino) as u64;
-                    self.make_durable(ino, extent).await?;
+                    self.make_durable(ino, extent, self.applied(), false)
+                        .await?;
                     self.synced = size;
                 }
                 _ => (),
@@ -154,6 +155,7 @@ impl Session {
         let Some(ino) = self.h.machine().fs.borrow().file(&path) else {
             return Ok(Some(Self::without_header(extent)));
         };
+        drop_cache(&self.h, ino, &self.at.log);
         let Some((ctx, crc, gap)) = read_header(&self.h, ino, &self.at.log).await? else {
             return Ok(Some(Self::without_header(extent)));
         };
@@ -162,7 +164,8 @@ impl Session {
             return Ok(Some(Looked::Gap));
         }
         let size = self.h.machine().fs.borrow().size(ino) as u64;
-        self.make_durable(ino, extent).await?;
+        self.make_durable(ino, extent, self.applied(), false)
+            .await?;
         self.h.sync_dir().await?;
         self.synced = match extent {
             Extent::Known(end) => end,
@@ -192,41 +195,62 @@ impl Session {
         Ok(None)
     }
 
-    /// Syncs the file, from the present position on; after a sync that failed, its bytes are written once more first.
-    async fn make_durable(&mut self, ino: u32, extent: Extent) -> Res<()> {
-        let from = if self.at.pos <= HEADER {
-            0
-        } else {
-            self.at.pos
-        };
+    /// Syncs the file, of which everything before `from` is on the disk. After a sync that failed, what is in doubt is written
+    /// once more first, as far as everything has arrived: behind that fetching may be writing.
+    async fn make_durable(
+        &mut self,
+        ino: u32,
+        extent: Extent,
+        from: u64,
+        data_only: bool,
+    ) -> Res<()> {
         let h = self.h.clone();
-        let again = h.fetch.unsynced(&self.at.log);
-        if let Some(first) = again {
-            let size = h.machine().fs.borrow().size(ino) as u64;
-            let end = match extent {
-                Extent::Known(end) => end.min(size),
-                Extent::Unknown => size,
-            };
-            write_again(&h, ino, first, end).await?;
+        let size = h.machine().fs.borrow().size(ino) as u64;
+        let end = match extent {
+            Extent::Known(end) => end.min(size),
+            Extent::Unknown => size,
+        };
+        let again = h.fetch.unsynced(&self.at.log).filter(|pos| *pos < end);
+        if let Some(pos) = again {
+            write_again(&h, ino, pos, end).await?;
         }
-        if let Err(e) = h.sync_file(ino, false).await {
-            return Err(self.not_durable(from, e));
+        if let Err(e) = h.sync_file(ino, data_only).await {
+            return Err(self.not_durable(ino, from, e));
         }
         if again.is_some() {
-            h.fetch.synced(&self.at.log);
+            h.fetch.synced(&self.at.log, end);
         }
         Ok(())
     }
 
     /// A sync of the present file has failed: the next one would not write again what this one has lost.
-    fn not_durable(&mut self, from: u64, e: Errno) -> Errno {
+    fn not_durable(&mut self, ino: u32, from: u64, e: Errno) -> Errno {
         if on("trust-failed-sync") {
             return e;
         }
-        self.h.fetch.not_synced(&self.at.log, from);
+        let size = self.h.machine().fs.borrow().size(ino) as u64;
+        self.h.fetch.not_synced(&self.at.log, from, size);
         self.replayer = None;
         self.file = None;
         e
+    }
+
+    /// Whether something is in doubt that is to be replayed now.
+    fn is_in_doubt(&self, extent: Extent) -> bool {
+        let pos = self.h.fetch.unsynced(&self.at.log);
+        match extent {
+            Extent::Known(end) => pos.is_some_and(|pos| pos < end),
+            Extent::Unknown => pos.is_some(),
+        }
+    }
+
+    /// What is before is on the disk. Nothing was applied yet of a log that just begins: its header may be in doubt, too.
+    fn applied(&self) -> u64 {
+        if self.at.pos <= HEADER {
+            0
+        } else {
+            self.at.pos
+        }
     }
 
     async fn step(&mut self, extent: Extent, stop: &Thread) -> Res<Looked> {
@@ -241,7 +265,7 @@ impl Session {
         if let Some(looked) = self.open(extent).await? {
             return Ok(looked);
         }
-        let (Some(ino), Some(replayer)) = (self.file, &mut self.replayer) else {
+        let Some(ino) = self.file else {
             return Ok(Looked::Starved);
         };
         if let Extent::Known(end) = extent {
@@ -249,16 +273,16 @@ impl Session {
                 self.synced = end;
             }
             if end > self.synced {
-                if let Err(e) = self.h.sync_file(ino, true).await {
-                    let from = self.synced;
-                    return Err(self.not_durable(from, e));
-                }
+                self.make_durable(ino, extent, self.synced, true).await?;
                 self.synced = end;
             }
         }
         let limit = match extent {
             Extent::Known(end) => end,
             Extent::Unknown => self.synced,
+        };
+        let Some(replayer) = &mut self.replayer else {
+            return Ok(Looked::Starved);
         };
         replayer.stop_at(stop_at);
         let limit = limit.min(stop_at.unwrap_or(u64::MAX));
@@ -274,7 +298,7 @@ impl Session {
             if self.following && extent == Extent::Unknown {
                 if let Err(e) = self.h.sync_file(ino, true).await {
                     let from = self.at.pos;
-                    return Err(self.not_durable(from, e));
+                    return Err(self.not_durable(ino, from, e));
                 }
             }
             let mut used = 0usize;
@@ -412,7 +436,8 @@ pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
     };
     let (fs, disk) = (h.machine().fs.borrow(), h.machine().disk.borrow());
     let w = h.sim.whose(h.i, &fs, &disk, false);
-    let r = h.sim.truth.borrow_mut().exact(w, place, when);
+    let open = h.dirty.is_open_now();
+    let r = h.sim.truth.borrow_mut().exact(w, place, open, when);
     if r.is_err() && h.machine().flipped.get() && h.torn.get() {
         h.say(|| "a damaged log was taken for a torn one: the run is over".into());
         h.sim.over.set(true);
@@ -435,6 +460,14 @@ async fn write_again(h: &Host, ino: u32, from: u64, end: u64) -> Res<()> {
         pos += bytes.len() as u64;
     }
     Ok(())
+}
+
+/// Looks at what the disk has, not at what a failed sync of an earlier run of the module has left in the page cache. What this
+/// run knows to be in doubt is still to be written once more from there.
+fn drop_cache(h: &Host, ino: u32, log: &LogName) {
+    if h.fetch.unsynced(log).is_none() && !on("trust-page-cache") {
+        h.machine().fs.borrow_mut().drop_cache(ino);
+    }
 }
 
 /// Where replay begins: at the replay link, unless the dirty map knows better. Also gives where the log before an open gap
@@ -584,6 +617,7 @@ async fn has_log(h: &Host, log: &LogName) -> bool {
 
 /// End of the valid part of a local log file, and whether that is all.
 pub async fn valid_end(h: &Host, ino: u32, log: &LogName, from: u64) -> Res<(u64, bool)> {
+    drop_cache(h, ino, log);
     let header = match read_header(h, ino, log).await {
         Err(Errno::Io) => return Ok((0, false)),
         r => r?,
@@ -660,7 +694,7 @@ async fn follow(t: &Thread, mut s: Session) {
                 s.file = None;
             }
             Err(Errno::Intr) => break,
-            Err(_) if h.fetch.unsynced(&s.at.log).is_some() && repairs < REPAIRS => {
+            Err(_) if s.is_in_doubt(extent) && repairs < REPAIRS => {
                 repairs += 1;
                 t.sleep(&h.ex, 500 * MS).await;
             }

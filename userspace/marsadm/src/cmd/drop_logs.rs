@@ -72,7 +72,7 @@ pub fn delete_needed(ctx: &Ctx, res: &Resource) -> Result<usize> {
                     )))
                 }
                 _ => Look::Missing(format!(
-                    "the module has not yet noted what the logs before number {to} wrote; see its kernel log"
+                    "the module has not yet noted what the logs before number {to} wrote. Reading them may take long (--timeout); if it failed, its kernel log says why"
                 )),
             })
         })
