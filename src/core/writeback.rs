@@ -182,6 +182,25 @@ pub fn may_admit(held_bytes: usize, length: usize, budget: usize) -> bool {
     held_bytes == 0 || held_bytes.saturating_add(length) <= budget
 }
 
+/// Whether more of a log may be read, when `read_bytes` of it are in memory and `held_bytes` of them are payload that waits for
+/// the disk: the last record that waits keeps all that was read together with it.
+pub fn may_read(read_bytes: usize, held_bytes: usize, budget: usize) -> bool {
+    held_bytes == 0 || read_bytes < budget.saturating_add(budget / 2)
+}
+
+/// Least size of a buffer that nobody has chosen, in bytes.
+const LEAST_BUFFER: u64 = 16 << 20;
+/// Largest one.
+const MOST_BUFFER: u64 = 4 << 30;
+
+/// Bytes for the buffer of one more resource of a host that has `memory` bytes, and has promised `given` of them to other
+/// buffers: an eighth, as long as all have half of the memory together. Each leaves as much of that as it takes, so that the
+/// last ones get little, but something.
+pub fn buffer_share(memory: u64, given: u64) -> u64 {
+    let left = (memory / 2).saturating_sub(given);
+    (memory / 8).min(left / 2).clamp(LEAST_BUFFER, MOST_BUFFER)
+}
+
 /// Whether `length` more bytes may wait to become zero; like [`may_admit`], but for what takes time instead of memory.
 pub fn may_admit_zeroes(waiting: u64, length: u32, limit: u64) -> bool {
     waiting == 0 || waiting.saturating_add(u64::from(length)) <= limit
@@ -646,5 +665,26 @@ mod tests {
         assert!(may_admit(0, 200, 100));
         assert!(!may_admit(1, 100, 100));
         assert!(may_admit(50, 50, 100));
+        // A little that waits keeps much in memory: no more until the disk has it.
+        assert!(may_read(149, 4, 100));
+        assert!(!may_read(150, 4, 100));
+        assert!(may_read(10_000, 0, 100));
+    }
+
+    #[test]
+    fn given_many_resources_when_memory_is_shared_then_half_of_it_is_not_passed_but_by_the_least() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(buffer_share(8 * GIB, 0), GIB);
+        assert_eq!(buffer_share(256 * GIB, 0), 4 * GIB);
+        assert_eq!(buffer_share(64 << 20, 0), 16 << 20);
+        let mut given = 0;
+        for n in 0..20 {
+            let share = buffer_share(8 * GIB, given);
+            assert!(share >= LEAST_BUFFER);
+            assert!(n > 2 || share == GIB);
+            given += share;
+        }
+        assert!(given <= 4 * GIB + 20 * LEAST_BUFFER);
+        assert_eq!(buffer_share(8 * GIB, u64::MAX), LEAST_BUFFER);
     }
 }

@@ -13,6 +13,7 @@
 use kernel::{
     prelude::*,
     sync::{
+        atomic::Atomic,
         new_mutex,
         Arc,
         Mutex, //
@@ -97,11 +98,19 @@ pub(crate) struct Ahead {
     limit: u64,
     here: Piece,
     next: Option<Piece>,
+    counter: Arc<Atomic<usize>>,
 }
 
 impl Ahead {
-    /// Begins to read `file` at `pos`; what is at `limit` and behind does not count.
-    pub(crate) fn start(name: &CStr, file: Arc<File>, pos: u64, limit: u64) -> Result<Self> {
+    /// Begins to read `file` at `pos`; what is at `limit` and behind does not count. `counter` counts the bytes that are in
+    /// memory.
+    pub(crate) fn start(
+        name: &CStr,
+        file: Arc<File>,
+        pos: u64,
+        limit: u64,
+        counter: Arc<Atomic<usize>>,
+    ) -> Result<Self> {
         let pieces = KVec::with_capacity(ahead::DEPTH, GFP_KERNEL)?;
         let shared = Arc::pin_init(
             pin_init!(Shared {
@@ -116,9 +125,11 @@ impl Ahead {
             GFP_KERNEL,
         )?;
         let empty = Arc::new(Buf::new(0)?, GFP_KERNEL)?;
-        let theirs = shared.clone();
+        let (theirs, count) = (shared.clone(), counter.clone());
         Ok(Self {
-            _thread: Thread::spawn(name, move |ctx| run(ctx, &theirs, &file, pos, limit))?,
+            _thread: Thread::spawn(name, move |ctx| {
+                run(ctx, &theirs, &file, pos, limit, &count)
+            })?,
             shared,
             limit,
             here: Piece {
@@ -127,6 +138,7 @@ impl Ahead {
                 buf: empty,
             },
             next: None,
+            counter,
         })
     }
 
@@ -163,7 +175,8 @@ impl Ahead {
                         return Ok(None);
                     };
                     let all = two.end == next.len;
-                    let mut buf = Buf::new(one.len().saturating_add(two.len()))?;
+                    let len = one.len().saturating_add(two.len());
+                    let mut buf = Buf::counted(len, &self.counter)?;
                     let (head, tail) = buf.split_at_mut_checked(one.len()).ok_or(EINVAL)?;
                     head.copy_from_slice(self.here.buf.get(one).ok_or(EINVAL)?);
                     tail.copy_from_slice(next.buf.get(two).ok_or(EINVAL)?);
@@ -202,8 +215,15 @@ impl Ahead {
 }
 
 /// The thread.
-fn run(ctx: &ThreadCtx, shared: &Shared, file: &File, pos: u64, limit: u64) {
-    let done = read_all(ctx, shared, file, pos, limit);
+fn run(
+    ctx: &ThreadCtx,
+    shared: &Shared,
+    file: &File,
+    pos: u64,
+    limit: u64,
+    counter: &Arc<Atomic<usize>>,
+) {
+    let done = read_all(ctx, shared, file, pos, limit, counter);
     {
         let mut queue = shared.queue.lock();
         queue.last = done.is_ok();
@@ -212,7 +232,14 @@ fn run(ctx: &ThreadCtx, shared: &Shared, file: &File, pos: u64, limit: u64) {
     shared.came.signal();
 }
 
-fn read_all(ctx: &ThreadCtx, shared: &Shared, file: &File, mut pos: u64, limit: u64) -> Result {
+fn read_all(
+    ctx: &ThreadCtx,
+    shared: &Shared,
+    file: &File,
+    mut pos: u64,
+    limit: u64,
+    counter: &Arc<Atomic<usize>>,
+) -> Result {
     let mut most = ahead::PIECE;
     loop {
         while shared.queue.lock().pieces.len() >= ahead::DEPTH {
@@ -228,7 +255,7 @@ fn read_all(ctx: &ThreadCtx, shared: &Shared, file: &File, mut pos: u64, limit: 
         if len == 0 {
             return Ok(());
         }
-        let mut buf = match Buf::new(len) {
+        let mut buf = match Buf::counted(len, counter) {
             Err(e) if e == ENOMEM => {
                 most = ahead::shorter(most).ok_or(ENOMEM)?;
                 continue;

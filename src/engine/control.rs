@@ -673,7 +673,7 @@ impl Control {
         name: LogName,
     ) -> Result<KBox<Primary>> {
         let m = &self.m;
-        let pipe = Pipeline::new(bdev.clone(), m.env.buffer_budget(), Policy::primary())?;
+        let pipe = Pipeline::new(bdev.clone(), m.env.buffer(), Policy::primary())?;
         let res = m.name;
         let thread = |kind: &str| CString::try_from_fmt(format_args!("mars_{kind}/{res}"));
         let publisher = m.clone();

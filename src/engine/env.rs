@@ -22,7 +22,8 @@ use mars_core::{
     wire::{
         auth::ClusterKey,
         message::handshake::ANY_UUID, //
-    }, //
+    },
+    writeback, //
 };
 
 use crate::{
@@ -98,12 +99,33 @@ pub(crate) struct Env {
     /// Wakes the cluster loop.
     #[pin]
     pub(crate) kick: Event,
+    /// Bytes that are promised to write buffers.
+    buffers: Atomic<u64>,
     stopping: AtomicFlag,
     started_ns: u64,
     /// Room in `/mars`.
     pub(crate) space: Watch,
     #[pin]
     cluster: Mutex<Cluster>,
+}
+
+/// How much a write buffer may hold; when it is dropped, others may have that.
+pub(crate) struct BufferSize {
+    env: Arc<Env>,
+    bytes: u64,
+}
+
+impl BufferSize {
+    /// The number.
+    pub(crate) fn bytes(&self) -> usize {
+        usize::try_from(self.bytes).unwrap_or(usize::MAX)
+    }
+}
+
+impl Drop for BufferSize {
+    fn drop(&mut self) {
+        let _ = self.env.buffers.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 impl Env {
@@ -123,6 +145,7 @@ impl Env {
                     synced: Atomic::new(0),
                 },
                 kick <- Event::new(),
+                buffers: Atomic::new(0),
                 stopping: AtomicFlag::new(false),
                 started_ns: time::mono_ns(),
                 space: Watch::new(),
@@ -196,14 +219,27 @@ impl Env {
         }
     }
 
-    /// Bytes that the write buffer of one resource may hold.
-    pub(crate) fn buffer_budget(&self) -> usize {
-        let mb = match tunables::BUFFER_MB.get() {
-            // An eighth of the memory, but no more than 4 GiB.
-            0 => (host::memory_bytes() / 8 / (1 << 20)).clamp(16, 4096),
-            n => u64::from(n),
-        };
-        usize::try_from(mb.saturating_mul(1 << 20)).unwrap_or(64 << 20)
+    /// Bytes that the write buffer of one more resource may hold.
+    pub(crate) fn buffer(self: &Arc<Self>) -> BufferSize {
+        let mut given = self.buffers.load(Relaxed);
+        loop {
+            let bytes = match tunables::BUFFER_MB.get() {
+                0 => writeback::buffer_share(host::memory_bytes(), given),
+                n => u64::from(n).saturating_mul(1 << 20),
+            };
+            match self
+                .buffers
+                .cmpxchg(given, given.saturating_add(bytes), Relaxed)
+            {
+                Ok(_) => {
+                    return BufferSize {
+                        env: self.clone(),
+                        bytes,
+                    }
+                }
+                Err(now) => given = now,
+            }
+        }
     }
 
     /// A resource of which this host is a member.

@@ -54,6 +54,7 @@ use mars_core::{
 use crate::{
     engine::{
         clock::Clock,
+        env::BufferSize,
         inject,
         tunables, //
     },
@@ -204,6 +205,9 @@ pub(crate) struct Pipeline {
     /// The disk.
     pub(crate) bdev: Arc<BlockDevice>,
     budget: usize,
+    _size: BufferSize,
+    /// Bytes of logs that were read for this pipeline and are in memory (replay only).
+    pub(crate) read: Arc<Atomic<usize>>,
     /// When and how deep to write back.
     policy: writeback::Policy,
     /// So many bytes may wait to become zero.
@@ -223,12 +227,13 @@ pub(crate) fn backing(bdev: &BlockDevice) -> Backing {
 }
 
 impl Pipeline {
-    /// Makes an empty pipeline for `bdev` that holds at most `budget` bytes of payload.
+    /// Makes an empty pipeline for `bdev` that holds at most `size` bytes of payload.
     pub(crate) fn new(
         bdev: Arc<BlockDevice>,
-        budget: usize,
+        size: BufferSize,
         policy: writeback::Policy,
     ) -> Result<Arc<Self>> {
+        let budget = size.bytes();
         Arc::pin_init(
             try_pin_init!(Self {
                 state <- new_mutex!(State {
@@ -259,6 +264,8 @@ impl Pipeline {
                 failing_since: Atomic::new(0),
                 bdev,
                 budget,
+                _size: size,
+                read: Arc::new(Atomic::new(0), GFP_KERNEL)?,
                 policy,
             }),
             GFP_KERNEL,
@@ -404,6 +411,25 @@ impl Pipeline {
             }
         }
         state.admitted_at = time::mono_ns();
+        Ok(())
+    }
+
+    /// Waits until more of the log may be read: a record keeps all that was read together with it until it is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if `stop` says so while it waits.
+    pub(crate) fn wait_to_read(&self, stop: &impl Fn() -> bool) -> Result {
+        let mut state = self.state.lock();
+        while !writeback::may_read(self.read.load(Relaxed), state.buffer.bytes(), self.budget) {
+            if stop() {
+                return Err(EINTR);
+            }
+            self.work.signal();
+            let _ = self
+                .changed
+                .wait_interruptible_timeout(&mut state, msecs_to_jiffies(100));
+        }
         Ok(())
     }
 

@@ -170,7 +170,7 @@ impl Session {
         } else {
             Policy::recovery()
         };
-        let pipe = Pipeline::new(bdev, m.env.buffer_budget(), policy)?;
+        let pipe = Pipeline::new(bdev, m.env.buffer(), policy)?;
         let files = Arc::pin_init(
             pin_init!(Files { list <- new_mutex!(KVec::new()) }),
             GFP_KERNEL,
@@ -434,7 +434,8 @@ impl Session {
             if rest == 0 {
                 return Ok(Looked::Starved);
             }
-            let mut buf = Buf::new(rest)?;
+            self.pipe.wait_to_read(stop)?;
+            let mut buf = Buf::counted(rest, &self.pipe.read)?;
             let n = read(&file, &mut buf, self.at.pos)?;
             let bytes = buf.get_mut(..n).ok_or(EIO)?;
             let n = inject::data!(ReplayRead, self.at.pos, bytes)?.unwrap_or(n);
@@ -473,10 +474,12 @@ impl Session {
             }
             self.ahead = None;
             let name = CString::try_from_fmt(format_args!("mars_ra/{}", self.m.name))?;
-            self.ahead = Ahead::start(&name, file.clone(), self.at.pos, limit).ok();
+            let counter = self.pipe.read.clone();
+            self.ahead = Ahead::start(&name, file.clone(), self.at.pos, limit, counter).ok();
         }
         let mut min = 1;
         while let Some(ahead) = &mut self.ahead {
+            self.pipe.wait_to_read(stop)?;
             let Some(window) = ahead.get(self.at.pos, min, stop)? else {
                 break;
             };

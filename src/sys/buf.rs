@@ -18,6 +18,13 @@ use core::{
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
     types::NotThreadSafe, //
 };
 
@@ -39,10 +46,12 @@ use super::generated as c;
 /// - If `len` is not 0, `ptr` was returned by `mars_c_buf_alloc(len, ..)`, which set `reserved`,
 ///   and this object owns all of it. If `len` is 0, `ptr` is dangling and nothing is owned.
 /// - All `len` bytes are initialised.
+/// - `counter`, if there is one, has `len` added.
 pub(crate) struct Buf {
     ptr: NonNull<u8>,
     len: usize,
     reserved: bool,
+    counter: Option<Arc<Atomic<usize>>>,
     _owns: PhantomData<u8>,
 }
 
@@ -70,6 +79,7 @@ impl Buf {
             ptr,
             len,
             reserved,
+            counter: None,
             _owns: PhantomData,
         })
     }
@@ -77,6 +87,14 @@ impl Buf {
     /// Makes a buffer of `len` bytes for somebody who will fill it. It contains zeros.
     pub(crate) fn new(len: usize) -> Result<Self> {
         Self::zeroed(len)
+    }
+
+    /// The same; as long as it lives, `counter` counts its bytes.
+    pub(crate) fn counted(len: usize, counter: &Arc<Atomic<usize>>) -> Result<Self> {
+        let mut buf = Self::new(len)?;
+        counter.add(len, Relaxed);
+        buf.counter = Some(counter.clone());
+        Ok(buf)
     }
 
     /// Like [`new`](Self::new) for somebody who has another way: it fails when memory is short, whatever the length, and
@@ -89,6 +107,7 @@ impl Buf {
             ptr,
             len,
             reserved,
+            counter: None,
             _owns: PhantomData,
         })
     }
@@ -107,6 +126,7 @@ impl Buf {
             ptr,
             len,
             reserved,
+            counter: None,
             _owns: PhantomData,
         })
     }
@@ -166,6 +186,9 @@ impl DerefMut for Buf {
 
 impl Drop for Buf {
     fn drop(&mut self) {
+        if let Some(counter) = &self.counter {
+            let _ = counter.fetch_sub(self.len, Relaxed);
+        }
         if self.len != 0 {
             // SAFETY: By the type invariants, `ptr` was allocated like this and is owned.
             unsafe { c::mars_c_buf_free(self.ptr.as_ptr().cast(), self.len, self.reserved) };
