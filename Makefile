@@ -40,6 +40,7 @@ help:
 	@echo '  MARS_LANE=debug  module, selftest and test-vm with the kernel of check-debug, into build/debug/'
 	@echo '  V=1            show the commands of the module build'
 	@echo '  ARGS=...       further arguments for pytest, demo and bench'
+	@echo '  VM_JOBS=N      so many tests with machines run at a time (default 2; 0: one, and its output is seen)'
 
 clean:
 	rm -rf build rust-project.json
@@ -135,13 +136,16 @@ simulate-defects:
 	@build/cargo-defects/release/mars-sim defects
 
 # The tests of the system layer take as long as all others together: FULL=1 runs them, too.
+# Machines mostly wait, so two tests run at a time; who measures one, or looks at it with -s, wants VM_JOBS=0.
+VM_JOBS ?= 2
+jobs_of_vm = -n $(VM_JOBS) --dist worksteal
 test-vm: module inject $(if $(FULL),selftest) userspace
-	@exec python3 -m pytest tests $(if $(FULL),,--ignore=tests/test_sys.py --ignore=tests/test_sys_block.py) $(ARGS)
+	@exec python3 -m pytest tests $(if $(FULL),,--ignore=tests/test_sys.py --ignore=tests/test_sys_block.py) $(jobs_of_vm) $(ARGS)
 
 # Whoever has found something runs single tests: make check-debug ARGS="tests/test_reload.py -x"
 ifeq ($(MARS_KERNEL_LANE),debug)
 check-debug: module inject selftest userspace
-	@FULL=1 exec python3 -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(ARGS)
+	@FULL=1 exec python3 -m pytest $(if $(filter tests/%,$(ARGS)),,tests) $(jobs_of_vm) $(ARGS)
 else
 check-debug:
 	+@scripts/debug-kernel && MARS_LANE=debug exec scripts/in-env make --no-print-directory $@

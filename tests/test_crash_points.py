@@ -19,6 +19,7 @@ import pytest
 
 import marscluster
 from marscase import DEVICE
+from marscase import FILL
 from marscase import MOUNT
 from marscase import Writer
 from marscase import inject
@@ -26,6 +27,7 @@ from marscase import lost
 from marscase import mount
 from marscase import progress
 from marscase import seeded
+from marscase import starve
 from marscase import sums
 from marscase import wait_state
 from marsvm import Host
@@ -184,13 +186,6 @@ class Pair:
         marscluster.down([self.a, self.b])
 
     # --- situations ----------------------------------------------------------------------------------
-
-    def fill(self) -> None:
-        self.a.run(
-            "dd if=/dev/zero of=/mars/filler bs=1M status=none; dd if=/dev/zero of=/mars/filler2 bs=4k status=none; sync",
-            check=False,
-            timeout=60,
-        )
 
     def number(self, host: Host) -> int:
         """Of the newest log."""
@@ -407,22 +402,20 @@ def long_sync(pair: Pair, rule: str) -> None:
 @case("gap-open", "gap-opened", "gap-mark", "gap-marked", "gap-written", "dirty-write", "dirty-sync", "dirty-saved")
 def becoming_full(pair: Pair, rule: str) -> None:
     pair.write(3)
-    pair.hit(pair.a, rule, then="dd if=/dev/zero of=/mars/filler bs=1M status=none; dd if=/dev/zero of=/mars/filler2 bs=4k status=none")
+    pair.hit(pair.a, rule, then=FILL)
 
 
 @case("gap-close", "gap-closed")
 def getting_room(pair: Pair, rule: str) -> None:
     pair.write(3)
-    pair.fill()
-    wait_state(pair.a, "emergency", 30)
+    starve(pair.a)
     pair.hit(pair.a, rule, then="rm -f /mars/filler*; sync")
 
 
 @case("gap-ask", "gap-map")
 def recovering_from_a_gap(pair: Pair, rule: str) -> None:
     pair.write(3)
-    pair.fill()
-    wait_state(pair.a, "emergency", 30)
+    starve(pair.a)
     wait_state(pair.b, "waiting", 30)
     pair.hit(pair.b, rule, then="rm -f /mars/filler*; sync", on=pair.a, timeout=90)
 

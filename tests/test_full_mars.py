@@ -13,6 +13,7 @@ from marscase import lost
 from marscase import mount
 from marscase import progress
 from marscase import restart
+from marscase import starve
 from marscase import state_of
 from marscase import sums
 from marscase import umount
@@ -61,15 +62,6 @@ class Load:
         self.job.kill()
 
 
-def fill(host):
-    """Takes the last byte of /mars, also those kept for root."""
-    host.run(
-        "dd if=/dev/zero of=/mars/filler bs=1M status=none; dd if=/dev/zero of=/mars/filler2 bs=4k status=none; sync",
-        check=False,
-        timeout=60,
-    )
-
-
 def free(host):
     host.run("rm -f /mars/filler /mars/filler2; sync")
 
@@ -91,8 +83,7 @@ def test_filled_from_outside_under_load(mars_hosts):
     load = Load(a)
     progress(2)
     before = load.rounds
-    fill(a)
-    wait_state(a, "emergency", 30)
+    starve(a)
     # The flush of every round is complete, without a log.
     at = load.rounds
     wait_until(lambda: load.rounds > at + 20, 60, "the application goes on")
@@ -162,8 +153,7 @@ def test_crashes_in_emergency_mode_and_in_recovery(mars_hosts):
     mount(a)
     writer = Writer(a, "before")
     wait_until(lambda: writer.look() >= 5, 60, "files are written")
-    fill(a)
-    wait_state(a, "emergency", 30)
+    starve(a)
     known = {"before": writer}
     for n in range(2):
         during = Writer(a, f"during{n}")
@@ -207,8 +197,7 @@ def test_second_gap_before_the_replica_has_recovered_from_the_first(mars_hosts):
     a.cut_link(b)
     for n in range(2):
         load = Load(a, first=n * 20)
-        fill(a)
-        wait_state(a, "emergency", 30)
+        starve(a)
         at = load.rounds
         wait_until(lambda: load.rounds > at + 10, 60, "the application goes on")
         load.stop()
@@ -232,8 +221,7 @@ def test_second_gap_before_the_replica_has_recovered_from_the_first(mars_hosts):
 @pytest.mark.timeout(600)
 def test_down_reload_and_handover_in_emergency_mode(mars_hosts):
     a, b = cluster_of_two(mars_hosts(2, mars=MARS))
-    fill(a)
-    wait_state(a, "emergency", 30)
+    starve(a)
     mount(a)
     writer = Writer(a, "files")
     wait_until(lambda: writer.look() >= 8, 60, "files are written in emergency mode")
@@ -275,8 +263,7 @@ def test_forced_failover_in_emergency_mode_is_a_split_brain(mars_hosts):
     wait_until(lambda: before.look() >= 4, 60, "files are written")
     before.stop()
     marscluster.wait_synced([a, b])
-    fill(a)
-    wait_state(a, "emergency", 30)
+    starve(a)
     during = Writer(a, "during")
     wait_until(lambda: during.look() >= 4, 60, "files are written in emergency mode")
     a.power_cut()

@@ -203,6 +203,23 @@ def wait_state(host: Host, word: str, timeout: float = 60) -> None:
     wait_until(lambda: state_of(host).split(" ")[0] == word, timeout, f"state {word} on {host.name}", 0.3)
 
 
+# Takes the last byte of /mars, also those kept for root; what is there already stays.
+FILL = "; ".join(
+    f"dd if=/dev/zero of=/mars/{name} bs={size} oflag=append conv=notrunc status=none"
+    for name, size in (("filler", "1M"), ("filler2", "4k"))
+) + "; sync"
+
+
+def starve(host: Host) -> None:
+    """Fills /mars until nothing is logged any more: old logs that are removed make room for a while."""
+
+    def look():
+        host.run(FILL, check=False, timeout=60)
+        return state_of(host).split(" ")[0] == "emergency"
+
+    wait_until(look, 60, f"state emergency on {host.name}", 1.0)
+
+
 def progress(seconds: float) -> None:
     """Lets things happen for a while."""
     time.sleep(seconds)

@@ -199,6 +199,7 @@ class Host:
         self._set_up = None
         self._booted_at = time.monotonic()
         self._boot_began = self._console_size()
+        failures = len(self.failures)
         machine = Machine(
             self.name,
             argv,
@@ -227,8 +228,15 @@ class Host:
                 machine.agent.info = {**origin.info, "boot_id": str(uuid.uuid4()), "copy": True}
                 machine.agent.hello.set()
         except VmError as e:
-            text = f"{self.name}: {e}\n{machine.complaints()}"
+            status = machine.process.poll()
+            text = f"{self.name}: {e} (exit status of QEMU: {status})\n{machine.complaints()}"
             self.kill()
+            # QEMU itself has crashed, before the guest did anything.
+            if origin and status is not None and status < 0:
+                del self.failures[failures:]
+                warnings.warn(f"booted without a template: {text}")
+                self.boot(wait=wait, cold=True)
+                return
             raise HostDied(text) from e
         if wait:
             self.wait_up()

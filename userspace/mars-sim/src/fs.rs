@@ -52,14 +52,16 @@ pub enum Node {
 enum Op {
     Put(String, Node),
     Gone(String),
-    Size(u32, usize),
+    /// A file got longer. What was written behind its old size may be on the disk already.
+    Grown(u32, usize),
+    Cut(u32, usize),
 }
 
 impl Op {
     fn key(&self) -> String {
         match self {
             Self::Put(path, _) | Self::Gone(path) => path.clone(),
-            Self::Size(ino, _) => format!("#{ino}"),
+            Self::Grown(ino, _) | Self::Cut(ino, _) => format!("#{ino}"),
         }
     }
 }
@@ -283,7 +285,7 @@ impl Fs {
         }
         if end > i.view.len() {
             i.view.resize(end, 0);
-            self.journal.push(Op::Size(ino, end));
+            self.journal.push(Op::Grown(ino, end));
         }
         i.view[off..end].copy_from_slice(data);
         i.writes += 1;
@@ -310,7 +312,7 @@ impl Fs {
             }
         }
         i.cache.retain(|(.., d)| !d.is_empty());
-        self.journal.push(Op::Size(ino, size));
+        self.journal.push(Op::Cut(ino, size));
     }
 
     /// A sync of a file begins: gives what [`Fs::synced`] has to be told.
@@ -324,7 +326,7 @@ impl Fs {
         let journal = journal.min(self.journal.len());
         let sized = self.journal[..journal]
             .iter()
-            .any(|op| matches!(op, Op::Size(i, _) if *i == ino));
+            .any(|op| matches!(op, Op::Grown(i, _) | Op::Cut(i, _) if *i == ino));
         // The size is committed with the bytes that it makes visible, or after them.
         if sized || !data_only {
             if self.ordered {
@@ -342,9 +344,12 @@ impl Fs {
 
     /// A sync has failed: what was to be written is taken for clean, and a part of it is not on the disk.
     pub fn sync_failed(&mut self, ino: u32, (written, _): (u64, usize), rng: &Rng) {
+        let cut = |op: &Op| matches!(op, Op::Cut(i, _) if *i == ino);
+        // What is written behind a cut that is not committed goes with it.
+        let all_lost = self.journal.iter().any(cut);
         if let Some(i) = self.inodes.get_mut(&ino) {
             for (off, data) in i.written_until(written) {
-                if rng.chance(1, 2) {
+                if !all_lost && rng.chance(1, 2) {
                     put(&mut i.durable, off, &data, &i.stale);
                 }
             }
@@ -367,7 +372,7 @@ impl Fs {
             Op::Put(path, _) | Op::Gone(path) => {
                 path.rsplit_once('/').map_or("", |(d, _)| d) == dir
             }
-            Op::Size(..) => false,
+            Op::Grown(..) | Op::Cut(..) => false,
         };
         let keys: BTreeSet<String> = self.journal[..upto]
             .iter()
@@ -411,9 +416,13 @@ impl Fs {
             Op::Gone(path) => {
                 self.durable_names.remove(&path);
             }
-            Op::Size(ino, size) => {
+            Op::Grown(ino, size) => {
                 if let Some(i) = self.inodes.get_mut(&ino) {
                     grow(&mut i.durable, size, &i.stale);
+                }
+            }
+            Op::Cut(ino, size) => {
+                if let Some(i) = self.inodes.get_mut(&ino) {
                     i.durable.truncate(size);
                 }
             }
