@@ -4,7 +4,7 @@
 
 use crate::{
     admin::{self, Cmd, View},
-    exec::{Ns, MS, SEC},
+    exec::{Ns, MS, SEC, WORLD},
     fs::Node,
     script::{Action, Script},
     truth::{Violation, SECTOR},
@@ -69,6 +69,7 @@ pub fn run(script: &Script, traced: bool) -> Outcome {
             h.device.borrow_mut().take();
         }
     }
+    sim.ex.kill(WORLD);
     let trace = sim.trace.borrow_mut().take();
     let violation = sim.violation.borrow_mut().take();
     Outcome {
@@ -158,7 +159,7 @@ fn setup(sim: &Rc<Sim>) {
     if !sim.cfg.synced {
         for i in 1..sim.machines.len() {
             let s = sim.clone();
-            sim.ex.spawn(crate::exec::WORLD, async move {
+            sim.ex.spawn(WORLD, async move {
                 s.ex.sleep(SEC + i as u64 * 10 * MS).await;
                 command(&s, i, Cmd::Join);
             });
@@ -445,7 +446,7 @@ fn help(sim: &Rc<Sim>) {
             (Some(p), _) if good.contains(&p) && v.state(&name(p)) != "waiting" => (),
             (_, Some(b)) => {
                 let s = sim.clone();
-                sim.ex.spawn(crate::exec::WORLD, async move {
+                sim.ex.spawn(WORLD, async move {
                     command(&s, b, Cmd::PauseFetch);
                     s.ex.sleep(2 * SEC).await;
                     command(&s, b, Cmd::Force);

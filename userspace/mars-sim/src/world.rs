@@ -299,6 +299,8 @@ impl Sim {
         m.doom.set(None);
         m.device.set(host.device_id.get());
         self.ex.kill(i);
+        // A device holds its host, and the other way round.
+        host.device.borrow_mut().take();
         drop(host);
         let mut fs = m.fs.borrow_mut();
         let mut disk = m.disk.borrow_mut();
