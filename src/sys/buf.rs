@@ -112,13 +112,14 @@ impl Buf {
         })
     }
 
-    /// Makes a buffer of `len` bytes which `fill` initialises. May sleep.
+    /// Makes a buffer of `len` bytes which `fill` initialises. May sleep, but longer than a page it fails at once when memory
+    /// is short.
     ///
     /// # Safety
     ///
     /// When `fill` returns, it has written all `len` bytes from the pointer on.
     pub(super) unsafe fn new_with(len: usize, fill: impl FnOnce(*mut u8)) -> Result<Self> {
-        let (ptr, reserved) = Self::alloc(len, false, true)?;
+        let (ptr, reserved) = Self::alloc(len, false, len <= Self::PAGE)?;
         fill(ptr.as_ptr());
 
         // INVARIANT: `alloc` gives memory for `len`; it is initialised by the safety requirements.
