@@ -18,7 +18,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "lib"))
 
 # pylint: disable=wrong-import-position
-from marsvm import Cluster, HostSpec, VmError, default_disks, disks, payload, template, util  # noqa: E402
+from marsvm import Cluster, HostSpec, VmError, default_disks, disks, lane, payload, template, util  # noqa: E402
 from marsvm.host import environment  # noqa: E402
 
 # No test may wait for ever; most are much faster. Scaled like all time limits.
@@ -41,8 +41,13 @@ def pytest_report_header(config):
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if config.getoption("timeout") is None and item.get_closest_marker("timeout") is None:
+        if config.getoption("timeout") is not None:
+            continue
+        own = item.get_closest_marker("timeout")
+        if own is None:
             item.add_marker(pytest.mark.timeout(util.scaled(TEST_TIMEOUT)))
+        elif lane.DEBUG:
+            item.add_marker(pytest.mark.timeout(own.args[0] * lane.SLOWNESS), append=False)
 
 
 def pytest_sessionfinish():

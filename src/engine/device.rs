@@ -165,7 +165,11 @@ impl Device {
         loop {
             let next = self.deferred.lock().pop();
             match next {
-                Some(bio) => self.write(bio),
+                Some(bio) => {
+                    // It must not look for memory itself: whoever does so waits for what it writes. There is a reserve.
+                    let _reserves = Reserves::enter();
+                    self.write(bio);
+                }
                 None if ctx.should_stop() => return,
                 None => {
                     self.deferred_work.wait_timeout(1000);

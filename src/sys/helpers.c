@@ -139,8 +139,8 @@ static int mars_reserve_init(unsigned int pages)
  * Up to one page, with @wait, it waits until there is memory; *reserved then says
  * where it came from. More than a few contiguous pages are tried without reclaim, so
  * that nobody waits for compaction, and then mapped page by page; that fails
- * when memory is short. Without @wait nothing longer than a page is reclaimed for:
- * who takes shorter and shorter pieces would do so for each length.
+ * when memory is short. Without @wait there is no reclaim: who takes shorter and
+ * shorter pieces would do so for each length.
  */
 static void *mars_buf_alloc(size_t len, bool zero, bool wait, bool *reserved)
 {
@@ -150,12 +150,11 @@ static void *mars_buf_alloc(size_t len, bool zero, bool wait, bool *reserved)
 	void *addr;
 
 	*reserved = false;
+	if (!wait)
+		gfp &= ~__GFP_DIRECT_RECLAIM;
 	if (len > PAGE_SIZE) {
-		gfp_t fast;
+		gfp_t fast = gfp;
 
-		if (!wait)
-			gfp &= ~__GFP_DIRECT_RECLAIM;
-		fast = gfp;
 		if (get_order(len) > PAGE_ALLOC_COSTLY_ORDER)
 			fast &= ~__GFP_DIRECT_RECLAIM;
 		addr = alloc_pages_exact(len, fast);
