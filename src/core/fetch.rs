@@ -354,11 +354,13 @@ mod tests {
         );
         assert_eq!(Doubt::of(None, &log(1)), None);
         // A piece behind what has arrived without a gap was in the same sync.
-        let rest = earlier.unwrap().settle(&log(1), 600);
+        let settled =
+            |doubt: Option<Doubt>, number, end| doubt.and_then(|d| d.settle(&log(number), end));
+        let rest = settled(earlier, 1, 600);
         assert_eq!(Doubt::of(rest, &log(1)), Some(600));
-        assert_eq!(rest.unwrap().settle(&log(2), 5000), rest);
-        assert_eq!(rest.unwrap().settle(&log(1), 300), rest);
-        assert_eq!(rest.unwrap().settle(&log(1), 1000), None);
+        assert_eq!(settled(rest, 2, 5000), rest);
+        assert_eq!(settled(rest, 1, 300), rest);
+        assert_eq!(settled(rest, 1, 1000), None);
     }
 
     #[test]
