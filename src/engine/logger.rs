@@ -68,6 +68,8 @@ use crate::{
 
 mod unlogged;
 
+/// So long after a write by which memory is to become free nothing waits for the journal.
+const RECLAIM_NS: u64 = 10_000_000_000;
 /// Records and payload bytes of one batch.
 const BATCH_RECORDS: usize = 1024;
 const BATCH_BYTES: usize = 1 << 20;
@@ -332,8 +334,10 @@ pub(crate) fn spawn(
     )
     .ok_or(EOVERFLOW)?;
     let spare = Buf::new(usize::try_from(longest)?)?;
+    let left = KVec::with_capacity(64, GFP_KERNEL)?;
     Thread::spawn(name, move |ctx| {
         Logger {
+            left,
             pipe: &pipe,
             progress: &progress,
             dirty: &dirty,
@@ -357,6 +361,8 @@ pub(crate) fn spawn(
 }
 
 struct Logger<'a> {
+    /// Logs that could not be waited for, until this thread ends.
+    left: KVec<KBox<LogFile>>,
     pipe: &'a Pipeline,
     progress: &'a Progress,
     dirty: &'a Dirty,
@@ -461,7 +467,7 @@ impl Logger<'_> {
                 let next = self.progress.inner.lock().next.take();
                 if let Some(next) = next {
                     inject::pass!(Rotate);
-                    self.close(log);
+                    self.leave(log);
                     self.progress.start(next.name, next.pos);
                     inject::pass!(Rotated);
                     log = next;
@@ -693,6 +699,21 @@ impl Logger<'_> {
         log.sync()?;
         self.suspect = false;
         Ok(())
+    }
+
+    /// Closes a log amid others. The journal of `/mars` may wait for memory, which comes from what this thread is to write
+    /// next; then nothing of the old log is waited for, also not the end of its thread. All that counts of it is durable; it is
+    /// cut to its end at the next start.
+    fn leave(&mut self, log: KBox<LogFile>) {
+        let (name, pos) = (log.name, log.pos);
+        let reclaimed = self.pipe.reclaimed_ns.load(kernel::sync::atomic::Relaxed);
+        let short = reclaimed != 0 && time::mono_ns().saturating_sub(reclaimed) < RECLAIM_NS;
+        if !short || self.left.len() == self.left.capacity() {
+            return self.close(log);
+        }
+        // There is room, so this does not fail.
+        let _ = self.left.push(log, GFP_NOWAIT);
+        self.progress.finished(name, pos);
     }
 
     fn close(&self, log: KBox<LogFile>) {
