@@ -845,6 +845,7 @@ impl Control {
             p.disk.cancel_removal();
             p.removing = false;
         }
+        m.progress.close_left();
         drop_logs::watch(&m, &mut self.dropping)
             .map_err(|e| fail("waiting", format_args!("logs can't be let go: {e:?}")))?;
         if self.watch_space()? {

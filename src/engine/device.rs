@@ -150,7 +150,6 @@ impl Device {
     }
 
     fn defer(&self, bio: IncomingBio) {
-        self.pipe.reclaimed_ns.store(time::mono_ns(), Relaxed);
         self.deferred.lock().push(bio);
         self.deferred_work.signal();
         // Reclaim has to notice that the device is slow, or it takes memory for lost. Never longer than it would wait itself.

@@ -68,8 +68,6 @@ use crate::{
 
 mod unlogged;
 
-/// So long after a write by which memory is to become free nothing waits for the journal.
-const RECLAIM_NS: u64 = 10_000_000_000;
 /// Records and payload bytes of one batch.
 const BATCH_RECORDS: usize = 1024;
 const BATCH_BYTES: usize = 1 << 20;
@@ -98,6 +96,8 @@ struct Inner {
     recent: KVec<Recent>,
     recent_bytes: usize,
     next: Option<KBox<LogFile>>,
+    /// The log before, which is not cut yet.
+    left: Option<KBox<LogFile>>,
     error: Option<Error>,
     /// There is no room to log.
     must_stop: bool,
@@ -126,6 +126,7 @@ impl Progress {
                     recent: KVec::new(),
                     recent_bytes: 0,
                     next: None,
+                    left: None,
                     error: None,
                     must_stop: false,
                 }),
@@ -193,6 +194,39 @@ impl Progress {
         drop(i);
         // Closes a file.
         drop(next);
+        self.close_left();
+    }
+
+    /// Gives up a log of which everything is durable, for the control thread to close. That waits for the journal of `/mars`,
+    /// which may wait for memory, which may come from what the logger is to write next.
+    fn leave(&self, log: KBox<LogFile>) {
+        let (name, pos) = (log.name, log.pos);
+        let before = self.inner.lock().left.replace(log);
+        self.finished(name, pos);
+        // Not there: the control thread closes each before it makes the next.
+        if let Some(before) = before {
+            self.cut(before);
+        }
+    }
+
+    /// Closes the log that the logger has given up.
+    pub(crate) fn close_left(&self) {
+        let left = self.inner.lock().left.take();
+        if let Some(log) = left {
+            self.cut(log);
+        }
+    }
+
+    fn cut(&self, log: KBox<LogFile>) {
+        let name = log.name;
+        if let Err(e) = KBox::into_inner(log).close() {
+            pr_err!(
+                "{}: closing {:?} failed: {:?}; it is cut to its end at the next start\n",
+                self.resource.as_str(),
+                name,
+                e
+            );
+        }
     }
 
     /// Waits until log `name` has more than `offset` durable bytes, is no longer the current one, or `wait_ms` are over.
@@ -334,10 +368,8 @@ pub(crate) fn spawn(
     )
     .ok_or(EOVERFLOW)?;
     let spare = Buf::new(usize::try_from(longest)?)?;
-    let left = KVec::with_capacity(64, GFP_KERNEL)?;
     Thread::spawn(name, move |ctx| {
         Logger {
-            left,
             pipe: &pipe,
             progress: &progress,
             dirty: &dirty,
@@ -361,8 +393,6 @@ pub(crate) fn spawn(
 }
 
 struct Logger<'a> {
-    /// Logs that could not be waited for, until this thread ends.
-    left: KVec<KBox<LogFile>>,
     pipe: &'a Pipeline,
     progress: &'a Progress,
     dirty: &'a Dirty,
@@ -426,7 +456,7 @@ impl Logger<'_> {
         loop {
             let stopping = ctx.should_stop();
             if self.is_out_of_room() && self.open_gap(&mut log) {
-                self.close(log);
+                self.progress.leave(log);
                 return After::Gap;
             }
             if self.gap_begun && !(stopping && self.failures > LAST_TRIES) {
@@ -467,7 +497,7 @@ impl Logger<'_> {
                 let next = self.progress.inner.lock().next.take();
                 if let Some(next) = next {
                     inject::pass!(Rotate);
-                    self.leave(log);
+                    self.progress.leave(log);
                     self.progress.start(next.name, next.pos);
                     inject::pass!(Rotated);
                     log = next;
@@ -701,32 +731,9 @@ impl Logger<'_> {
         Ok(())
     }
 
-    /// Closes a log amid others. The journal of `/mars` may wait for memory, which comes from what this thread is to write
-    /// next; then nothing of the old log is waited for, also not the end of its thread. All that counts of it is durable; it is
-    /// cut to its end at the next start.
-    fn leave(&mut self, log: KBox<LogFile>) {
-        let (name, pos) = (log.name, log.pos);
-        let reclaimed = self.pipe.reclaimed_ns.load(kernel::sync::atomic::Relaxed);
-        let short = reclaimed != 0 && time::mono_ns().saturating_sub(reclaimed) < RECLAIM_NS;
-        if !short || self.left.len() == self.left.capacity() {
-            return self.close(log);
-        }
-        // There is room, so this does not fail.
-        let _ = self.left.push(log, GFP_NOWAIT);
-        self.progress.finished(name, pos);
-    }
-
     fn close(&self, log: KBox<LogFile>) {
-        let name = log.name;
-        let pos = log.pos;
-        if let Err(e) = KBox::into_inner(log).close() {
-            pr_err!(
-                "{}: closing {:?} failed: {:?}; it is cut to its end at the next start\n",
-                self.resource(),
-                name,
-                e
-            );
-        }
+        let (name, pos) = (log.name, log.pos);
+        self.progress.cut(log);
         self.progress.finished(name, pos);
     }
 }

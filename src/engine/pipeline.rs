@@ -208,8 +208,6 @@ pub(crate) struct Pipeline {
     _size: BufferSize,
     /// Bytes of logs that were read for this pipeline and are in memory (replay only).
     pub(crate) read: Arc<Atomic<usize>>,
-    /// Monotonic time of the last write by which memory is to become free; 0 if there was none.
-    pub(crate) reclaimed_ns: Atomic<u64>,
     /// When and how deep to write back.
     policy: writeback::Policy,
     /// So many bytes may wait to become zero.
@@ -268,7 +266,6 @@ impl Pipeline {
                 budget,
                 _size: size,
                 read: Arc::new(Atomic::new(0), GFP_KERNEL)?,
-                reclaimed_ns: Atomic::new(0),
                 policy,
             }),
             GFP_KERNEL,

@@ -528,6 +528,7 @@ impl Control {
         let (name, end) = h.progress.last_closed().unwrap_or((p.log, 0));
         h.publish_logs().await;
         let told = h.progress.last_closed().is_none();
+        h.progress.close_left().await;
         h.progress.forget();
         let drained = if on("leave-without-drain") {
             Ok(())
@@ -553,6 +554,7 @@ impl Control {
             return Ok(());
         };
         p.device.removing.set(false);
+        h.progress.close_left().await;
         drop_logs::watch(&h, &mut self.dropping).await;
         if self.watch_space().await? {
             return Ok(());

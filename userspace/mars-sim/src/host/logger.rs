@@ -193,6 +193,8 @@ struct Inner {
     ends: LogEnds,
     recent: Vec<Recent>,
     next: Option<LogFile>,
+    /// The log before, which is not cut yet.
+    left: Option<LogFile>,
     error: Option<Errno>,
     /// There is no room to log.
     must_stop: bool,
@@ -212,6 +214,7 @@ impl Progress {
                 ends: LogEnds::new().expect("memory"),
                 recent: Vec::new(),
                 next: None,
+                left: None,
                 error: None,
                 must_stop: false,
             }),
@@ -274,6 +277,21 @@ impl Progress {
         let mut i = self.inner.borrow_mut();
         i.ends.forget();
         i.next = None;
+    }
+
+    /// Gives up a log of which everything is durable, for the control thread to close.
+    fn leave(&self, h: &Host, log: LogFile) {
+        let (name, end) = (log.name, log.pos);
+        self.inner.borrow_mut().left = Some(log);
+        self.finished(h, name, end);
+    }
+
+    /// Closes the log that the logger has given up.
+    pub async fn close_left(&self) {
+        let left = self.inner.borrow_mut().left.take();
+        if let Some(log) = left {
+            let _ = log.close().await;
+        }
     }
 
     /// Waits until a log has more than `offset` durable bytes.
@@ -426,7 +444,7 @@ impl Logger {
         loop {
             let stopping = t.should_stop();
             if self.is_out_of_room() && self.open_gap(&mut log).await {
-                self.close(&log).await;
+                progress().leave(&h, log);
                 return After::Gap;
             }
             if self.gap_begun && !(stopping && self.failures > LAST_TRIES) {
@@ -452,7 +470,7 @@ impl Logger {
                 let next = progress().inner.borrow_mut().next.take();
                 if let Some(next) = next {
                     let end = (log.id, log.pos);
-                    self.close(&log).await;
+                    progress().leave(&h, log);
                     h.sim.truth.borrow_mut().set_parent(next.id, end);
                     progress().start(&h, next.name, next.pos);
                     log = next;
