@@ -10,9 +10,12 @@ import pytest
 import marscluster
 from marscase import DEVICE
 from marscase import equal
+from marscase import free
 from marscase import full
+from marscase import progress
 from marscase import refused
 from marscase import settled
+from marscase import starve
 from marscase import state_of
 from marscase import wait_state
 from marscase.faults import DEAD
@@ -25,6 +28,7 @@ from marscase.faults import ScsiDebug
 from marsvm import wait_until
 
 SIZE = "64M"
+MIB = 1 << 20
 
 
 def write(host, mib: int, count: int = 2, check: bool = True):
@@ -253,6 +257,65 @@ def test_the_disk_of_the_log_fails(mars_hosts):
     assert digest(a, 8) == kept
     write(a, 2)
     marscluster.wait_synced((a, b))
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_the_primary_s_disk_fails_in_emergency_mode(mars_hosts):
+    """What is not on the disk then is nowhere else but in the buffer."""
+    a, b = mars_hosts(2, mars=256 * MIB)
+    disk = Mapped(a, "data")
+    cluster((a, b), disk.dev, b.disk("data").dev)
+    write(a, 0, 20)
+    marscluster.wait_synced((a, b))
+    starve(a)
+    write(a, 1)
+
+    # A flush waits for the disk, and is complete when the data is on it.
+    disk.be(FAILS)
+    job = a.start(f"dd if=/dev/urandom of={DEVICE} bs=1M seek=4 count=2 oflag=direct conv=fsync,notrunc status=none")
+    wait_state(a, "disk-error", 20)
+    progress(3)
+    assert job.running, job.wait(check=False)
+    disk.be(GOOD)
+    job.wait(timeout=40)
+    wait_state(a, "emergency", 30)
+    flushed = digest(a, 4)
+    assert a.run(f"dd if={disk.lower} bs=1M skip=4 count=2 iflag=direct status=none | sha256sum").out == flushed
+
+    # Not for ever. What it was about is still there, and gets to the disk when that is possible.
+    disk.be(FAILS)
+    result = write(a, 8, check=False)
+    assert "Input/output error" in result.stderr, result
+    newest = digest(a, 8)
+    assert digest(a, 4) == flushed
+    # Emergency mode can't end before everything is on the disk.
+    free(a)
+    progress(6)
+    assert state_of(a).startswith("disk-error"), state_of(a)
+    assert not state_of(b).startswith("syncing"), state_of(b)
+    disk.be(GOOD)
+    wait_state(a, "primary", 60)
+    write(a, 12)
+    marscluster.wait_synced((a, b), timeout=90)
+    assert digest(a, 8) == newest
+
+    # A dead disk neither holds up `down` nor unloading; what no flush has confirmed is lost with it, and that is said.
+    starve(a)
+    write(a, 14)
+    kept = digest(a, 14)
+    disk.be(DEAD)
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M seek=16 count=1 oflag=direct conv=notrunc status=none")
+    wait_state(a, "disk-error", 20)
+    down(a)
+    assert "what was not flushed is given up" in a.run("dmesg").out
+    disk.be(GOOD)
+    up(a)
+    marscluster.wait_device(a)
+    assert digest(a, 14) == kept
+    free(a)
+    wait_state(a, "primary", 60)
+    marscluster.wait_synced((a, b), timeout=90)
     equal([a, b])
 
 

@@ -9,6 +9,7 @@ from marscase import Writer
 from marscase import cluster_of_two
 from marscase import counter
 from marscase import equal
+from marscase import free
 from marscase import lost
 from marscase import mount
 from marscase import progress
@@ -60,10 +61,6 @@ class Load:
     def stop(self):
         assert self.job.running, f"the application failed: {self.job.output()}"
         self.job.kill()
-
-
-def free(host):
-    host.run("rm -f /mars/filler /mars/filler2; sync")
 
 
 def member_json(host, who):

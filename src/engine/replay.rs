@@ -1017,6 +1017,14 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 repairs += 1;
                 s.close();
             }
+            Err(e) if e == ENOMEM => {
+                failed = true;
+                m.set_trouble(Some((
+                    "waiting",
+                    format_args!("no memory to replay {} at {}", s.at.log, s.at.pos),
+                )));
+                ctx.sleep_ms(500);
+            }
             Err(e) => {
                 failed = true;
                 m.set_trouble(Some((

@@ -18,6 +18,7 @@ from marsvm import DiskSpec
 from marsvm import Host
 from marsvm import HostSpec
 from marsvm import program
+from marsvm import wait_until
 from marsvm.powercut import Cut
 from marsvm.powercut import Recording
 
@@ -29,6 +30,7 @@ MARS = 192 * MIB
 FILES = 40 * MIB
 BLOCKS = 4 * MIB
 FLUSH_EVERY = 7
+_ROTATE_EVERY = 1.5
 
 # Parts of the disk: device mapper passes flushes on, and needs no table on the disk. There is no udev.
 _PARTS = {"mars": (0, MARS), "files": (MARS, FILES), "blocks": (MARS + FILES, BLOCKS)}
@@ -99,10 +101,10 @@ class Workload:
         host.run(_STOP, timeout=100)
         host.shutdown()
 
-    def record(self, seconds: float, full: tuple[float, float] | None = None) -> tuple[Recording, list[Acknowledged]]:
+    def record(self, seconds: float, full: bool = False) -> tuple[Recording, list[Acknowledged]]:
         """Runs it, then cuts the power. Gives what the disk saw, and what was acknowledged at which point of it.
 
-        `full`: from when to when /mars has no free byte.
+        `full`: amid it, /mars has no free byte until MARS has stopped logging, and then room until it logs again.
         """
         host = self.host
         host.boot()
@@ -120,22 +122,37 @@ class Workload:
         )
         writer = Writer(host, "files")
         known = [Acknowledged(recording.update(), {}, 0)]
-        begin = time.monotonic()
-        end = begin + seconds
-        rotate = begin + 1
-        todo = [(begin + at, command) for at, command in zip(full or (), (_FILL, "rm /mars/filler*"))]
-        while time.monotonic() < end:
-            if todo and time.monotonic() > todo[0][0]:
-                host.run(todo.pop(0)[1], timeout=60)
+
+        def look() -> None:
             writer.look()
             text = blocks.output()[0]
             flushed = [int(n) for n in re.findall(r"^flushed (\d+)\n", text, re.M)]
             # Counted after it was heard: whatever is cut from here on has to have it.
             at = recording.update()
             known.append(Acknowledged(at, dict(writer.safe), flushed[-1] if flushed else 0))
-            if time.monotonic() > rotate and not full:
+
+        def go_on(seconds: float) -> None:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                look()
+
+        def said(message: str) -> bool:
+            look()
+            log = host.log()
+            return all(f"{name}: {message}" in log for name in ("files", "blocks"))
+
+        if full:
+            # Each once at least: writes are so fast that the logs may fill /mars again.
+            for command, message in ((_FILL, "EMERGENCY MODE"), ("rm /mars/filler*", "emergency mode is over")):
+                go_on(seconds / 4)
+                host.run(command, timeout=60)
+                wait_until(lambda: said(message), 60, f"'{message}' of both resources", 0)
+            go_on(seconds / 4)
+        else:
+            for _ in range(round(seconds / _ROTATE_EVERY)):
+                go_on(_ROTATE_EVERY)
                 host.run("marsadm log-rotate all; marsadm log-delete-all all")
-                rotate = time.monotonic() + 1.5
+            go_on(_ROTATE_EVERY)
         for job in (blocks, load, writer.job):
             assert job.running, f"it has ended early: {job.wait(check=False)}"
         host.power_cut()
