@@ -126,6 +126,12 @@ impl LogEnds {
         self.closed.retain(|(l, _)| l != log);
     }
 
+    /// Whether the end of a log before `number` was not said yet: a position in that log must not be said either. Recovery
+    /// begins there, and would never see the end again.
+    pub fn is_untold(&self, number: u32) -> bool {
+        self.closed.iter().any(|(l, _)| l.number < number)
+    }
+
     /// The log that was closed last and whose end was not said.
     pub fn last_closed(&self) -> Option<(LogName, u64)> {
         self.closed.last().copied()

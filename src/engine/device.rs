@@ -150,6 +150,7 @@ impl Device {
     }
 
     fn defer(&self, bio: IncomingBio) {
+        self.pipe.reclaimed_ns.store(time::mono_ns(), Relaxed);
         self.deferred.lock().push(bio);
         self.deferred_work.signal();
         // Reclaim has to notice that the device is slow, or it takes memory for lost. Never longer than it would wait itself.
@@ -379,6 +380,8 @@ impl DiskOps for Device {
             BioOp::Write if bio.len() > 0 && (bio.is_swap() || in_reclaim()) => self.defer(bio),
             BioOp::Write if bio.len() > 0 => self.write(bio),
             BioOp::Write | BioOp::Flush => self.flush(bio),
+            // Reclaim, which gives unused swap back, would wait for it with what others need. It may as well be ignored.
+            BioOp::Discard if in_reclaim() => bio.complete(Ok(())),
             BioOp::Discard => self.zero(bio, Kind::Discard),
             BioOp::WriteZeroes if bio.is_nounmap() => self.zero(bio, Kind::Zeroes),
             BioOp::WriteZeroes => self.zero(bio, Kind::Discard),

@@ -38,6 +38,10 @@ use mars_core::{
     lamport::LamportTime,
     log::{
         batch_size,
+        room::{
+            self,
+            Action, //
+        },
         BatchWriter,
         LogContext,
         LogHeader,
@@ -65,23 +69,19 @@ use crate::{
         dir,
         event::Event,
         file::{
+            self,
             File,
             OpenFlags, //
         },
         thread::{
             Thread,
-            ThreadCtx,
-            Urgent, //
+            ThreadCtx, //
         }, //
     }, //
 };
 
 /// How far ahead of the end the file is filled with zeros, each time that it gets short.
 const ZERO_AHEAD: usize = 4 << 20;
-
-/// So far ahead it is filled early, if that is a small part of the room in `/mars`: as much as can be written while the
-/// journal waits for memory.
-const EARLY: u64 = 16 << 20;
 
 /// What the thread knows that makes new blocks durable.
 #[pin_data]
@@ -104,7 +104,7 @@ impl Ahead {
             }
             match file.datasync() {
                 Ok(()) => self.durable.store(wanted, Release),
-                // The logger will find out by itself.
+                // The logger sees that by `failed_syncs`.
                 Err(_) => ctx.sleep_ms(1000),
             }
         }
@@ -130,12 +130,21 @@ pub(crate) struct LogFile {
     zeroed: u64,
     /// Before this position it is not extended early.
     look_at: u64,
+    /// The next log should begin soon: memory is short, and this one is near the end of its blocks.
+    pub(crate) is_ending: bool,
+    /// One that was given up before this, and is to be closed, too.
+    pub(crate) before: Option<KBox<LogFile>>,
+    /// Failed syncs of files in `/mars` at the last sync of this one.
+    failed_syncs: u64,
+    /// The last sync failed only because of others.
+    repeating: bool,
     zeros: Buf,
 }
 
 impl LogFile {
     /// Starts log `number` of `resource`: creates the file (or takes an empty one that `marsadm log-rotate` left) and
-    /// writes its header durably. `gap`: it does not go on where the log before ends.
+    /// writes its header durably. `gap`: it does not go on where the log before ends. `memory_short`: it shall do for a while
+    /// without the journal.
     ///
     /// # Errors
     ///
@@ -147,6 +156,7 @@ impl LogFile {
         uuid: &[u8],
         now: LamportTime,
         gap: bool,
+        memory_short: bool,
     ) -> Result<Self> {
         let path = paths::log(resource, &name)?;
         let flags = OpenFlags {
@@ -194,11 +204,19 @@ impl LogFile {
             chain,
             zeroed: u64::try_from(HEADER_SIZE)?,
             look_at: 0,
+            is_ending: false,
+            before: None,
+            failed_syncs: file::failed_syncs(),
+            repeating: false,
             zeros: Buf::zeroed(ZERO_AHEAD)?,
         };
         inject::at!(LogHeader)?;
         log.write(&block, HEADER_SIZE, 0)?;
-        log.zero_ahead(0)?;
+        log.extend()?;
+        // There is room for a log, so the rest may fail.
+        let free = dir::statfs(paths::ROOT).map_or(0, |s| s.avail);
+        let first = room::at_first(free, memory_short);
+        while log.zeroed.saturating_sub(log.pos) < first && log.extend().is_ok() {}
         inject::at!(LogCreateSync)?;
         log.file.sync()?;
         paths::sync_resource_dir(resource)?;
@@ -235,25 +253,33 @@ impl LogFile {
         }
     }
 
-    fn zero_ahead(&mut self, len: usize) -> Result {
+    fn zero_ahead(&mut self, len: usize, memory_short: bool) -> Result {
         let need = self.pos.saturating_add(u64::try_from(len)?);
-        while self.zeroed < need.saturating_add(64 << 10) {
-            self.extend()?;
-        }
-        let Some(ahead) = self.ahead.clone() else {
-            return Ok(());
-        };
-        // Not while the thread waits for the journal: then this would, too.
-        if self.zeroed < need.saturating_add(EARLY)
-            && self.pos >= self.look_at
-            && ahead.durable.load(Relaxed) >= ahead.wanted.load(Relaxed)
-        {
-            // There is room for what has to be written now, so this may fail.
-            let room = dir::statfs(paths::ROOT).is_ok_and(|s| s.avail / 64 >= EARLY);
-            if !room || self.extend().is_err() {
-                self.look_at = self.pos.saturating_add(1 << 20);
+        let ahead = self.ahead.clone();
+        let durable = ahead
+            .as_ref()
+            .is_some_and(|a| a.durable.load(Relaxed) >= a.wanted.load(Relaxed));
+        loop {
+            match room::action(self.zeroed.saturating_sub(need), memory_short, durable) {
+                Action::Must => self.extend()?,
+                Action::Early if self.pos >= self.look_at => {
+                    // There is room for what has to be written now, so this may fail.
+                    let room = dir::statfs(paths::ROOT).is_ok_and(|s| room::has_room(s.avail));
+                    if !room || self.extend().is_err() {
+                        self.look_at = self.pos.saturating_add(1 << 20);
+                    }
+                    break;
+                }
+                Action::Rotate => {
+                    self.is_ending = true;
+                    break;
+                }
+                Action::Early | Action::Enough => break,
             }
         }
+        let Some(ahead) = ahead else {
+            return Ok(());
+        };
         if self.zeroed > ahead.wanted.load(Relaxed) {
             ahead.wanted.store(self.zeroed, Release);
             ahead.work.signal();
@@ -262,8 +288,6 @@ impl LogFile {
     }
 
     fn extend(&mut self) -> Result {
-        // New blocks are a transaction.
-        let _urgent = Urgent::enter();
         inject::at!(LogExtend, self.zeroed, ZERO_AHEAD)?;
         self.write(&self.zeros, ZERO_AHEAD, self.zeroed)?;
         self.zeroed = self.zeroed.saturating_add(u64::try_from(ZERO_AHEAD)?);
@@ -271,7 +295,8 @@ impl LogFile {
     }
 
     /// Appends one batch with `items`; not durable before [`LogFile::sync`]. Gives its memory and its length. Where there is
-    /// no memory for it, it is made in `spare`, which may be longer than it, and no memory is given.
+    /// no memory for it, it is made in `spare`, which may be longer than it, and no memory is given. `memory_short`: it must
+    /// not wait for the journal, if that can be helped.
     ///
     /// # Errors
     ///
@@ -282,6 +307,7 @@ impl LogFile {
         items: &[LogItem<Slice>],
         now: LamportTime,
         spare: &mut Buf,
+        memory_short: bool,
     ) -> Result<(Option<Arc<Buf>>, usize)> {
         let count = u32::try_from(items.len())?;
         let mut payload = 0u64;
@@ -331,9 +357,7 @@ impl LogFile {
             w.push(&head, bytes).map_err(Error::from)?;
         }
         let done = w.finish::<KernelDigest>().map_err(Error::from)?;
-        self.zero_ahead(total)?;
-        // Everybody who makes memory free waits for this.
-        let _urgent = Urgent::enter();
+        self.zero_ahead(total, memory_short)?;
         let bytes = buf.get_mut(..total).ok_or(EIO)?;
         if let Some(n) = inject::data!(AppendWrite, self.pos, bytes)? {
             // Torn, at a boundary that direct I/O allows.
@@ -355,11 +379,23 @@ impl LogFile {
     }
 
     /// Makes everything appended durable.
-    pub(crate) fn sync(&self) -> Result {
+    ///
+    /// # Errors
+    ///
+    /// Also `EIO` once when the sync of another file of `/mars` has failed meanwhile: a drive reports to one only that it has
+    /// lost its cache, in which may have been what was appended here.
+    pub(crate) fn sync(&mut self) -> Result {
         inject::at!(FlushLog, self.pos, 0)?;
-        match &self.ahead {
-            Some(ahead) if self.pos <= ahead.durable.load(Acquire) => self.file.flush_device()?,
-            _ => self.file.datasync()?,
+        let done = match &self.ahead {
+            Some(ahead) if self.pos <= ahead.durable.load(Acquire) => self.file.flush_device(),
+            _ => self.file.datasync(),
+        };
+        let before = core::mem::replace(&mut self.failed_syncs, file::failed_syncs());
+        done?;
+        // Whoever fails all the time must not keep this one from ever coming to an end.
+        self.repeating = before != self.failed_syncs && !self.repeating;
+        if self.repeating {
+            return Err(EIO);
         }
         inject::at!(FlushLogDone, self.pos, 0)
     }

@@ -96,11 +96,13 @@ struct Inner {
     recent: KVec<Recent>,
     recent_bytes: usize,
     next: Option<KBox<LogFile>>,
-    /// The log before, which is not cut yet.
+    /// The logs before, the newest first, which are not cut yet.
     left: Option<KBox<LogFile>>,
     error: Option<Error>,
     /// There is no room to log.
     must_stop: bool,
+    /// The log has not many blocks left, and must not get more now.
+    wants_next: bool,
 }
 
 /// Shared between logger, control thread and server.
@@ -129,6 +131,7 @@ impl Progress {
                     left: None,
                     error: None,
                     must_stop: false,
+                    wants_next: false,
                 }),
                 changed <- new_condvar!(),
             }),
@@ -164,6 +167,11 @@ impl Progress {
         self.inner.lock().must_stop = stop;
     }
 
+    /// The logger would like to have a new log.
+    pub(crate) fn wants_next(&self) -> bool {
+        self.inner.lock().wants_next
+    }
+
     /// A rotation that the logger has not carried out yet.
     pub(crate) fn is_rotating(&self) -> bool {
         self.inner.lock().ends.is_rotating()
@@ -173,6 +181,11 @@ impl Progress {
     /// written.
     pub(crate) fn news(&self) -> Option<News> {
         self.inner.lock().ends.news()
+    }
+
+    /// Whether the tree does not have the end of a log before `number` yet.
+    pub(crate) fn is_untold(&self, number: u32) -> bool {
+        self.inner.lock().ends.is_untold(number)
     }
 
     /// The tree has the final end of `log`.
@@ -199,20 +212,20 @@ impl Progress {
 
     /// Gives up a log of which everything is durable, for the control thread to close. That waits for the journal of `/mars`,
     /// which may wait for memory, which may come from what the logger is to write next.
-    fn leave(&self, log: KBox<LogFile>) {
+    fn leave(&self, mut log: KBox<LogFile>) {
         let (name, pos) = (log.name, log.pos);
-        let before = self.inner.lock().left.replace(log);
+        let mut i = self.inner.lock();
+        log.before = i.left.take();
+        i.left = Some(log);
+        drop(i);
         self.finished(name, pos);
-        // Not there: the control thread closes each before it makes the next.
-        if let Some(before) = before {
-            self.cut(before);
-        }
     }
 
-    /// Closes the log that the logger has given up.
+    /// Closes the logs that the logger has given up.
     pub(crate) fn close_left(&self) {
-        let left = self.inner.lock().left.take();
-        if let Some(log) = left {
+        let mut left = self.inner.lock().left.take();
+        while let Some(mut log) = left {
+            left = log.before.take();
             self.cut(log);
         }
     }
@@ -291,7 +304,10 @@ impl Progress {
     }
 
     fn start(&self, name: LogName, end: u64) {
-        self.inner.lock().ends.start(name, end);
+        let mut i = self.inner.lock();
+        i.ends.start(name, end);
+        i.wants_next = false;
+        drop(i);
         self.changed.notify_all();
     }
 
@@ -323,6 +339,13 @@ impl Progress {
         i.recent_bytes = 0;
         drop(i);
         drop(old);
+    }
+
+    /// Asks the control thread for the next log, once.
+    fn ask_for_next(&self, kick: &impl Fn()) {
+        if !core::mem::replace(&mut self.inner.lock().wants_next, true) {
+            kick();
+        }
     }
 
     fn finished(&self, name: LogName, end: u64) {
@@ -477,7 +500,7 @@ impl Logger<'_> {
             inject::pass!(LoggerRound);
             items.clear();
             self.give_up_flushes();
-            if self.spare_used.is_some() && !self.flush(&log) {
+            if self.spare_used.is_some() && !self.flush(&mut log) {
                 time::sleep_ms(200);
                 continue;
             }
@@ -487,8 +510,11 @@ impl Logger<'_> {
                 time::sleep_ms(200);
                 continue;
             }
+            if core::mem::take(&mut log.is_ending) {
+                self.progress.ask_for_next(kick);
+            }
             let rotate = self.progress.is_rotating();
-            if self.must_flush(rest, stopping || rotate) && !self.flush(&log) {
+            if self.must_flush(rest, stopping || rotate) && !self.flush(&mut log) {
                 time::sleep_ms(200);
                 continue;
             }
@@ -580,9 +606,10 @@ impl Logger<'_> {
             let _reserves = Reserves::enter();
             self.unflushed.reserve(1, GFP_NOWAIT)
         };
-        let appended = room
-            .map_err(Error::from)
-            .and_then(|()| log.append(items, self.clock.now(), &mut self.spare));
+        let appended = room.map_err(Error::from).and_then(|()| {
+            let short = self.pipe.is_memory_short();
+            log.append(items, self.clock.now(), &mut self.spare, short)
+        });
         match appended {
             Ok((data, len)) => {
                 self.succeeded();
@@ -684,7 +711,7 @@ impl Logger<'_> {
     }
 
     /// Makes what was appended durable, tells everybody, completes the flushes that waited for it. `false`: failed.
-    fn flush(&mut self, log: &LogFile) -> bool {
+    fn flush(&mut self, log: &mut LogFile) -> bool {
         if self.unflushed_since != 0 {
             if let Err(e) = self.sync(log) {
                 if self.failures == 0 {
@@ -716,7 +743,7 @@ impl Logger<'_> {
 
     /// Flushes the file. After a failure the kernel may have forgotten what was dirty, and a drive what was in its cache,
     /// so everything since the last success is written again first.
-    fn sync(&mut self, log: &LogFile) -> Result {
+    fn sync(&mut self, log: &mut LogFile) -> Result {
         if self.suspect {
             for b in &self.unflushed {
                 log.rewrite(b.pos, &b.data, b.len)?;

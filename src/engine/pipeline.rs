@@ -45,6 +45,7 @@ use mars_core::{
         WriteBuffer,
         WritebackIo, //
     },
+    log::room,
     name::Name,
     replay::Admission,
     writeback,
@@ -208,6 +209,8 @@ pub(crate) struct Pipeline {
     _size: BufferSize,
     /// Bytes of logs that were read for this pipeline and are in memory (replay only).
     pub(crate) read: Arc<Atomic<usize>>,
+    /// Monotonic time of the last write by which memory is to become free; 0 if there was none.
+    pub(crate) reclaimed_ns: Atomic<u64>,
     /// When and how deep to write back.
     policy: writeback::Policy,
     /// So many bytes may wait to become zero.
@@ -266,6 +269,7 @@ impl Pipeline {
                 budget,
                 _size: size,
                 read: Arc::new(Atomic::new(0), GFP_KERNEL)?,
+                reclaimed_ns: Atomic::new(0),
                 policy,
             }),
             GFP_KERNEL,
@@ -412,6 +416,11 @@ impl Pipeline {
         }
         state.admitted_at = time::mono_ns();
         Ok(())
+    }
+
+    /// Whether memory becomes free by writes to this device.
+    pub(crate) fn is_memory_short(&self) -> bool {
+        room::is_short(time::mono_ns(), self.reclaimed_ns.load(Relaxed))
     }
 
     /// Waits until more of the log may be read: a record keeps all that was read together with it until it is on the disk.

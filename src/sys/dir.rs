@@ -9,7 +9,12 @@
 //! C headers: [`include/linux/namei.h`](srctree/include/linux/namei.h),
 //! [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
-use super::{file::to_len, generated, thread::Urgent, time};
+use super::{
+    file::{synced, to_len},
+    generated,
+    thread::Urgent,
+    time,
+};
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -219,7 +224,7 @@ pub(crate) fn rename(from: &CStr, to: &CStr) -> Result {
 pub(crate) fn sync_dir(path: &CStr) -> Result {
     let _urgent = Urgent::enter();
     // SAFETY: `path` is a C string.
-    to_result(unsafe { generated::mars_c_sync_dir(path.as_char_ptr()) })
+    synced(unsafe { generated::mars_c_sync_dir(path.as_char_ptr()) })
 }
 
 /// Makes everything in the file system of `path` durable. May take long.

@@ -14,6 +14,7 @@ use kernel::{
     bindings,
     error::{from_err_ptr, to_result},
     prelude::*,
+    sync::atomic::{Atomic, Relaxed},
 };
 
 /// An open regular file; closed when dropped.
@@ -44,6 +45,22 @@ pub(crate) struct OpenFlags {
     /// Direct I/O is wanted. Only an intention: whether it is possible says [`File::dio_align`],
     /// and which way is taken is decided by the functions called.
     pub(crate) direct: bool,
+}
+
+/// See [`failed_syncs`].
+static FAILED_SYNCS: Atomic<u64> = Atomic::new(0);
+
+/// How many syncs of files and directories have failed since the module was loaded. When one did, a drive may have lost what
+/// was in its cache from anybody, and says so only once.
+pub(crate) fn failed_syncs() -> u64 {
+    FAILED_SYNCS.load(Relaxed)
+}
+
+/// Counts a sync that failed.
+pub(super) fn synced(ret: c_int) -> Result {
+    to_result(ret).inspect_err(|_| {
+        FAILED_SYNCS.fetch_add(1, Relaxed);
+    })
 }
 
 /// The number of bytes that C reports, or its error.
@@ -148,6 +165,7 @@ impl File {
     }
 
     fn write_direct_slice(&self, data: &[u8], pos: u64, durable: bool) -> Result {
+        let _urgent = Urgent::enter();
         // SAFETY: By the type invariant; `data` is valid for reading its length, and it is memory
         // of the kernel's allocators, as `Buf` is.
         let put = to_len(unsafe {
@@ -175,6 +193,7 @@ impl File {
         len: usize,
         pos: u64,
     ) -> Result<usize> {
+        let _urgent = Urgent::enter();
         let end = off.checked_add(len).ok_or(EINVAL)?;
         let data = buf.get_mut(off..end).ok_or(EINVAL)?;
         // SAFETY: By the type invariant; `data` is valid for writing its length, and it is memory
@@ -222,7 +241,7 @@ impl File {
     /// Makes everything durable that is needed to read the data again.
     pub(crate) fn datasync(&self) -> Result {
         // SAFETY: By the type invariant.
-        to_result(unsafe { generated::mars_c_file_sync(self.file.as_ptr(), true) })
+        synced(unsafe { generated::mars_c_file_sync(self.file.as_ptr(), true) })
     }
 
     /// Whether [`File::flush_device`] is possible.
@@ -235,14 +254,14 @@ impl File {
     /// overwritten what was written and made durable by [`File::datasync`] before. Waits for nothing of the file system.
     pub(crate) fn flush_device(&self) -> Result {
         // SAFETY: By the type invariant.
-        to_result(unsafe { generated::mars_c_file_flush_device(self.file.as_ptr()) })
+        synced(unsafe { generated::mars_c_file_flush_device(self.file.as_ptr()) })
     }
 
     /// Makes data and times durable.
     pub(crate) fn sync(&self) -> Result {
         let _urgent = Urgent::enter();
         // SAFETY: By the type invariant.
-        to_result(unsafe { generated::mars_c_file_sync(self.file.as_ptr(), false) })
+        synced(unsafe { generated::mars_c_file_sync(self.file.as_ptr(), false) })
     }
 
     /// Drops the range from the page cache; what is dirty is only sent on its way.

@@ -16,6 +16,7 @@ pub mod end;
 pub mod header;
 pub mod name;
 pub mod record;
+pub mod room;
 pub mod scan;
 
 use crate::num;
