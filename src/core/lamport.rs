@@ -94,6 +94,17 @@ impl LamportTime {
         }
     }
 
+    /// One second after `old`, at most `now`: the time of a value of `host` that is to lose against anybody who writes with the
+    /// time of now. What two hosts write like this about the same old value has two times.
+    #[must_use]
+    pub fn weak(old: Self, now: Self, host: &[u8]) -> Self {
+        let apart = host.iter().fold(0u64, |sum, b| {
+            sum.wrapping_mul(257).wrapping_add(u64::from(*b)) % 1_000_003
+        });
+        let later = Self::from_nanos(old.plus_secs(1).as_nanos().saturating_add(apart));
+        now.min(later).max(old.next())
+    }
+
     /// Nanoseconds from `earlier` to here, 0 if it is not earlier.
     pub fn nanos_since(self, earlier: Self) -> u64 {
         self.as_nanos().saturating_sub(earlier.as_nanos())
@@ -273,6 +284,18 @@ mod tests {
         assert_eq!(c.get(t(10, 0)), before.next());
         c.advance_nonstrict(t(20, 0), t(10, 0)).unwrap();
         assert_eq!(c.get(t(10, 0)), before.next());
+    }
+
+    #[test]
+    fn a_weak_stamp_is_new_but_not_newer_than_need_be() {
+        let (old, now) = (t(100, 999_999_999), t(200, 0));
+        let (a, b) = (
+            LamportTime::weak(old, now, b"a"),
+            LamportTime::weak(old, now, b"b"),
+        );
+        assert!(a > old && b > old && a < now && b < now && a != b);
+        assert_eq!(LamportTime::weak(old, old.next(), b"a"), old.next());
+        assert_eq!(LamportTime::weak(old, t(5, 0), b"a"), old.next());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use kernel::{
 use mars_core::{
     buffer::LogPos,
     dirty::DroppedLink,
+    lamport::LamportTime,
     log::{
         LogName,
         HEADER_SIZE, //
@@ -143,6 +144,8 @@ struct Control {
     figures: bool,
     /// Notes what logs wrote that are to be deleted.
     dropping: Option<drop_logs::Worker>,
+    /// When it was written who is designated, as of the last look.
+    seen: Option<LamportTime>,
     /// Since when a primary's map could help this replica, whose logs are gone (monotonic).
     lacking: Option<(Name, DroppedLink, u64)>,
     pace: Pace<Option<(LogName, u64)>>,
@@ -161,6 +164,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             shortage: None,
             near_limit: false,
             figures: true,
+            seen: None,
             dropping: None,
             lacking: None,
             pace: Pace::new(),
@@ -210,7 +214,9 @@ impl Control {
     }
 
     #[inline(never)]
-    fn observe(&self, stopping: bool) -> Observed {
+    fn observe(&mut self, stopping: bool) -> Observed {
+        // First: what is decided then is not older than what is said to have been seen.
+        self.seen = self.m.stamp(format_args!("primary"));
         let m = &self.m;
         let me = m.me();
         let is_member = m.get(format_args!("data-{me}")).is_some();
@@ -323,7 +329,10 @@ impl Control {
             Step::Follow(work) | Step::RefuseInconsistent(work) | Step::Repair(work) => {
                 self.follow(work)
             }
-            Step::WaitForClose => Ok(()),
+            Step::WaitForClose => {
+                self.m.progress.close_left();
+                Ok(())
+            }
         };
         match result {
             Ok(()) => {
@@ -624,7 +633,7 @@ impl Control {
         // Where nothing was ever logged nobody waits yet, and an administrator is there.
         let fresh = end.pos == 0;
         if fresh || space::verdict(m, gap.then_some(u64::MAX)).log.is_ok() {
-            match self.try_create_log(name, gap) {
+            match self.try_create_log(name, gap, false) {
                 Ok(log) => {
                     if gap {
                         m.dirty.close_gap(name.number).map_err(map)?;
@@ -647,15 +656,19 @@ impl Control {
     }
 
     #[inline(never)]
-    fn try_create_log(&self, name: LogName, gap: bool) -> Result<KBox<LogFile>> {
+    fn try_create_log(&self, name: LogName, gap: bool, short: bool) -> Result<KBox<LogFile>> {
         let m = &self.m;
         let uuid = m.env.uuid()?;
-        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now(), gap)?;
+        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now(), gap, short)?;
         Ok(KBox::new(log, GFP_KERNEL)?)
     }
 
     fn create_log(&self, name: LogName, gap: bool) -> Result<KBox<LogFile>, Reason> {
-        self.try_create_log(name, gap)
+        let short = match &self.running {
+            Running::Primary(p) => p.pipe.is_memory_short(),
+            _ => false,
+        };
+        self.try_create_log(name, gap, short)
             .map_err(|e| log_failed(&name, e))
     }
 
@@ -797,17 +810,20 @@ impl Control {
         let (name, end) = m.progress.last_closed().unwrap_or((log, 0));
         m.publish_logs();
         inject::pass!(LeavePublished);
-        // What could not be written to the tree is found by replay, which reads the logs to their ends.
-        let told = m.progress.last_closed().is_none();
-        m.progress.forget();
+        // What could not be written to the tree is found by replay, which reads the logs to their ends; so until then
+        // `publish_written` does not pass them.
         let drained = pipe.drain(unloading);
         drop(writeback);
         inject::pass!(LeaveDrained);
+        let told = m.progress.last_closed().is_none();
+        m.progress.forget();
         match drained {
             Ok(()) if told && end > 0 => {
                 let _ = m.set_replay(&name, end, end);
             }
             Ok(()) => (),
+            // The logger has said what is lost.
+            Err(_) if pipe.with(|s| s.unlogged) => (),
             Err(e) => pr_err!("{}: the disk fails ({:?}); what it did not take stays in the log and is replayed at the next attach\n", m.name.as_str(), e),
         }
         inject::pass!(LeaveLink);
@@ -894,7 +910,9 @@ impl Control {
             m.env.space.space().total,
             m.env.space.level(),
         );
-        if asked || end >= limit {
+        if asked || end >= limit || m.progress.wants_next() {
+            // Since the last time the logger may have given up another.
+            m.progress.close_left();
             let log = self.create_log(next, false)?;
             self.note_maxnr(next.number);
             m.progress.rotate_to(log).map_err(no_memory)?;
@@ -952,7 +970,10 @@ impl Control {
         m.progress.stop_logging(false);
         m.publish_logs();
         let next = m.dirty.last_gap().map(|(_, _, next)| next);
-        if let Some(next) = next.filter(|_| v.log.is_ok() && !m.progress.is_rotating()) {
+        let may = |next: &LogName| {
+            v.log.is_ok() && !m.progress.is_rotating() && !m.progress.is_untold(next.number)
+        };
+        if let Some(next) = next.filter(may) {
             let log = self.create_log(next, true)?;
             self.note_maxnr(next.number);
             m.progress.rotate_to(log).map_err(no_memory)?;
@@ -1034,6 +1055,13 @@ impl Control {
             format_args!("{opened}"),
         );
         self.publish_state(step, o, syncing, replaying);
+        // After all that was done about it: who takes the role waits for this.
+        if let Some(seen) = self.seen {
+            m.set(
+                format_args!("actual-{me}/primary-seen"),
+                format_args!("{seen}"),
+            );
+        }
     }
 
     /// What changes all the time.
@@ -1161,6 +1189,9 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
     };
+    if m.progress.is_untold(name.number) {
+        return false;
+    }
     m.advance(&name, pos.pos, end, false).is_ok()
 }
 

@@ -179,11 +179,11 @@ impl Dirty {
                 return Ok(());
             }
         }
-        let lost = there && m.is_in_gap();
+        let lost = m.is_in_gap();
         let mut map = new_map(m, geometry, id)?;
         if lost {
             pr_err!(
-                "{}: the dirty map is damaged: replicas will compare the whole disk\n",
+                "{}: the dirty map is damaged or missing: replicas will compare the whole disk\n",
                 m.name.as_str()
             );
             map.distrust();

@@ -191,7 +191,12 @@ impl Member {
 
     /// When this host became a member with the disk it has now.
     pub(crate) fn joined_at(&self) -> Option<LamportTime> {
-        let path = self.path(format_args!("data-{}", self.me())).ok()?;
+        self.stamp(format_args!("data-{}", self.me()))
+    }
+
+    /// When a link of the resource was written.
+    pub(crate) fn stamp(&self, key: Arguments<'_>) -> Option<LamportTime> {
+        let path = self.path(key).ok()?;
         self.env.store.stamp(text::of(&path))
     }
 
@@ -283,17 +288,21 @@ impl Member {
     ///
     /// # Errors
     ///
-    /// As [`Self::try_set`].
+    /// As [`Self::try_set`]; then it is to be called again, also with the same position.
     pub(crate) fn advance(&self, log: &LogName, pos: u64, end: u64, version: bool) -> Result {
         let _one_at_a_time = self.publishing.lock();
         if !is_forward(self.replay_link(&self.me()), log.number, pos) {
             return Ok(());
         }
+        // The history first, or a crash leaves one behind that is too short where the next log begins. If there is no room for
+        // it, the shorter link is written nevertheless: only what is passed can be removed to make some.
+        let said = if version {
+            self.set_version(log, pos)
+        } else {
+            Ok(())
+        };
         self.set_replay(log, pos, end)?;
-        if version {
-            self.set_version(log, pos)?;
-        }
-        Ok(())
+        said
     }
 
     /// The version link `number` of `host`, raw and parsed.
@@ -347,7 +356,7 @@ impl Member {
                     // First, and durably: who only has the tree, as long as the disk is not attached, must not serve what the
                     // file has, and others bring the version link back.
                     self.try_set(format_args!("actual-{me}/has-gap"), format_args!("1"))
-                        .and_then(|()| paths::sync_resource_dir(&self.name))
+                        .and_then(|()| paths::sync_actual_dir(&self.name, &me))
                         .ok()?;
                 }
                 self.set_version(&next, header).ok()?;

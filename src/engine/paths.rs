@@ -48,6 +48,14 @@ pub(crate) fn resource(resource: &Name) -> Result<CString> {
     CString::try_from_fmt(format_args!("/mars/resource-{resource}"))
 }
 
+/// Makes durable what `host` says in the directory `actual-<host>` of a resource.
+pub(crate) fn sync_actual_dir(name: &Name, host: &Name) -> Result {
+    inject::at!(DirSync)?;
+    let path = CString::try_from_fmt(format_args!("/mars/resource-{name}/actual-{host}"))?;
+    dir::sync_dir(&path)?;
+    inject::at!(DirSynced)
+}
+
 /// Makes creations, renames and removals in the directory of a resource durable.
 pub(crate) fn sync_resource_dir(name: &Name) -> Result {
     inject::at!(DirSync)?;

@@ -560,8 +560,10 @@ impl Session {
             inject::at!(SwitchCutSync, self.at.pos, 0)?;
             file.sync()?;
         }
-        // The version link of the next log is made from that of the present one, also after a crash: an older one must not
-        // come back beside it.
+        // The version link of the next log is made from that of the present one, which may be older than the replay link if
+        // there was no room for it; also after a crash: an older one must not come back beside it.
+        self.m
+            .advance(&self.at.log, self.at.pos, self.at.pos, true)?;
         paths::sync_resource_dir(&self.m.name)?;
         self.m.set_version(&next, 0)?;
         inject::at!(SwitchLink)?;
@@ -578,8 +580,7 @@ impl Session {
     fn settle(&self, give_up: impl Fn() -> bool) -> Result {
         self.pipe.drain(give_up)?;
         inject::at!(ReplaySettled, self.at.pos, 0)?;
-        self.m.set_replay(&self.at.log, self.at.pos, self.at.pos)?;
-        self.m.set_version(&self.at.log, self.at.pos)
+        self.m.advance(&self.at.log, self.at.pos, self.at.pos, true)
     }
 }
 

@@ -5,6 +5,7 @@
 //! They read the links on the disk of their host, not the module's memory, and write there, too.
 
 use crate::{
+    defects::on,
     exec::{Ns, MS, SEC},
     fs::{Errno, Node, Res},
     host::Host,
@@ -194,6 +195,11 @@ impl View {
             || self.flag(&format!("actual-{host}/has-emergency"))
     }
 
+    /// It has written what no log has, and only it can end that.
+    fn has_gap(&self, host: &Name) -> bool {
+        self.flag(&format!("actual-{host}/has-gap"))
+    }
+
     fn end_of(&self, host: &Name) -> Option<(LogName, u64)> {
         let replay = self.replay(host)?;
         let newest = self.history(host).last().map(|v| (v.this.log, v.this.pos));
@@ -280,7 +286,7 @@ impl Ctx {
                 .map_or(LamportTime::ZERO, |(_, t)| t);
         let now = self.now();
         let stamp = if weak {
-            now.min(old.plus_secs(1)).max(old.next())
+            LamportTime::weak(old, now, self.h.me.as_bytes())
         } else {
             now.max(old.next())
         };
@@ -382,7 +388,10 @@ impl Ctx {
         };
         match cmd {
             Cmd::Primary => self.primary(false).await,
-            Cmd::Force => self.primary(true).await,
+            Cmd::Force => {
+                self.h.sim.forced.set(true);
+                self.primary(true).await
+            }
             Cmd::Secondary => self.secondary(&v).await,
             Cmd::Up => self.all(true).await,
             Cmd::Down => self.down(&v).await,
@@ -475,19 +484,15 @@ impl Ctx {
         let v = self.view();
         self.preconditions(&v, old.as_ref())?;
         if let Some(old) = &old {
-            self.caught_up(old, false).await?;
+            self.caught_up(old, None).await?;
         }
         let v = self.view();
         if v.designated().is_some_and(|d| d != me && Some(d) != old) {
             return Err("meanwhile another host was made primary");
         }
-        if v.designated().is_some() {
-            self.write(&format!("{DIR}/primary"), "(none)", true)
-                .await?;
-            self.trigger().await?;
-        }
+        let claim = self.claim().await?;
         if let Some(old) = &old {
-            if let Err(e) = self.caught_up(old, true).await {
+            if let Err(e) = self.caught_up(old, Some(claim)).await {
                 let v = self.view();
                 if v.is_primary(old) && v.designated().is_none() {
                     self.set("primary", old.as_str()).await?;
@@ -496,10 +501,56 @@ impl Ctx {
                 return Err(e);
             }
         }
+        if !on("handover-unheard") {
+            self.heard(claim).await?;
+        }
         if self.view().designated().is_some_and(|d| d != me) {
             return Err("meanwhile another host was made primary");
         }
         self.become_primary().await
+    }
+
+    /// Takes the role away from whoever has it. Gives the time of this, which tells it from what others do.
+    async fn claim(&self) -> Result<LamportTime, &'static str> {
+        let path = format!("{DIR}/primary");
+        self.write(&path, "(none)", true).await?;
+        self.trigger().await?;
+        self.claimed().ok_or("the link is gone")
+    }
+
+    /// When it was written last who is designated.
+    fn claimed(&self) -> Option<LamportTime> {
+        let path = format!("{DIR}/primary");
+        let fs = self.h.machine().fs.borrow();
+        fs.link(&path).map(|(_, stamp)| stamp)
+    }
+
+    /// Waits until each host that answers has seen `claim`, and none is primary or has more than this one. Before that, one
+    /// may be just becoming primary.
+    async fn heard(&self, claim: LamportTime) -> Done {
+        let me = self.h.me;
+        self.wait(|v| {
+            if self.claimed() != Some(claim) {
+                return Err("meanwhile another host was made primary, or wants to be");
+            }
+            if v.members()
+                .iter()
+                .any(|m| *m != me && v.has_gap(m) && self.h.is_alive(m))
+            {
+                return Err("another host has written what no log has");
+            }
+            let have = v.replay(&me);
+            Ok(v.members().iter().all(|m| {
+                let seen = v.get(&format!("actual-{m}/primary-seen"));
+                let has_all = match (&have, v.end_of(m)) {
+                    (Some(have), Some(end)) => crate::host::reach(have, &end.0, end.1),
+                    _ => true,
+                };
+                let calm = !v.is_primary(m) && has_all && seen == Some(&claim.to_string());
+                *m == me || calm || !self.h.is_alive(m)
+            }))
+        })
+        .await
     }
 
     fn preconditions(&self, v: &View, old: Option<&Name>) -> Done {
@@ -525,7 +576,7 @@ impl Ctx {
             return Err("a third host is primary, too");
         }
         let Some(old) = old else { return Ok(()) };
-        if v.emergency(old) {
+        if v.emergency(old) || v.has_gap(old) && !on("handover-unheard") {
             return Err("the old primary is in emergency mode");
         }
         if v.flag(&format!("actual-{old}/open-count")) {
@@ -541,8 +592,9 @@ impl Ctx {
         Ok(())
     }
 
-    async fn caught_up(&self, old: &Name, released: bool) -> Done {
+    async fn caught_up(&self, old: &Name, claim: Option<LamportTime>) -> Done {
         let me = self.h.me;
+        let released = claim.is_some();
         self.wait(|v| {
             if !v.members().contains(old) {
                 return Ok(true);

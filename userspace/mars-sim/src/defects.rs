@@ -94,6 +94,18 @@ pub const ALL: &[(&str, &str)] = &[
         "a log is followed behind the place where a forced failover has cut it off",
     ),
     (
+        "position-before-history",
+        "the replay link goes on to the next log before the end of the last one is in the history",
+    ),
+    (
+        "handover-unheard",
+        "a handover does not wait until the old primary has heard of it",
+    ),
+    (
+        "handover-before-gap",
+        "a replica that has not passed the gap before an empty log counts as up to date",
+    ),
+    (
         "split-brain-blind",
         "histories that exclude each other are not seen",
     ),

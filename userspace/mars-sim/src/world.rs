@@ -188,6 +188,8 @@ pub struct Sim {
     pub calm: Cell<bool>,
     /// What happened is more than is promised: the run ends here.
     pub over: Cell<bool>,
+    /// An administrator has made a primary by force: only then there may be two histories.
+    pub forced: Cell<bool>,
 }
 
 impl Sim {
@@ -223,6 +225,7 @@ impl Sim {
             counts: Counts::default(),
             calm: Cell::new(false),
             over: Cell::new(false),
+            forced: Cell::new(false),
             cfg: cfg.clone(),
         })
     }

@@ -17,6 +17,7 @@ use crate::{
 };
 use mars_core::{
     dirty::DroppedLink,
+    lamport::LamportTime,
     log::LogName,
     name::Name,
     pace::Pace,
@@ -33,6 +34,8 @@ const TICK_MS: u32 = 500;
 const RETRY: Ns = 5_000 * MS;
 /// So long the view of the cluster must not change before a good replica is given up for one that is compared.
 const LACKING: Ns = 2_000 * MS;
+/// So long links may be on their way.
+const SPLIT: Ns = 5_000 * MS;
 /// So much may be buffered when it may soon have to go to the disk before a flush is complete.
 const SHORT_BUFFER: usize = 16 << 10;
 
@@ -65,6 +68,10 @@ struct Control {
     failure: Option<&'static str>,
     /// Since when nothing is logged.
     stopped_at: Option<Ns>,
+    /// Since when it shows a split brain.
+    split_since: Option<Ns>,
+    /// When it was written who is designated, as of the last look.
+    seen: Option<LamportTime>,
     /// Why not.
     shortage: Option<Shortage>,
     /// Reads logs that are to be let go.
@@ -87,6 +94,8 @@ pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
             retry_at: 0,
             failure: None,
             stopped_at: None,
+            split_since: None,
+            seen: None,
             shortage: None,
             dropping: None,
             lacking: None,
@@ -152,7 +161,9 @@ impl Control {
         }
     }
 
-    async fn observe(&self, stopping: bool) -> Observed {
+    async fn observe(&mut self, stopping: bool) -> Observed {
+        // First: what is decided then is not older than what is said to have been seen.
+        self.seen = self.h.stamp("primary");
         let h = &self.h;
         let me = h.me;
         let is_member = h.get(&format!("data-{me}")).is_some();
@@ -527,15 +538,15 @@ impl Control {
         p.logger.stop(&h.ex).await;
         let (name, end) = h.progress.last_closed().unwrap_or((p.log, 0));
         h.publish_logs().await;
-        let told = h.progress.last_closed().is_none();
         h.progress.close_left().await;
-        h.progress.forget();
         let drained = if on("leave-without-drain") {
             Ok(())
         } else {
             p.pipe.drain(unloading).await
         };
         p.writeback.stop(&h.ex).await;
+        let told = h.progress.last_closed().is_none();
+        h.progress.forget();
         if drained.is_ok() && told && end > 0 {
             let _ = h.set_replay(&name, end, end).await;
         }
@@ -643,7 +654,9 @@ impl Control {
         h.publish_logs().await;
         let next = h.dirty.last_gap(&h).await.map(|(_, _, next)| next);
         let may = self.shortage.is_none() && !h.progress.is_rotating();
-        if let Some(next) = next.filter(|_| may) {
+        let untold =
+            |next: &LogName| h.progress.is_untold(next.number) && !on("position-before-history");
+        if let Some(next) = next.filter(|n| may && !untold(n)) {
             let log = LogFile::create(&h, next, p.device.id, true)
                 .await
                 .map_err(|_| "no-space")?;
@@ -710,6 +723,14 @@ impl Control {
             h.put(&format!("actual-{me}/fetch-pos"), &format!("{log},{pos}"))
                 .await;
         }
+        // Behind what was done about it.
+        if let Some(seen) = self.seen {
+            h.put(&format!("actual-{me}/primary-seen"), &seen.to_string())
+                .await;
+        }
+        if !o.split_brain {
+            self.split_since = None;
+        }
         let failure = self.failure.or(h.trouble.get().filter(|_| !o.split_brain));
         let word = match (step, &self.running) {
             _ if failure.is_some() => failure.unwrap_or(""),
@@ -719,7 +740,15 @@ impl Control {
             (_, Running::Primary(_)) if gap => "emergency",
             (_, Running::Primary(_)) => "primary",
             (_, Running::Detached) => "detached",
-            _ if o.split_brain => "split-brain",
+            _ if o.split_brain => {
+                let now = h.ex.now();
+                let since = *self.split_since.get_or_insert(now);
+                if !h.sim.forced.get() && now - since > SPLIT {
+                    let what = "P10 split brain: shown, but there is only one history (host ";
+                    h.sim.violated(format!("{what}{me})"));
+                }
+                "split-brain"
+            }
             (Step::RefuseInconsistent(_), _) => "waiting",
             _ if syncing => "syncing",
             _ if replaying => "replaying",
@@ -738,5 +767,8 @@ async fn publish_written(h: &Host, pos: mars_core::buffer::LogPos) -> bool {
         Some((log, end)) if log == name => end,
         _ => pos.pos,
     };
+    if h.progress.is_untold(name.number) && !on("position-before-history") {
+        return false;
+    }
     h.advance(&name, pos.pos, end, false).await.is_ok()
 }

@@ -262,6 +262,11 @@ impl Progress {
         self.inner.borrow().ends.news()
     }
 
+    /// The tree does not have the end of a log before this one.
+    pub fn is_untold(&self, number: u32) -> bool {
+        self.inner.borrow().ends.is_untold(number)
+    }
+
     /// It was told.
     pub fn told(&self, log: &LogName) {
         self.inner.borrow_mut().ends.told(log);

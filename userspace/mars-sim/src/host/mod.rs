@@ -100,10 +100,10 @@ pub struct Host {
     pub device_id: Cell<Option<usize>>,
 }
 
-/// `log-end` and the like.
+/// Whether everything up to a position has been passed: also the header of a log, since it may say that there is a gap before it.
 pub fn reach(link: &ReplayLink, log: &LogName, pos: u64) -> bool {
     if link.log == *log {
-        link.pos >= pos || pos <= HEADER
+        link.pos >= pos || pos <= HEADER && on("handover-before-gap")
     } else {
         link.log.number > log.number
     }
@@ -266,11 +266,16 @@ impl Host {
         if !is_forward(self.replay_link(&self.me), log.number, pos) {
             return Ok(());
         }
+        // Also if there is no room for the longer one: only what is passed can be removed to make some.
+        let said = match version && !on("position-before-history") {
+            true => self.set_version(log, pos).await,
+            false => Ok(()),
+        };
         self.set_replay(log, pos, end).await?;
-        if version {
-            self.set_version(log, pos).await?;
+        if version && on("position-before-history") {
+            return self.set_version(log, pos).await;
         }
-        Ok(())
+        said
     }
 
     /// P5 and P9 of a replay link that was written.
@@ -373,7 +378,12 @@ impl Host {
 
     /// When this host became a member with the disk it has now.
     pub fn joined_at(&self) -> Option<LamportTime> {
-        let path = format!("{DIR}/data-{}", self.me);
+        self.stamp(&format!("data-{}", self.me))
+    }
+
+    /// When a link of the resource was written.
+    pub fn stamp(&self, key: &str) -> Option<LamportTime> {
+        let path = format!("{DIR}/{key}");
         let tree = self.tree.borrow();
         tree.entry(path.as_bytes()).map(|e| e.stamp)
     }

@@ -358,6 +358,9 @@ impl Session {
                 h.sync_file(ino, false).await?;
             }
         }
+        if !on("position-before-history") {
+            h.advance(&at.log, at.pos, at.pos, true).await?;
+        }
         if !on("closed-end-undurable") {
             h.sync_dir().await?;
         }

@@ -71,6 +71,13 @@ fn loss(ctx: &Ctx, res: &Resource, own: &Member, old: &Member) {
             old.host
         ));
     }
+    let before_gap = own.replay.as_ref().is_some_and(|r| r.pos == 0);
+    if before_gap && old.actual.dirty.is_some_and(|bytes| bytes > 0) && !old.actual.emergency {
+        out::warn(format_args!(
+            "'{}' was in emergency mode; what it has written then is in no log, and perhaps not here yet",
+            old.host
+        ));
+    }
     let have = [own.fetch_pos.clone(), own.replay.clone()]
         .into_iter()
         .flatten()

@@ -17,6 +17,7 @@ use crate::tree::split::{human, splits, Split};
 use crate::tree::store::{Stamp, Trigger};
 use crate::tree::values::Position;
 use crate::wait::{fail_if_stuck, Deadline, Look};
+use mars_core::lamport::LamportTime;
 
 /// `primary`.
 pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
@@ -103,12 +104,12 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     let res = ctx.resource(name)?;
     unchanged(ctx, &res, old.as_deref())?;
     op.step(ctx, "none")?;
-    if res.designated().is_some() {
-        // Weak: if somebody else is designated at the same time elsewhere, that one wins.
-        ctx.store
-            .set_at(&res.path("primary"), NOBODY, Stamp::Weak)?;
-        ctx.store.trigger(Trigger::Remote)?;
-    }
+    // Also if nobody is designated: what others have decided before they have seen this is known then. If somebody else is
+    // designated at the same time elsewhere, that one wins.
+    let claim = LamportTime::weak(res.primary_stamp, ctx.store.now(), ctx.me.as_bytes());
+    ctx.store
+        .set_at(&res.path("primary"), NOBODY, Stamp::At(claim))?;
+    ctx.store.trigger(Trigger::Remote)?;
     op.step(ctx, "release")?;
     if ctx.store.is_dry_run() {
         out::info(format_args!(
@@ -117,16 +118,16 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         ));
         return Ok(());
     }
-    if let Some(old) = &old {
-        if let Err(failure) = caught_up(ctx, name, old, true, &deadline) {
-            return Err(take_back(ctx, name, old, failure));
-        }
-    }
-    let res = ctx.resource(name)?;
-    if let Some(other) = res.designated().filter(|d| *d != ctx.me) {
-        return Err(Failure::refused(format!(
-            "meanwhile '{other}' was made primary of '{name}'"
-        )));
+    let released = match &old {
+        Some(old) => caught_up(ctx, name, old, true, &deadline),
+        None => Ok(()),
+    };
+    if let Err(failure) = released.and_then(|()| heard(ctx, name, claim, &deadline)) {
+        let lost = ctx.resource(name)?.primary_stamp != claim;
+        return Err(match &old {
+            Some(old) if !lost => take_back(ctx, name, old, failure),
+            _ => failure,
+        });
     }
     become_primary(ctx, op, name, old.as_deref(), &deadline)
 }
@@ -202,13 +203,7 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
     let Some(old) = old.and_then(|h| res.member(h)) else {
         return Ok(());
     };
-    if old.actual.emergency {
-        return Err(Failure::refused(format!(
-            "'{}' is in emergency mode: its /mars is full, and what it has written since then is in no log",
-            old.host
-        ))
-        .hint(format!("free space in /mars on '{}', and wait until it logs again and this host has followed", old.host)));
-    }
+    need_no_gap(old)?;
     need_closed(ctx, &res, old)?;
     // A silent host that was primary may still be; one that is none any more only matters for what it has written.
     if !has_all_of(own, old) || old.actual.primary || old.actual.if_on {
@@ -299,6 +294,54 @@ fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadli
         }
         Ok(Look::Done(()))
     })
+}
+
+/// Waits until each host that answers has seen `claim`, the time when the role was taken away from whoever had it, and has
+/// none of it any more. Before that one may just be becoming primary, or have written what is not here.
+fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Result<()> {
+    deadline.wait_resource(ctx, name, "word of the other hosts", |res| {
+        if res.primary_stamp != claim {
+            return Err(Failure::refused(match res.designated() {
+                Some(other) => format!("meanwhile '{other}' was made primary of '{name}'"),
+                None => format!("meanwhile somebody else takes the primary role of '{name}'"),
+            }));
+        }
+        let own = ctx.own(res)?;
+        let others = res.real_members().filter(|m| m.host != ctx.me);
+        for m in others.filter(|m| ctx.is_alive(&m.host)) {
+            need_no_gap(m)?;
+            if m.actual.primary || m.actual.if_on {
+                return Ok(Look::Missing(format!("'{}' is primary", m.host)));
+            }
+            if m.actual.primary_seen.is_some_and(|seen| seen != claim) {
+                return Ok(Look::Missing(format!(
+                    "'{}' has not heard yet that nobody is designated",
+                    m.host
+                )));
+            }
+            if let (Some(have), Some(end)) = (&own.replay, end_of(m)) {
+                if !have.reaches(&end) {
+                    return Ok(Look::Missing(format!(
+                        "'{}' is at {end}, here replay is at {have}",
+                        m.host
+                    )));
+                }
+            }
+        }
+        Ok(Look::Done(()))
+    })
+}
+
+/// What a host has written without a log only that host can give to the others.
+fn need_no_gap(m: &Member) -> Result<()> {
+    if !m.actual.emergency && !m.actual.gap {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "'{}' is in emergency mode: its /mars is full, and what it has written since then is in no log",
+        m.host
+    ))
+    .hint(format!("free space in /mars on '{0}' (if it is not primary now: `marsadm primary` there), and wait until it logs again and this host has followed", m.host)))
 }
 
 /// Between the checks and the writing somebody else may have decided otherwise.

@@ -69,6 +69,10 @@ pub struct Actual {
     pub if_on: bool,
     /// Logging has stopped for lack of space.
     pub emergency: bool,
+    /// The disk has what is in no log, because of that, and it is not over.
+    pub gap: bool,
+    /// Time of the newest word about who is designated that the module has acted upon.
+    pub primary_seen: Option<LamportTime>,
     /// How often the device is opened.
     pub open_count: u64,
     /// Who holds it open.
@@ -150,6 +154,8 @@ pub struct Resource {
     pub block_size: Option<u64>,
     /// The `primary` link as it stands; `None` if missing.
     pub primary: Option<String>,
+    /// When it was written.
+    pub primary_stamp: LamportTime,
     /// Highest log number ever.
     pub maxnr: Option<u64>,
     /// Members and guests by host name.
@@ -243,11 +249,13 @@ impl Store {
         if self.entry(&dir) != Some(Entry::Dir) {
             return None;
         }
+        let (primary, primary_stamp) = self.link(&format!("{dir}/primary")).unzip();
         let mut res = Resource {
             name: name.to_owned(),
             size: self.get_u64(&format!("{dir}/size")),
             block_size: self.get_u64(&format!("{dir}/block-size")),
-            primary: self.get(&format!("{dir}/primary")),
+            primary,
+            primary_stamp: primary_stamp.unwrap_or(LamportTime::ZERO),
             maxnr: self.get_u64(&format!("{dir}/maxnr")),
             last_primary: self.get(&format!("{dir}/userspace/last-primary")),
             ..Resource::default()
@@ -324,6 +332,8 @@ impl Store {
                 primary: flag("is-primary"),
                 if_on: flag("if-on"),
                 emergency: flag("is-emergency") || flag("has-emergency"),
+                gap: flag("has-gap"),
+                primary_seen: actual("primary-seen").and_then(|v| LamportTime::parse(v.as_bytes())),
                 open_count: number("open-count")
                     .and_then(|n| u64::try_from(n).ok())
                     .unwrap_or(0),

@@ -42,9 +42,7 @@ pub enum Entry {
 pub enum Stamp {
     /// Lamport time of now, and later than the value that is replaced.
     Now,
-    /// One second after the value that is replaced (at most now): loses against anybody who writes with the time of now.
-    Weak,
-    /// Exactly this (values that come from a peer).
+    /// Exactly this (values that come from a peer, or that are to lose against others).
     At(LamportTime),
 }
 
@@ -231,7 +229,6 @@ impl Store {
         let now = self.now();
         let time = match stamp {
             Stamp::Now => now.max(old.next()),
-            Stamp::Weak => now.min(old.plus_secs(1)).max(old.next()),
             Stamp::At(t) => t,
         };
         self.last.set(self.last.get().max(time));
