@@ -13,6 +13,7 @@ from marscase import free
 from marscase import lost
 from marscase import mount
 from marscase import progress
+from marscase import refused
 from marscase import restart
 from marscase import starve
 from marscase import state_of
@@ -247,6 +248,28 @@ def test_down_reload_and_handover_in_emergency_mode(mars_hosts):
     mount(b)
     assert not lost(writer.safe, sums(b, "files"))
     umount(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_a_handover_waits_for_what_was_written_without_a_log(mars_hosts):
+    """Nothing is written any more, as before any handover: the log behind the gap is empty, so all of it is there at once."""
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    b.run("marsadm pause-sync data")
+    starve(a)
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M seek=9 count=2 oflag=direct conv=fsync,notrunc status=none")
+    read = f"dd if={DEVICE} bs=1M skip=9 count=2 iflag=direct status=none | sha256sum"
+    kept = a.run(read).out
+    free(a)
+    wait_state(a, "primary")
+    wait_until(lambda: marscluster.member(b).replay.number == marscluster.member(a).log_end.number, 30, "the replica is before the gap")
+    refused(b, "marsadm primary data --timeout 8", r"replay is at log-\S+,0")
+    wait_state(a, "primary")
+    assert a.run(read).out == kept
+    b.run("marsadm resume-sync data")
+    b.run("marsadm primary data --timeout 90", timeout=100)
+    assert b.run(read).out == kept
     marscluster.wait_synced([a, b])
     equal([a, b])
 

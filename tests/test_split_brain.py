@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Handover against resistance, failover by force, and two histories of one resource."""
 
+import random
+
 import pytest
 
 import marscluster
@@ -47,6 +49,30 @@ def test_handover_of_a_device_in_use_is_refused(mars_hosts):
     umount(b)
     marscluster.wait_synced([a, b])
     equal([a, b])
+
+
+@pytest.mark.timeout(600)
+def test_two_administrators_at_once_get_one_primary(mars_hosts):
+    hosts = a, b = cluster_of_two(mars_hosts(2))
+    won = {a.name: 0, b.name: 0, "nobody": 0}
+    for n in range(8):
+        # The one who waits longest comes into the middle of the other's handover.
+        jobs = [h.start(f"sleep {random.uniform(0, 1.5):.2f}; marsadm primary data --timeout 30", timeout=60, check=False) for h in hosts]
+        for job in jobs:
+            job.wait(check=False)
+        wait_until(lambda: len({h.run("readlink /mars/resource-data/primary").out for h in hosts}) == 1, 30, "both know the same")
+        name = a.run("readlink /mars/resource-data/primary").out
+        primary = next((h for h in hosts if h.name == name), None)
+        won[primary.name if primary else "nobody"] += 1
+        if primary is None:
+            primary = a
+            a.run("marsadm primary data --timeout 60", timeout=70)
+        marscluster.wait_device(primary)
+        primary.run(f"dd if=/dev/urandom of={DEVICE} bs=64k seek={n} count=1 oflag=direct conv=notrunc status=none")
+        marscluster.wait_synced(hosts)
+        assert not marscluster.view_json(a, "data")["split_brain"]
+    print(f"primary became: {won}")
+    equal(hosts)
 
 
 def split_brain_on(host):

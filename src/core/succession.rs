@@ -182,6 +182,14 @@ pub fn may_sync_at(log: &LogName, history: &[VersionLink]) -> Option<bool> {
     Some(history.iter().any(|v| v.this.log == *log) || defect!("sync-any-history"))
 }
 
+/// Whether the disk of a primary with the replay link `source` has all that comes before `start`: what a sync copies from it and
+/// replay from `start` on does not write again must be there. It may not yet be if the position comes from another host, which
+/// was primary when it was chosen.
+pub fn has_before(source: Option<ReplayLink>, start: &ReplayLink) -> bool {
+    source.is_some_and(|s| (s.log.number, s.pos) >= (start.log.number, start.pos))
+        || defect!("sync-from-behind")
+}
+
 /// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
 pub fn vouches(log: &LogName, theirs: &[VersionLink], history: &[VersionLink]) -> bool {
     theirs.iter().any(|v| v.this.log == *log)
@@ -355,6 +363,20 @@ mod tests {
             s.look(&name(host), theirs);
         }
         s.found()
+    }
+
+    #[test]
+    fn p1_given_a_primary_that_has_not_written_back_when_a_replica_begins_later_then_it_waits() {
+        let link = |n, pos| ReplayLink {
+            log: log(n, "a"),
+            pos,
+            rest: 0,
+        };
+        assert!(has_before(Some(link(3, 500)), &link(3, 0)));
+        assert!(has_before(Some(link(3, 500)), &link(3, 500)));
+        assert!(!has_before(Some(link(2, 500)), &link(3, 0)));
+        assert!(!has_before(Some(link(3, 400)), &link(3, 500)));
+        assert!(!has_before(None, &link(1, 0)));
     }
 
     #[test]

@@ -54,6 +54,7 @@ use crate::{
         drop_logs,
         fetch,
         inject,
+        last_words,
         logfile::LogFile,
         logger,
         member::{
@@ -144,6 +145,8 @@ struct Control {
     figures: bool,
     /// Notes what logs wrote that are to be deleted.
     dropping: Option<drop_logs::Worker>,
+    /// The links say that this host is primary, from before a crash, and it may have written more than they say.
+    unsaid: bool,
     /// When it was written who is designated, as of the last look.
     seen: Option<LamportTime>,
     /// Since when a primary's map could help this replica, whose logs are gone (monotonic).
@@ -164,6 +167,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             shortage: None,
             near_limit: false,
             figures: true,
+            unsaid: false,
             seen: None,
             dropping: None,
             lacking: None,
@@ -175,8 +179,12 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
 
 impl Control {
     fn run(&mut self, ctx: &ThreadCtx) {
+        self.unsaid = self
+            .m
+            .switch(format_args!("actual-{}/is-primary", self.m.me()));
         loop {
             inject::pass!(ControlRound);
+            self.say_last_words();
             let stopping = ctx.should_stop() || self.m.env.is_stopping();
             let o = self.observe(stopping);
             let step = decide(self.role(), &o);
@@ -195,6 +203,25 @@ impl Control {
                 self.m.kick.wait_timeout(self.pace.next_look_ms(TICK_MS));
             }
         }
+    }
+
+    /// After a crash as a primary.
+    fn say_last_words(&mut self) {
+        if !self.unsaid {
+            return;
+        }
+        // Else recovery has said it.
+        if self.role() != Role::Primary {
+            if let Err(e) = last_words::say(&self.m) {
+                crate::sys::log::log_warn!(
+                    "{}: how far the logs of this host go after a crash can't be told: {:?}; until then it counts as primary\n",
+                    self.m.name.as_str(),
+                    e
+                );
+                return;
+            }
+        }
+        self.unsaid = false;
     }
 
     /// How far the log that is written or fetched here is.
@@ -460,6 +487,12 @@ impl Control {
                     format_args!("the sync waits: the designated primary is not primary yet"),
                 )));
             }
+        } else if start_sync && !sync::may_copy(&m) {
+            s.sync = None;
+            m.set_trouble(Some((
+                "waiting",
+                format_args!("the sync waits: the primary's disk does not have yet what comes before the log in which this replica begins"),
+            )));
         } else if start_sync {
             s.sync = None;
             m.dirty.clear().map_err(|e| {
@@ -995,7 +1028,7 @@ impl Control {
         };
         let role = self.role();
         bit("is-attached", role != Role::Detached);
-        bit("is-primary", role == Role::Primary);
+        bit("is-primary", role == Role::Primary || self.unsaid);
         bit("if-on", role == Role::Primary);
         let (syncing, replaying, fetching) = match &self.running {
             Running::Secondary(s) => (

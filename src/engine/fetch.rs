@@ -493,7 +493,7 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
         file.truncate(end)?;
     }
     let file = Arc::new(file, GFP_KERNEL)?;
-    let reported = replay::reported_end(m, &log);
+    let reported = m.reported_end(&log);
     let here = m.replay_link(&m.me()).is_some_and(|l| l.log == log);
     let mut s = m.fetch.state.lock();
     if s.epoch != epoch {

@@ -36,6 +36,7 @@ use mars_core::{
         is_consistent,
         is_forward,
         may_sync_at,
+        reported_end,
         vouches,
         Course, //
     },
@@ -296,13 +297,41 @@ impl Member {
         }
         // The history first, or a crash leaves one behind that is too short where the next log begins. If there is no room for
         // it, the shorter link is written nevertheless: only what is passed can be removed to make some.
-        let said = if version {
+        let said = if version && self.said_end(log) <= pos {
             self.set_version(log, pos)
         } else {
             Ok(())
         };
         self.set_replay(log, pos, end)?;
         said
+    }
+
+    /// Says how far a log of this host is durable, unless more was said.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_set`].
+    pub(crate) fn say_end(&self, log: &LogName, end: u64) -> Result {
+        let _one_at_a_time = self.publishing.lock();
+        if self.said_end(log) >= end {
+            return Ok(());
+        }
+        self.set_version(log, end)
+    }
+
+    /// How far `log` was durable here according to this host's own version link.
+    pub(crate) fn reported_end(&self, log: &LogName) -> u64 {
+        let own = self.version(log.number, &self.me());
+        reported_end(log, own.as_ref().map(|(_, v)| v))
+    }
+
+    /// How far a log of this very host is durable, as it has said: that counts, also while it replays what is before.
+    fn said_end(&self, log: &LogName) -> u64 {
+        if log.creator == self.me() {
+            self.reported_end(log)
+        } else {
+            0
+        }
     }
 
     /// The version link `number` of `host`, raw and parsed.

@@ -29,6 +29,7 @@ mod drop_logs;
 pub(crate) mod env;
 mod fetch;
 pub(crate) mod inject;
+mod last_words;
 mod logfile;
 mod logger;
 mod member;

@@ -45,7 +45,6 @@ use mars_core::{
         Replayer, //
     },
     succession::{
-        self,
         own_next,
         Purpose,
         Search, //
@@ -764,7 +763,7 @@ fn run_to_end(s: &mut Session, ctx: &ThreadCtx) -> Result {
         let before = s.at.pos;
         // What was reported durable once must be there; only behind it the log may end anywhere.
         let base = s.limit.filter(|(log, _)| *log == s.at.log);
-        let known = base.map_or_else(|| reported_end(m, &s.at.log), |(_, end)| end);
+        let known = base.map_or_else(|| m.reported_end(&s.at.log), |(_, end)| end);
         let extent = if s.at.pos < known {
             Extent::Known(known)
         } else {
@@ -862,12 +861,6 @@ fn run_to_end(s: &mut Session, ctx: &ThreadCtx) -> Result {
         s.at.pos
     );
     Ok(())
-}
-
-/// How far `log` was durable here according to this host's own version link.
-pub(crate) fn reported_end(m: &Member, log: &LogName) -> u64 {
-    let own = m.version(log.number, &m.me());
-    succession::reported_end(log, own.as_ref().map(|(_, v)| v))
 }
 
 fn has_log(m: &Member, log: &LogName) -> bool {

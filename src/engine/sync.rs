@@ -30,6 +30,7 @@ use mars_core::{
     },
     log::LogName,
     name::Name,
+    succession::has_before,
     sync::{
         differing,
         digest_chunk,
@@ -135,6 +136,13 @@ impl Sync {
 pub(crate) fn may_start(m: &Member) -> bool {
     m.designated()
         .is_some_and(|p| m.may_sync_from(&p).unwrap_or(false))
+}
+
+/// Whether the disk of the designated primary has all that replay does not write again here.
+pub(crate) fn may_copy(m: &Member) -> bool {
+    let start = m.replay_link(&m.me());
+    let source = m.designated().and_then(|p| m.replay_link(&p));
+    start.is_some_and(|start| has_before(source, &start))
 }
 
 /// The workers of one sync; they stop when dropped.

@@ -76,7 +76,10 @@ mod tests {
     fn the_journal_is_left_alone_while_memory_is_short_and_something_is_left() {
         for ahead in [LEAST, ROTATE, EARLY, SHORT] {
             let a = action(ahead, true, true);
-            assert!(matches!(a, Action::Enough | Action::Rotate), "{ahead}: {a:?}");
+            assert!(
+                matches!(a, Action::Enough | Action::Rotate),
+                "{ahead}: {a:?}"
+            );
         }
         assert_eq!(action(ROTATE - 1, true, true), Action::Rotate);
         assert_eq!(action(ROTATE, true, false), Action::Enough);

@@ -9,6 +9,8 @@
 //! what is behind.
 
 use super::{
+    is_tombstone,
+    value::ReplayLink,
     Place,
     Tree,
     TreePath, //
@@ -34,6 +36,14 @@ impl Tree {
         };
         let view = self.resource(&res);
         let own = view.version(number, me);
+        if is_tombstone(value) {
+            // The link of a log is computed from that of the one before. After a crash this host may begin in an earlier log than
+            // others have seen.
+            let passed = |r: ReplayLink| r.log.number > number.saturating_add(1);
+            return own.is_none()
+                || view.replay(me).is_none_or(passed)
+                || defect!("forget-own-history");
+        }
         let (Some(own), Some(heard)) = (own, VersionLink::parse(value)) else {
             return true;
         };

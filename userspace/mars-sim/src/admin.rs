@@ -543,7 +543,10 @@ impl Ctx {
             Ok(v.members().iter().all(|m| {
                 let seen = v.get(&format!("actual-{m}/primary-seen"));
                 let has_all = match (&have, v.end_of(m)) {
-                    (Some(have), Some(end)) => crate::host::reach(have, &end.0, end.1),
+                    // In a log of this very host, another one has nothing that is not here.
+                    (Some(have), Some(end)) if end.0.creator != me => {
+                        crate::host::reach(have, &end.0, end.1)
+                    }
                     _ => true,
                 };
                 let calm = !v.is_primary(m) && has_all && seen == Some(&claim.to_string());
@@ -681,6 +684,11 @@ impl Ctx {
         let v = self.view();
         let me = self.h.me;
         let log = v.replay(primary).ok_or("no position")?.log;
+        let mut needed = log.number.saturating_sub(1)..=log.number;
+        let is_known = |n| v.get(&format!("version-{n:09}-{primary}")).is_some();
+        if !needed.all(|n| n == 0 || is_known(n)) && !on("join-without-history") {
+            return Err("the history of the primary is not known here");
+        }
         self.set(&format!("syncstatus-{me}"), "0").await?;
         // Else a sync that an earlier life of this disk asked for would compare only a part of it.
         self.delete(&format!("gap-{me}")).await?;

@@ -106,6 +106,26 @@ pub const ALL: &[(&str, &str)] = &[
         "a replica that has not passed the gap before an empty log counts as up to date",
     ),
     (
+        "join-without-history",
+        "a replica begins although it does not have all of the primary's version links",
+    ),
+    (
+        "forget-own-history",
+        "a version link is deleted from which the next one is still to be computed",
+    ),
+    (
+        "map-from-cache",
+        "a dirty map that was read is taken for durable",
+    ),
+    (
+        "crash-without-last-words",
+        "a host that has crashed as a primary does not say how far its log goes",
+    ),
+    (
+        "sync-from-behind",
+        "a sync copies a disk that does not have yet what comes before the replica's position",
+    ),
+    (
         "split-brain-blind",
         "histories that exclude each other are not seen",
     ),

@@ -4,7 +4,7 @@
 
 use super::{
     device::Device,
-    drop_logs, fetch, logger,
+    drop_logs, fetch, last_words, logger,
     logger::LogFile,
     pipeline::{self, Pipeline},
     replay, space, sync, Host,
@@ -70,6 +70,8 @@ struct Control {
     stopped_at: Option<Ns>,
     /// Since when it shows a split brain.
     split_since: Option<Ns>,
+    /// The links say that this host is primary, from before a crash, and it may have written more than they say.
+    unsaid: bool,
     /// When it was written who is designated, as of the last look.
     seen: Option<LamportTime>,
     /// Why not.
@@ -95,6 +97,7 @@ pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
             failure: None,
             stopped_at: None,
             split_since: None,
+            unsaid: false,
             seen: None,
             shortage: None,
             dropping: None,
@@ -125,7 +128,12 @@ async fn stop_one(h: &Host, thread: Option<Rc<Thread>>) {
 impl Control {
     async fn run(&mut self) {
         let h = self.h.clone();
+        self.unsaid =
+            h.switch(&format!("actual-{}/is-primary", h.me)) && !on("crash-without-last-words");
         loop {
+            if self.unsaid {
+                self.unsaid = self.role() != Role::Primary && last_words::say(&h).await.is_err();
+            }
             let stopping = self.t.should_stop() || h.stopping.get();
             let o = self.observe(stopping).await;
             let step = decide(self.role(), &o);
@@ -351,7 +359,9 @@ impl Control {
         }
         if work.sync && (s.sync.is_none() || h.sync.is_finished()) {
             stop_all(&h, s.sync.take()).await;
-            if sync::may_start(&h) {
+            if sync::may_start(&h) && !sync::may_copy(&h) {
+                h.set_trouble(Some("waiting"));
+            } else if sync::may_start(&h) {
                 h.dirty.clear(&h).await.map_err(|_| "no-space")?;
                 s.sync = Some(sync::start(&h).await.map_err(|_| "syncing")?);
             } else {
@@ -701,7 +711,7 @@ impl Control {
         }
         let bits = [
             ("is-attached", role != Role::Detached),
-            ("is-primary", role == Role::Primary),
+            ("is-primary", role == Role::Primary || self.unsaid),
             ("if-on", role == Role::Primary),
             ("is-syncing", syncing),
             ("is-replaying", replaying),
@@ -744,6 +754,13 @@ impl Control {
                 let now = h.ex.now();
                 let since = *self.split_since.get_or_insert(now);
                 if !h.sim.forced.get() && now - since > SPLIT {
+                    for m in h.members() {
+                        h.say(|| {
+                            let links = h.history(&m);
+                            let links: Vec<_> = links.iter().map(|v| v.to_string()).collect();
+                            format!("history of {m}: {}", links.join(" "))
+                        });
+                    }
                     let what = "P10 split brain: shown, but there is only one history (host ";
                     h.sim.violated(format!("{what}{me})"));
                 }

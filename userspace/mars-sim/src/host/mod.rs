@@ -11,6 +11,7 @@ pub mod device;
 pub mod dirty;
 pub mod drop_logs;
 pub mod fetch;
+pub mod last_words;
 pub mod logger;
 pub mod pipeline;
 pub mod replay;
@@ -33,7 +34,8 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     succession::{
-        course, is_beyond, is_consistent, is_forward, may_sync_at, vouches, Course, Purpose, Search,
+        course, is_beyond, is_consistent, is_forward, may_sync_at, reported_end, vouches, Course,
+        Purpose, Search,
     },
     tree::{value::ReplayLink, Tree},
 };
@@ -267,7 +269,8 @@ impl Host {
             return Ok(());
         }
         // Also if there is no room for the longer one: only what is passed can be removed to make some.
-        let said = match version && !on("position-before-history") {
+        let history = version && !on("position-before-history") && self.said_end(log) <= pos;
+        let said = match history {
             true => self.set_version(log, pos).await,
             false => Ok(()),
         };
@@ -276,6 +279,23 @@ impl Host {
             return self.set_version(log, pos).await;
         }
         said
+    }
+
+    /// Says how far a log of this host is durable, unless more was said.
+    pub async fn say_end(&self, log: &LogName, end: u64) -> Res<()> {
+        let _one_at_a_time = self.publishing.lock(&self.ex).await;
+        if self.said_end(log) >= end {
+            return Ok(());
+        }
+        self.set_version(log, end).await
+    }
+
+    /// How far a log of this very host is durable, as it has said.
+    fn said_end(&self, log: &LogName) -> u64 {
+        match log.creator == self.me {
+            true => reported_end(log, self.version(log.number).as_ref()),
+            false => 0,
+        }
     }
 
     /// P5 and P9 of a replay link that was written.

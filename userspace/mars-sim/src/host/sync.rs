@@ -16,6 +16,7 @@ use mars_core::{
     dirty::{Bits, Geometry},
     log::LogName,
     name::Name,
+    succession::has_before,
     sync::{differing, digest_chunk, digests_len, Chunk, ChunkCost, SyncPlan},
     tree::value::ReplayLink,
 };
@@ -56,6 +57,13 @@ impl Sync {
 /// Whether what the designated primary has may be copied: it needs the history that the replay link here is in.
 pub fn may_start(h: &Host) -> bool {
     h.designated().is_some_and(|p| h.may_sync_from(&p))
+}
+
+/// Whether the disk of the designated primary has all that replay does not write again here.
+pub fn may_copy(h: &Host) -> bool {
+    let source = h.designated().and_then(|p| h.replay_link(&p));
+    h.replay_link(&h.me)
+        .is_some_and(|start| has_before(source, &start))
 }
 
 /// Starts or goes on with a sync.

@@ -100,6 +100,18 @@ fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
         .as_ref()
         .map(|p| p.log)
         .ok_or_else(|| Failure::refused(format!("the position of '{primary}' is not known")))?;
+    // Without its predecessor the next version link would be another one than the primary's: a split brain that is none.
+    let known = |n: u32| n == 0 || member.versions.contains_key(&n);
+    let first = log.number.saturating_sub(1);
+    if !(first..=log.number).all(known) {
+        return Err(Failure::refused(format!(
+            "the history of '{}' on '{primary}' is not known here",
+            res.name
+        ))
+        .hint(
+            "is /mars full here? Make room, `marsadm wait-cluster`, then run the command again",
+        ));
+    }
     // Somebody may have attached the disk meanwhile, and a sync may have begun, or even ended: at the new place it is worth
     // nothing. Said before, so that the disk never counts as complete there; and after, because until then a running
     // sync may have told of its progress (from then on it ends: `need_same_link` in the module).
@@ -108,7 +120,6 @@ fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
     // Else a sync that an earlier life of this disk asked for would compare only a part of it.
     ctx.store.delete(&res.path(&format!("gap-{}", ctx.me)))?;
     ctx.store.barrier()?;
-    let first = log.number.saturating_sub(1);
     for number in first..=log.number {
         if let Some(version) = member.versions.get(&number) {
             let path = res.path(&format!("version-{number:09}-{}", ctx.me));

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What this host wrote as a primary before it crashed, and could not tell anybody.
+//!
+//! A version link follows the log with some delay. After a crash of the primary, the log may be durable further than the tree
+//! says. Who then takes the role, by a planned handover that is to lose nothing, has to know how far; so the host looks before
+//! it says that it is no primary any more. For that it needs `/mars` only, not the disk with the data.
+
+use kernel::prelude::*;
+
+use mars_core::{
+    log::HEADER_SIZE,
+    succession::own_next, //
+};
+
+use crate::{
+    engine::{
+        logfile::has_batches,
+        member::Member,
+        paths,
+        replay, //
+    },
+    sys::file::{
+        File,
+        OpenFlags, //
+    }, //
+};
+
+/// Writes the version links of this host's newest logs as far as the files are good. Called by the control thread of a host
+/// that is no primary.
+///
+/// # Errors
+///
+/// The files can't be read, or the links can't be written.
+pub(crate) fn say(m: &Member) -> Result {
+    let me = m.me();
+    // What is in no log is said by `has-gap`, and the log behind it has not begun.
+    let newest = m.history(&me)?.last().map(|v| v.this);
+    let Some(newest) = newest.filter(|_| !m.is_in_gap()) else {
+        return Ok(());
+    };
+    let header = u64::try_from(HEADER_SIZE)?;
+    let (mut log, mut said) = (newest.log, newest.pos);
+    while log.creator == me {
+        let file = match File::open(&paths::log(&m.name, &log)?, OpenFlags::default(), 0o600) {
+            Err(e) if paths::is_absent(e) => break,
+            r => r?,
+        };
+        // What a crash left in a cache is not durable yet.
+        file.sync()?;
+        let from = if said <= header { 0 } else { said };
+        let (end, whole) = replay::valid_end(m, &file, &log, from)?;
+        if end > said {
+            pr_info!(
+                "{}: {:?} was written up to {} before the crash; {} was known\n",
+                m.name.as_str(),
+                log,
+                end,
+                said
+            );
+            m.say_end(&log, end)?;
+        }
+        if !whole {
+            // Recovery says what is wrong.
+            break;
+        }
+        paths::sync_resource_dir(&m.name)?;
+        let own = log.number.checked_add(1).and_then(|n| m.version(n, &me));
+        let Some(next) = own_next(&log, end, &me, own.as_ref().map(|(_, v)| v)) else {
+            break;
+        };
+        // One without any batch was never used.
+        match File::open(&paths::log(&m.name, &next)?, OpenFlags::default(), 0o600) {
+            Ok(f) if has_batches(&f) => (),
+            Ok(_) => break,
+            Err(e) if paths::is_absent(e) => break,
+            Err(e) => return Err(e),
+        }
+        (log, said) = (next, 0);
+    }
+    Ok(())
+}
