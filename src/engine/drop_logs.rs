@@ -291,6 +291,7 @@ pub(crate) fn jump(m: &Member, primary: &Name, dropped: &DroppedLink, begun: boo
     paths::sync_resource_dir(&m.name)?;
     inject::at!(JumpBegin)?;
     let first = to.number.saturating_sub(1);
+    // A link without its predecessor, or beside an older one, would say that this host's history is another one.
     for v in &m.history(&me)? {
         let number = v.this.log.number;
         if !(first..=to.number).contains(&number) {
@@ -300,12 +301,14 @@ pub(crate) fn jump(m: &Member, primary: &Name, dropped: &DroppedLink, begun: boo
             )?;
         }
     }
+    paths::sync_resource_dir(&m.name)?;
     for number in first..=to.number {
         if let Some((text, _)) = m.version(number, primary) {
             m.try_set(
                 format_args!("version-{number:09}-{me}"),
                 format_args!("{}", text.as_str()),
             )?;
+            paths::sync_resource_dir(&m.name)?;
         }
     }
     m.try_set(

@@ -223,10 +223,12 @@ pub async fn jump(h: &Host, primary: &Name, dropped: &DroppedLink, begun: bool) 
                 .await?;
         }
     }
+    h.sync_dir().await?;
     for number in first..=to.number {
         if let Some(text) = h.get(&format!("version-{number:09}-{primary}")) {
             h.try_put(&format!("version-{number:09}-{me}"), &text)
                 .await?;
+            h.sync_dir().await?;
         }
     }
     h.set_replay(&to, 0, 0).await?;

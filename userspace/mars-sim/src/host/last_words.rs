@@ -3,10 +3,7 @@
 //! `src/engine/last_words.rs`: what a primary wrote before it crashed.
 
 use super::{logger::has_batches, replay, Host};
-use crate::{
-    fs::Res,
-    truth::HEADER,
-};
+use crate::{fs::Res, truth::HEADER};
 use mars_core::succession::own_next;
 
 /// Writes the version links of this host's newest logs as far as the files are good.
