@@ -130,6 +130,8 @@ pub(crate) struct LogFile {
     zeroed: u64,
     /// Before this position it is not extended early.
     look_at: u64,
+    /// It had enough blocks at first to do without the journal for a while. Where it had not, the next one will not, either.
+    is_roomy: bool,
     /// The next log should begin soon: memory is short, and this one is near the end of its blocks.
     pub(crate) is_ending: bool,
     /// One that was given up before this, and is to be closed, too.
@@ -204,6 +206,7 @@ impl LogFile {
             chain,
             zeroed: u64::try_from(HEADER_SIZE)?,
             look_at: 0,
+            is_roomy: false,
             is_ending: false,
             before: None,
             failed_syncs: file::failed_syncs(),
@@ -216,7 +219,9 @@ impl LogFile {
         // There is room for a log, so the rest may fail.
         let free = dir::statfs(paths::ROOT).map_or(0, |s| s.avail);
         let first = room::at_first(free, memory_short);
-        while log.zeroed.saturating_sub(log.pos) < first && log.extend().is_ok() {}
+        let is_short = |log: &Self| log.zeroed.saturating_sub(log.pos) < first;
+        while is_short(&log) && log.extend().is_ok() {}
+        log.is_roomy = first > 0 && !is_short(&log);
         inject::at!(LogCreateSync)?;
         log.file.sync()?;
         paths::sync_resource_dir(resource)?;
@@ -271,7 +276,7 @@ impl LogFile {
                     break;
                 }
                 Action::Rotate => {
-                    self.is_ending = true;
+                    self.is_ending = self.is_roomy && ahead.is_some();
                     break;
                 }
                 Action::Early | Action::Enough => break,
