@@ -18,6 +18,10 @@ use crate::tree::store::{Stamp, Trigger};
 use crate::tree::values::Position;
 use crate::wait::{fail_if_stuck, Deadline, Look};
 use mars_core::lamport::LamportTime;
+use std::time::Duration;
+
+/// Whoever is silent for so long does not answer a question just now.
+const SPEAKS: Duration = Duration::from_secs(15);
 
 /// `primary`.
 pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
@@ -299,6 +303,12 @@ fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadli
 /// Waits until each host that answers has seen `claim`, the time when the role was taken away from whoever had it, and has
 /// none of it any more. Before that one may just be becoming primary, or have written what is not here.
 fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Result<()> {
+    // Each host speaks every five seconds. One that has just died must not hold up a handover for all of the window: when it
+    // comes back, it hears of this before it takes a role.
+    let answers = |m: &&Member| {
+        let silence = ctx.silence(&ctx.store.host(&m.host), ctx.store.now());
+        ctx.is_alive(&m.host) && silence.is_some_and(|s| s < SPEAKS)
+    };
     deadline.wait_resource(ctx, name, "word of the other hosts", |res| {
         if res.primary_stamp != claim {
             return Err(Failure::refused(match res.designated() {
@@ -308,7 +318,7 @@ fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Resu
         }
         let own = ctx.own(res)?;
         let others = res.real_members().filter(|m| m.host != ctx.me);
-        for m in others.filter(|m| ctx.is_alive(&m.host)) {
+        for m in others.filter(answers) {
             need_no_gap(m)?;
             if m.actual.primary || m.actual.if_on {
                 return Ok(Look::Missing(format!("'{}' is primary", m.host)));
