@@ -201,12 +201,16 @@ impl View {
     }
 
     fn end_of(&self, host: &Name) -> Option<(LogName, u64)> {
-        let replay = self.replay(host)?;
-        let newest = self.history(host).last().map(|v| (v.this.log, v.this.pos));
         let log_end = self
             .get(&format!("actual-{host}/log-end"))
             .and_then(|v| LogPosLink::parse(v.as_bytes()))
             .map(|l| (l.log, l.pos));
+        self.end_with(host, log_end)
+    }
+
+    fn end_with(&self, host: &Name, log_end: Option<(LogName, u64)>) -> Option<(LogName, u64)> {
+        let replay = self.replay(host)?;
+        let newest = self.history(host).last().map(|v| (v.this.log, v.this.pos));
         [Some((replay.log, replay.pos)), newest, log_end]
             .into_iter()
             .flatten()
@@ -542,7 +546,7 @@ impl Ctx {
             let have = v.replay(&me);
             Ok(v.members().iter().all(|m| {
                 let seen = v.get(&format!("actual-{m}/primary-seen"));
-                let has_all = match (&have, v.end_of(m)) {
+                let has_all = match (&have, v.end_with(m, None)) {
                     // In a log of this very host, another one has nothing that is not here.
                     (Some(have), Some(end)) if end.0.creator != me => {
                         crate::host::reach(have, &end.0, end.1)

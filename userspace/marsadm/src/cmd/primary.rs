@@ -222,13 +222,23 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
 
 /// The end of what a member has logged, as far as is known.
 pub fn end_of(member: &Member) -> Option<Position> {
+    end_with(member, member.log_end.clone())
+}
+
+/// The same by its history alone: a host that was primary in another one, before an invalidate, may still say where that
+/// ended.
+fn end_of_history(member: &Member) -> Option<Position> {
+    end_with(member, None)
+}
+
+fn end_with(member: &Member, log_end: Option<Position>) -> Option<Position> {
     let replay = member.replay.clone()?;
     let newest = member
         .versions
         .values()
         .last()
         .map(|v| Position::new(v.link.this.log, v.link.this.pos));
-    let candidates = [Some(replay.clone()), newest, member.log_end.clone()];
+    let candidates = [Some(replay.clone()), newest, log_end];
     // A position of another history (from before an invalidate) cannot be compared by its number alone.
     candidates
         .into_iter()
@@ -329,7 +339,7 @@ fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Resu
                     m.host
                 )));
             }
-            if let (Some(have), Some(end)) = (&own.replay, end_of(m)) {
+            if let (Some(have), Some(end)) = (&own.replay, end_of_history(m)) {
                 // In a log of this very host, another one has nothing that is not here.
                 if end.log.creator.as_bytes() != ctx.me.as_bytes() && !have.reaches(&end) {
                     return Ok(Look::Missing(format!(
