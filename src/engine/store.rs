@@ -298,7 +298,9 @@ impl Store {
             }
         }
         self.clock.saw(stamp);
-        if log.is_some() {
+        if let (Some(_), Some(resource)) = (log, checked.resource()) {
+            // A crash must not bring back an older replay link, which needs this log.
+            paths::sync_resource_dir(&resource)?;
             inject::at!(LogDelete)?;
         }
         self.write(path, text, stamp)?;

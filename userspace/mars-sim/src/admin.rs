@@ -951,6 +951,9 @@ impl Ctx {
         let last = v.logs.iter().map(|(l, _)| l.number).max().unwrap_or(0);
         let limit = lowest.min(last);
         let below = dropped.unwrap_or(limit).max(limit);
+        if !on("delete-before-the-link") {
+            self.barrier().await?;
+        }
         for (log, _) in v.logs.iter().filter(|(l, _)| l.number < below) {
             self.delete(&log.to_string()).await?;
         }

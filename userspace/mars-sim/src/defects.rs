@@ -126,6 +126,10 @@ pub const ALL: &[(&str, &str)] = &[
         "a sync copies a disk that does not have yet what comes before the replica's position",
     ),
     (
+        "delete-before-the-link",
+        "a log is deleted before the link that has passed it is on the disk",
+    ),
+    (
         "split-brain-blind",
         "histories that exclude each other are not seen",
     ),

@@ -4,6 +4,7 @@
 
 use super::Host;
 use crate::{
+    defects::on,
     exec::{Ns, MS},
     fs::{Node, Res},
 };
@@ -117,6 +118,9 @@ impl Host {
         }
         self.saw(stamp);
         if let Some(log) = log {
+            if !on("delete-before-the-link") {
+                self.sync_dir().await?;
+            }
             self.about_to_delete(&log);
         }
         self.write_link(path, value, stamp).await?;

@@ -160,6 +160,10 @@ pub fn delete_old(ctx: &Ctx, res: &Resource, dropped: Option<u32>, careful: bool
     let young = |t: LamportTime| careful && t.plus_secs(ctx.opt.window.saturating_mul(2)) > now;
     let mut count = 0;
     let unneeded = |number| number < dropped.unwrap_or(limit).max(limit);
+    if res.logs.iter().any(|l| unneeded(l.name.number)) {
+        // A crash must not bring back an older replay link of this host, which needs one of them.
+        ctx.store.barrier_of(&format!("resource-{}", res.name))?;
+    }
     for log in res.logs.iter().filter(|l| unneeded(l.name.number)) {
         if young(log.changed) {
             out::verbose(1, format_args!("{} is too young to be deleted", log.name));

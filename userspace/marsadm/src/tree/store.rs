@@ -356,6 +356,12 @@ impl Store {
         Ok(())
     }
 
+    /// Makes the names in a directory durable, also those that others have written, before the next step depends on it.
+    pub fn barrier_of(&self, rel: &str) -> Result<()> {
+        self.dirty.borrow_mut().insert(self.path(rel));
+        self.barrier()
+    }
+
     /// Makes everything durable and tells the module to look.
     pub fn trigger(&self, what: Trigger) -> Result<()> {
         if self.dry_run {
