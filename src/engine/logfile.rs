@@ -217,8 +217,14 @@ impl LogFile {
         log.write(&block, HEADER_SIZE, 0)?;
         log.extend()?;
         // There is room for a log, so the rest may fail.
+        let can_flush = direct && log.file.can_flush_device();
         let free = dir::statfs(paths::ROOT).map_or(0, |s| s.avail);
-        let first = room::at_first(free, memory_short);
+        // Where each flush is one of the journal, more would be of no use.
+        let first = if can_flush {
+            room::at_first(free, memory_short)
+        } else {
+            0
+        };
         let is_short = |log: &Self| log.zeroed.saturating_sub(log.pos) < first;
         while is_short(&log) && log.extend().is_ok() {}
         log.is_roomy = first > 0 && !is_short(&log);
@@ -226,7 +232,7 @@ impl LogFile {
         log.file.sync()?;
         paths::sync_resource_dir(resource)?;
         inject::at!(LogCreated)?;
-        if direct && log.file.can_flush_device() {
+        if can_flush {
             log.start_ahead(resource)?;
         }
         Ok(log)
@@ -276,7 +282,7 @@ impl LogFile {
                     break;
                 }
                 Action::Rotate => {
-                    self.is_ending = self.is_roomy && ahead.is_some();
+                    self.is_ending = self.is_roomy;
                     break;
                 }
                 Action::Early | Action::Enough => break,

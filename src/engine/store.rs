@@ -299,8 +299,11 @@ impl Store {
         }
         self.clock.saw(stamp);
         if let (Some(_), Some(resource)) = (log, checked.resource()) {
-            // A crash must not bring back an older replay link, which needs this log.
-            paths::sync_resource_dir(&resource)?;
+            let file = dir::stat(&paths::absolute(path)?);
+            if file.is_ok_and(|s| s.kind == dir::EntryKind::File) {
+                // A crash must not bring back an older replay link, which needs this log.
+                paths::sync_resource_dir(&resource)?;
+            }
             inject::at!(LogDelete)?;
         }
         self.write(path, text, stamp)?;

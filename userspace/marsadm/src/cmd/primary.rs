@@ -103,7 +103,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     preconditions(ctx, name, old.as_deref())?;
     if let Some(old) = &old {
         op.step(ctx, "catch-up")?;
-        caught_up(ctx, name, old, false, &deadline)?;
+        caught_up(ctx, name, old, None, &deadline)?;
     }
     let res = ctx.resource(name)?;
     unchanged(ctx, &res, old.as_deref())?;
@@ -123,7 +123,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         return Ok(());
     }
     let released = match &old {
-        Some(old) => caught_up(ctx, name, old, true, &deadline),
+        Some(old) => caught_up(ctx, name, old, Some(claim), &deadline),
         None => Ok(()),
     };
     if let Err(failure) = released.and_then(|()| heard(ctx, name, claim, &deadline)) {
@@ -255,9 +255,16 @@ pub fn has_all_of(own: &Member, old: &Member) -> bool {
     have.reaches(&end)
 }
 
-/// Waits until everything of the old primary is replayed here; with `released`, also until its device is gone and all is
+/// Waits until everything of the old primary is replayed here; with a `claim`, also until its device is gone and all is
 /// written back there.
-fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadline) -> Result<()> {
+fn caught_up(
+    ctx: &Ctx,
+    name: &str,
+    old: &str,
+    claim: Option<LamportTime>,
+    deadline: &Deadline,
+) -> Result<()> {
+    let released = claim.is_some();
     if ctx.store.is_dry_run() {
         return Ok(());
     }
@@ -267,6 +274,7 @@ fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadli
         "catching up"
     };
     deadline.wait_resource(ctx, name, what, |res| {
+        claim.map_or(Ok(()), |claim| need_claim(res, claim))?;
         let own = ctx.own(res)?;
         let Some(old) = res.member(old) else {
             return Ok(Look::Done(()));
@@ -291,11 +299,7 @@ fn caught_up(ctx: &Ctx, name: &str, old: &str, released: bool, deadline: &Deadli
                     .unwrap_or_default()
             )));
         }
-        if released && (old.actual.primary || old.actual.if_on) {
-            let mut text = format!("the device on '{}' still exists", old.host);
-            if old.actual.open_count > 0 {
-                text = opened_by(ctx, old);
-            }
+        if let Some(text) = primary_still(ctx, old).filter(|_| released) {
             return Ok(Look::Missing(text));
         }
         // A disk that fails is a reason to hand over, not against it: what it did not take is in the log, which is here.
@@ -320,18 +324,13 @@ fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Resu
         ctx.is_alive(&m.host) && silence.is_some_and(|s| s < SPEAKS)
     };
     deadline.wait_resource(ctx, name, "word of the other hosts", |res| {
-        if res.primary_stamp != claim {
-            return Err(Failure::refused(match res.designated() {
-                Some(other) => format!("meanwhile '{other}' was made primary of '{name}'"),
-                None => format!("meanwhile somebody else takes the primary role of '{name}'"),
-            }));
-        }
+        need_claim(res, claim)?;
         let own = ctx.own(res)?;
         let others = res.real_members().filter(|m| m.host != ctx.me);
         for m in others.filter(answers) {
             need_no_gap(m)?;
-            if m.actual.primary || m.actual.if_on {
-                return Ok(Look::Missing(format!("'{}' is primary", m.host)));
+            if let Some(text) = primary_still(ctx, m) {
+                return Ok(Look::Missing(text));
             }
             if m.actual.primary_seen.is_some_and(|seen| seen != claim) {
                 return Ok(Look::Missing(format!(
@@ -351,6 +350,37 @@ fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Resu
         }
         Ok(Look::Done(()))
     })
+}
+
+/// Fails if since `claim` somebody else has said who is primary.
+fn need_claim(res: &Resource, claim: LamportTime) -> Result<()> {
+    if res.primary_stamp == claim {
+        return Ok(());
+    }
+    Err(Failure::refused(match res.designated() {
+        Some(other) => format!("meanwhile '{other}' was made primary of '{}'", res.name),
+        None => format!(
+            "meanwhile somebody else takes the primary role of '{}'",
+            res.name
+        ),
+    })
+    .hint(format!("`marsadm view {}` shows who is primary", res.name)))
+}
+
+/// What keeps a host from being no primary.
+fn primary_still(ctx: &Ctx, m: &Member) -> Option<String> {
+    if m.actual.open_count > 0 && m.actual.if_on {
+        Some(opened_by(ctx, m))
+    } else if m.actual.if_on {
+        Some(format!("the device on '{}' still exists", m.host))
+    } else if m.actual.primary {
+        Some(format!(
+            "'{}' has crashed as primary, and has not said yet how far its log goes",
+            m.host
+        ))
+    } else {
+        None
+    }
 }
 
 /// What a host has written without a log only that host can give to the others.
