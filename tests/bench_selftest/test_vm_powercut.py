@@ -73,6 +73,19 @@ def test_a_cut_keeps_the_flushed_and_any_part_of_the_rest(tmp_path):
     assert {s[4:] for s in seen} >= {"eeee", "....", "e...", "...e", ".ee."}
 
 
+def test_ext4_s_superblock_is_there_as_a_whole_or_not_at_all(tmp_path):
+    first = b"s" * 0x38 + b"\x53\xef" + b"s" * (512 - 0x3A)
+    log = make_log(tmp_path / "log", [(0, 0, b"a" * 1024 + first + b"s" * 512 + b"d" * 2048)])
+    image = tmp_path / "image"
+    rng = random.Random(1)
+    seen = set()
+    for _ in range(600):
+        log.cut(1, rng).write(image, 4096)
+        seen.add(blocks(image))
+    assert {s[2:4] for s in seen} == {"ss", ".."}
+    assert {"aassdddd", "........", "a.......", ".ass....", "..ssddd.", "....d..."} <= seen
+
+
 def test_states_of_a_real_machine(mars_hosts, tmp_path):
     (a,) = mars_hosts(1, disks=DISKS)
     disk = a.disk("data")

@@ -5,6 +5,7 @@ Killing a machine keeps what it wrote and never flushed, since the host's page c
 the writes were recorded in their order (DiskSpec.record, or dm-log-writes in a guest: the format is
 the same), and any state is built that a real disk may be left in: everything up to some flush,
 and of the writes after it, until the cut, an arbitrary part, each of them whole, torn or missing.
+Only ext4's superblock is never torn: see Recording.splits_superblock.
 
 QEMU logs a request when it has completed, so a write that completes while a flush is under way
 counts as flushed by it. dm-log-writes in the guest is stricter there.
@@ -84,6 +85,19 @@ class Recording:
                 self._next = data if flags & DISCARD else data + length
         return len(self.entries)
 
+    def splits_superblock(self, entry, sector):
+        """Whether a tear before this sector of `entry` parts the two sectors of an ext4 superblock.
+
+        ext4 needs them written at once: it writes its superblock unflushed half a minute after each
+        mount, trusting its journal, but looks at the superblock's checksum before it has a journal. The
+        half of it on a disk cannot be mounted, whatever lies on the file system: e2fsck repairs it.
+        """
+        if not 0 < sector < entry.length // SECTOR or entry.flags & DISCARD:
+            return False
+        with open(self.path, "rb") as f:
+            f.seek(entry.data + (sector - 1) * SECTOR + 0x38)
+            return f.read(2) == b"\x53\xef"
+
     def flushes(self):
         """Numbers of requests after which everything before them is durable."""
         return [i for i, e in enumerate(self.entries, 1) if e.flags & FLUSH]
@@ -132,7 +146,7 @@ class Cut:
             self.pieces.append((entry, 0, entry.length))
         elif fate < 0.6 and torn and sectors > 1:
             # One run of sectors made it.
-            a, b = sorted((rng.randint(0, sectors), rng.randint(0, sectors)))
+            a, b = sorted(n + self.log.splits_superblock(entry, n) for n in (rng.randint(0, sectors), rng.randint(0, sectors)))
             if b > a:
                 self.pieces.append((entry, a * SECTOR, (b - a) * SECTOR))
             self.lost += 1
