@@ -139,6 +139,7 @@ def test_flipped_byte_in_a_log(mars_hosts):
     random = seeded("flips: ")
     a, b = cluster_of_two(mars_hosts(2))
     b.run("marsadm pause-replay data --timeout 30")
+    marscluster.wait_stopped(b, "replaying")
     replayed = marscluster.member(b).replay
     a.run(f"dd if=/dev/urandom of={DEVICE} bs=64k count=64 oflag=direct")
     end = marscluster.durable_end(a)

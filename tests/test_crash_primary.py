@@ -68,7 +68,7 @@ def test_power_cuts_of_the_primary(mars_hosts):
         # Only the last few rounds are kept: the disk is small.
         known[f"round{n}"] = safe
         for folder, files in known.items():
-            problems = lost(files, sums(a, folder))
+            problems = lost(files, sums(a, folder), crashed=True)
             assert not problems, f"after crash {n}, in {folder}: {problems}"
         if len(known) > 2:
             folder = next(iter(known))

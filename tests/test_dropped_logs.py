@@ -98,7 +98,7 @@ def test_a_member_comes_back_after_its_logs_were_deleted(mars_hosts):
     assert 12 * MIB <= travelled <= 24 * MIB, travelled
     assert "everything is compared" not in b.run("dmesg").stdout
     wait_until(lambda: "have recovered" in a.run("dmesg").stdout, 30, "the map is cleared")
-    assert tree(a)["resource-data/actual-hosta/dirty-bytes"] == "0"
+    wait_until(lambda: tree(a)["resource-data/actual-hosta/dirty-bytes"] == "0", 20, "it says so")
     # As good as any replica.
     write(a, 20, 1)
     marscluster.wait_synced([a, b])

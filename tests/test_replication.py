@@ -103,6 +103,7 @@ def test_pause_and_resume(mars_hosts):
     mount(a)
 
     b.run("marsadm pause-replay data --timeout 30")
+    marscluster.wait_stopped(b, "replaying")
     before = marscluster.member(b)
     write_files(a, "one")
     end = marscluster.durable_end(a)
@@ -112,6 +113,8 @@ def test_pause_and_resume(mars_hosts):
     settled(b, end)
 
     b.run("marsadm pause-fetch data --timeout 30")
+    # Nothing in the tree says that nobody fetches any more.
+    progress(2)
     before = marscluster.member(b)
     write_files(a, "two")
     end = marscluster.durable_end(a)
@@ -144,7 +147,7 @@ def test_sync_can_be_paused_and_invalidate_starts_it_anew(mars_hosts):
     wait_until(lambda: marscluster.member(b).synced > 4 << 20, 60, "the sync proceeds")
     b.run("marsadm pause-sync data --timeout 60", timeout=70)
     # What was under way is finished.
-    progress(2)
+    marscluster.wait_stopped(b, "syncing")
     paused = marscluster.member(b)
     assert not paused.is_synced
     progress(3)

@@ -651,7 +651,8 @@ impl Control {
             )
         };
         // What this disk has counts from here on, also of what a crash left in its cache.
-        bdev.flush().map_err(|e| {
+        let flushed = inject::at!(FirstFlush).and_then(|()| bdev.flush());
+        flushed.map_err(|e| {
             fail(
                 "disk-error",
                 format_args!("the disk can't be flushed: {e:?}"),

@@ -78,6 +78,7 @@ points! {
     Step RecoverySettled "recovery-settled": "A local log was replayed to its end and the link moved; it is not cut yet.",
     Step RecoveryCut "recovery-cut": "A log was cut where recovery found its end; that is not durable yet.",
     Step Recovered "recovered": "Recovery is complete; there is no new log yet.",
+    Step FirstFlush "first-flush": "The disk is flushed before a primary makes its first log.",
     Step PrimaryLinks "primary-links": "The links of a primary's first log were written, and are made durable.",
     Step PrimaryDevice "primary-device": "All is durable; the device is made.",
     Pass PrimaryReady "primary-ready": "The device is there.",
@@ -121,6 +122,7 @@ points! {
     // Replay. Positions are of the log.
     Step ReplayOpenSync "replay-open-sync": "A log was opened, and what is in it is made durable.",
     Step ReplaySync "replay-sync": "A fetched log is made durable.",
+    Step ReplayUnfetched "replay-unfetched": "What was read of a log that nothing is fetched of is made durable.",
     Step ReplayRewrite "replay-rewrite": "A fetched log that could not be made durable is written again.",
     Data ReplayRead "replay-read": "Bytes of a log were read.",
     Memory ReplayAdmit "replay-admit": "Memory for a record of a log is needed.",

@@ -213,11 +213,24 @@ impl LogFile {
             repeating: false,
             zeros: Buf::zeroed(ZERO_AHEAD)?,
         };
+        match log.begin(resource, &block, memory_short) {
+            Ok(()) => Ok(log),
+            Err(e) => {
+                log.ahead_thread = None;
+                // Empty, it is one that is still wanted: it is tried again, and gives its room back until then.
+                let _ = log.file.truncate(0);
+                Err(e)
+            }
+        }
+    }
+
+    /// Writes the header `block`, and makes the file durable.
+    fn begin(&mut self, resource: &Name, block: &Buf, memory_short: bool) -> Result {
         inject::at!(LogHeader)?;
-        log.write(&block, HEADER_SIZE, 0)?;
-        log.extend()?;
+        self.write(block, HEADER_SIZE, 0)?;
+        self.extend()?;
         // There is room for a log, so the rest may fail.
-        let can_flush = direct && log.file.can_flush_device();
+        let can_flush = self.direct && self.file.can_flush_device();
         let free = dir::statfs(paths::ROOT).map_or(0, |s| s.avail);
         // Where each flush is one of the journal, more would be of no use.
         let first = if can_flush {
@@ -226,16 +239,16 @@ impl LogFile {
             0
         };
         let is_short = |log: &Self| log.zeroed.saturating_sub(log.pos) < first;
-        while is_short(&log) && log.extend().is_ok() {}
-        log.is_roomy = first > 0 && !is_short(&log);
+        while is_short(self) && self.extend().is_ok() {}
+        self.is_roomy = first > 0 && !is_short(self);
         inject::at!(LogCreateSync)?;
-        log.file.sync()?;
+        self.file.sync()?;
         paths::sync_resource_dir(resource)?;
         inject::at!(LogCreated)?;
         if can_flush {
-            log.start_ahead(resource)?;
+            self.start_ahead(resource)?;
         }
-        Ok(log)
+        Ok(())
     }
 
     /// From now on, what is before the present end of the file needs no journal.

@@ -440,8 +440,9 @@ impl Session {
             let n = inject::data!(ReplayRead, self.at.pos, bytes)?.unwrap_or(n);
             if self.following && extent == Extent::Unknown {
                 // Fetching may just have begun to cut the file and to fill it again.
-                if let Err(e) = file.datasync() {
-                    let from = self.at.pos;
+                let from = self.at.pos;
+                let done = inject::at!(ReplayUnfetched, from, 0).and_then(|()| file.datasync());
+                if let Err(e) = done {
                     return Err(self.not_durable(&file, from, e));
                 }
             }

@@ -31,6 +31,7 @@ from .state import member
 from .state import view_json
 from .state import wait_device
 from .state import wait_replayed
+from .state import wait_stopped
 from .state import wait_synced
 
 __all__ = [
@@ -54,5 +55,6 @@ __all__ = [
     "view_json",
     "wait_device",
     "wait_replayed",
+    "wait_stopped",
     "wait_synced",
 ]

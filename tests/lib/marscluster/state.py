@@ -160,12 +160,22 @@ def wait_replayed(host: Host, end: LogPos, name: str = "data", timeout: float = 
     return time.monotonic() - start
 
 
+def wait_stopped(host: Host, what: str, name: str = "data", timeout: float = 30) -> None:
+    """Until `host` is no longer "replaying" or "syncing", after that was paused."""
+    path = f"resource-{name}/actual-{host.name}/is-{what}"
+    wait_until(lambda: links(host, [path]).get(path) == "0", timeout, f"{host.name} is not {what} any more", 0.2)
+
+
 def wait_synced(hosts, name: str = "data", timeout: float = 120) -> LogPos:
     """Until all other members have everything that was written on the primary before the call."""
     hosts = list(hosts)
     primary = primary_of(hosts, name)
-    end = durable_end(primary, name)
-    for host in hosts:
-        if host is not primary:
-            wait_replayed(host, end, name, timeout)
+    for _ in range(2):
+        end = durable_end(primary, name)
+        for host in hosts:
+            if host is not primary:
+                wait_replayed(host, end, name, timeout)
+        # A busy host may publish its end later than durable_end waits for that.
+        if member(primary, name).log_end == end:
+            break
     return end

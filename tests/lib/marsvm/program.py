@@ -2,6 +2,7 @@
 """Small Rust programs of one file that run inside the guests."""
 
 import hashlib
+import os
 import pathlib
 import subprocess
 
@@ -14,7 +15,8 @@ def build(source: pathlib.Path) -> pathlib.Path:
     out = BUILD / "programs" / f"{source.stem}-{digest}"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        tmp = out.with_suffix(".tmp")
+        # Two tests at a time may want it.
+        tmp = out.with_suffix(f".{os.getpid()}.tmp")
         subprocess.run(
             ["rustc", "-O", "--edition", "2021", "-C", "strip=symbols", str(source), "-o", str(tmp)],
             check=True,
