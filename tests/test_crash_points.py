@@ -186,7 +186,7 @@ class Pair:
     def has_no_old_logs(self) -> bool:
         """Deletes what nobody needs; whether only the log that is written is left on the primary."""
         self.a.run("marsadm log-delete-all data", check=False)
-        return self.a.run(f"ls {LOGS} | wc -l").out == "1"
+        return self.a.run(f"find {LOGS} -type f | wc -l").out == "1"
 
     def leave_all(self) -> None:
         self.quiet()

@@ -134,15 +134,20 @@ fn work(o: &Observed) -> Work {
     }
 }
 
+/// Disks with greater blocks, in bytes, are not supported.
+pub const MOST_BLOCK: u32 = 4096;
+
 /// The unit in which `/dev/mars/<resource>` is addressed, in bytes, over a disk whose own unit is `disk`; `None` if that is
-/// greater than what the resource has (`said`: its link `block-size`), since records of other hosts could not be written then.
+/// greater than what the resource has (`said`: its link `block-size`), since records of other hosts could not be written then, or than a
+/// page, since buffers could not be had when memory is short.
 ///
 /// Without a link, or with one that makes no sense, the disk decides.
 pub fn block_size(disk: u32, said: Option<u64>) -> Option<u32> {
     let said = said
         .and_then(|n| u32::try_from(n).ok())
-        .filter(|n| n.is_power_of_two() && (512..=65536).contains(n));
+        .filter(|n| n.is_power_of_two() && (512..=MOST_BLOCK).contains(n));
     match said {
+        _ if disk > MOST_BLOCK => None,
         Some(n) if disk > n => None,
         Some(n) => Some(n),
         None => Some(disk),
@@ -159,6 +164,9 @@ mod tests {
         assert_eq!(block_size(512, Some(4096)), Some(4096));
         assert_eq!(block_size(4096, Some(4096)), Some(4096));
         assert_eq!(block_size(4096, Some(512)), None);
+        // 16 KiB: neither the disk nor the resource.
+        assert_eq!(block_size(16384, None), None);
+        assert_eq!(block_size(16384, Some(16384)), None);
         for senseless in [None, Some(0), Some(513), Some(1 << 20), Some(u64::MAX)] {
             assert_eq!(block_size(4096, senseless), Some(4096));
         }

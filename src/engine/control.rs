@@ -29,7 +29,8 @@ use mars_core::{
         Observed,
         Role,
         Step,
-        Work, //
+        Work,
+        MOST_BLOCK, //
     },
     space::{
         rotate_at,
@@ -411,7 +412,7 @@ impl Control {
         if block_size(block, said).is_none() {
             return Err(fail(
                 "disk-error",
-                format_args!("the disk is addressed in blocks of {block} bytes, the resource in {}: smaller writes could not be replayed; join with a disk of smaller blocks", said.unwrap_or(0)),
+                format_args!("the disk is addressed in blocks of {block} bytes, the resource in {}: smaller writes could not be replayed; join with a disk of smaller blocks", said.unwrap_or(u64::MAX).min(u64::from(MOST_BLOCK))),
             ));
         }
         match m.dirty.prepare(m, size) {

@@ -60,6 +60,7 @@ use crate::{
         },
         buf::{
             in_reclaim,
+            reclaims,
             Buf,
             Reserves, //
         },
@@ -150,7 +151,9 @@ impl Device {
     }
 
     fn defer(&self, bio: IncomingBio) {
-        self.pipe.reclaimed_ns.store(time::mono_ns(), Relaxed);
+        if bio.is_swap() || reclaims() {
+            self.pipe.reclaimed_ns.store(time::mono_ns(), Relaxed);
+        }
         self.deferred.lock().push(bio);
         self.deferred_work.signal();
         // Reclaim has to notice that the device is slow, or it takes memory for lost. Never longer than it would wait itself.

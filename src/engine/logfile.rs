@@ -138,8 +138,6 @@ pub(crate) struct LogFile {
     pub(crate) before: Option<KBox<LogFile>>,
     /// Failed syncs of files in `/mars` at the last sync of this one.
     failed_syncs: u64,
-    /// The last sync failed only because of others.
-    repeating: bool,
     zeros: Buf,
 }
 
@@ -182,7 +180,8 @@ impl LogFile {
         let mut header = LogHeader::new(
             name.number,
             log_id,
-            align.max(512),
+            // Not in one unit of the disk with what is durable already.
+            align.max(file.disk_block()).max(512),
             uuid,
             resource,
             &name.creator,
@@ -210,7 +209,6 @@ impl LogFile {
             is_ending: false,
             before: None,
             failed_syncs: file::failed_syncs(),
-            repeating: false,
             zeros: Buf::zeroed(ZERO_AHEAD)?,
         };
         match log.begin(resource, &block, memory_short) {
@@ -396,6 +394,11 @@ impl LogFile {
         Ok((own.map(Arc::from), total))
     }
 
+    /// What is not durable is going to be written once more: it does not matter what has failed before.
+    pub(crate) fn begin_rewrite(&mut self) {
+        self.failed_syncs = file::failed_syncs();
+    }
+
     /// Writes a batch once more to its place: after a failed flush nobody knows what the disk has of it.
     pub(crate) fn rewrite(&self, pos: u64, data: &Buf, len: usize) -> Result {
         inject::at!(LogRewrite, pos, len)?;
@@ -406,8 +409,8 @@ impl LogFile {
     ///
     /// # Errors
     ///
-    /// Also `EIO` once when the sync of another file of `/mars` has failed meanwhile: a drive reports to one only that it has
-    /// lost its cache, in which may have been what was appended here.
+    /// Also `EIO` when the sync of another file of `/mars` has failed meanwhile, since the last sync or [`Self::begin_rewrite`]: a drive
+    /// reports to one only that it has lost its cache, in which may have been what was appended here.
     pub(crate) fn sync(&mut self) -> Result {
         inject::at!(FlushLog, self.pos, 0)?;
         let done = match &self.ahead {
@@ -416,9 +419,7 @@ impl LogFile {
         };
         let before = core::mem::replace(&mut self.failed_syncs, file::failed_syncs());
         done?;
-        // Whoever fails all the time must not keep this one from ever coming to an end.
-        self.repeating = before != self.failed_syncs && !self.repeating;
-        if self.repeating {
+        if before != self.failed_syncs {
             return Err(EIO);
         }
         inject::at!(FlushLogDone, self.pos, 0)

@@ -745,6 +745,7 @@ impl Logger<'_> {
     /// so everything since the last success is written again first.
     fn sync(&mut self, log: &mut LogFile) -> Result {
         if self.suspect {
+            log.begin_rewrite();
             for b in &self.unflushed {
                 log.rewrite(b.pos, &b.data, b.len)?;
             }

@@ -508,18 +508,15 @@ impl Session {
                     // Not what was read: of a batch of which the rest is missing nothing gets to the disk.
                     self.m.fetch.apply(&self.at.log, end.pos);
                     for a in batch.records() {
-                        let data = match a.kind {
-                            Kind::Write => {
-                                let off = u32::try_from(used.saturating_add(a.payload_at))?;
-                                Some(Slice {
-                                    buf: window.buf.clone(),
-                                    off,
-                                })
-                            }
-                            _ => None,
-                        };
+                        let at = used.saturating_add(a.payload_at);
                         let r = inject::at!(ReplayAdmit, end.pos, 0)
-                            .and_then(|()| self.pipe.admit_replayed(&a, data, end, stop));
+                            .and_then(|()| match a.kind {
+                                Kind::Write => {
+                                    payload(&self.pipe, &window.buf, at, a.length).map(Some)
+                                }
+                                _ => Ok(None),
+                            })
+                            .and_then(|data| self.pipe.admit_replayed(&a, data, end, stop));
                         if let Err(e) = r {
                             replayer.put_back();
                             return Err(e);
@@ -872,6 +869,26 @@ fn has_log(m: &Member, log: &LogName) -> bool {
         return false;
     };
     matches!(read_header(m, &file, log), Ok(Some(_)))
+}
+
+/// The payload of a record, at `at` of what was read of a log, in memory that the disk can write from: in a log it lies at a multiple
+/// of 512, and encrypted disks, for instance, want one of their block size.
+fn payload(pipe: &Pipeline, read: &Arc<Buf>, at: usize, length: u32) -> Result<Slice> {
+    let mask = usize::try_from(pipe.bdev.dma_alignment())?;
+    if at & mask == 0 {
+        return Ok(Slice {
+            buf: read.clone(),
+            off: u32::try_from(at)?,
+        });
+    }
+    let len = usize::try_from(length)?;
+    let mut own = Buf::counted(len, &pipe.read)?;
+    let bytes = read.get(at..at.saturating_add(len)).ok_or(EIO)?;
+    own.get_mut(..len).ok_or(EIO)?.copy_from_slice(bytes);
+    Ok(Slice {
+        buf: Arc::new(own, GFP_KERNEL)?,
+        off: 0,
+    })
 }
 
 /// End of the valid part of a local log file, from `from` on (which must be 0 or the start of a batch), and whether that is

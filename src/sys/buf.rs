@@ -237,6 +237,13 @@ pub(crate) fn in_reclaim() -> bool {
     unsafe { c::mars_c_in_reclaim() }
 }
 
+/// Whether this thread looks for memory that can be made free: there is too little. (Some threads that write have the rights of
+/// reclaim all the time.)
+pub(crate) fn reclaims() -> bool {
+    // SAFETY: Reads a field of the current task.
+    unsafe { c::mars_c_reclaims() }
+}
+
 impl Drop for Reserves {
     fn drop(&mut self) {
         // SAFETY: By the type invariants.

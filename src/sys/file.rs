@@ -215,6 +215,13 @@ impl File {
         unsafe { generated::mars_c_file_dio_align(self.file.as_ptr()) }
     }
 
+    /// The unit in bytes that the disk below the file system writes at once, at most 4096; 0 where it is unknown. What
+    /// shares it with something that is written later may be lost with that.
+    pub(crate) fn disk_block(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { generated::mars_c_file_disk_block(self.file.as_ptr()) }
+    }
+
     /// The length of the file in bytes.
     pub(crate) fn size(&self) -> u64 {
         // SAFETY: By the type invariant.

@@ -244,6 +244,12 @@ bool mars_c_in_reclaim(void)
 	return current->flags & PF_MEMALLOC;
 }
 
+/* Not xfsaild, which has PF_MEMALLOC all its life. */
+bool mars_c_reclaims(void)
+{
+	return current->reclaim_state;
+}
+
 unsigned int mars_c_noio_save(void)
 {
 	return memalloc_noio_save();
@@ -1118,11 +1124,36 @@ bool mars_c_file_can_flush_device(struct file *file)
 	return sb->s_magic == EXT4_SUPER_MAGIC && sb->s_bdev;
 }
 
+/*
+ * With what a sync would have found: that writes were turned into buffered ones
+ * which failed, or (by a write of nothing) that the journal has failed.
+ */
 int mars_c_file_flush_device(struct file *file)
 {
+	loff_t pos = 0;
+	ssize_t usable;
+	int err, late;
+
 	if (!mars_c_file_can_flush_device(file))
 		return -EOPNOTSUPP;
-	return blkdev_issue_flush(file_inode(file)->i_sb->s_bdev);
+	/* Data is journalled since the file was opened. */
+	if (!mars_c_file_dio_align(file))
+		return vfs_fsync(file, 1);
+	err = blkdev_issue_flush(file_inode(file)->i_sb->s_bdev);
+	late = file_check_and_advance_wb_err(file);
+	usable = kernel_write(file, "", 0, &pos);
+	if (!err)
+		err = late;
+	return err || usable >= 0 ? err : usable;
+}
+
+/* The unit that the disk below writes at once, up to a block of a file system. */
+unsigned int mars_c_file_disk_block(struct file *file)
+{
+	struct block_device *bdev = file_inode(file)->i_sb->s_bdev;
+	unsigned int size = bdev ? bdev_physical_block_size(bdev) : 0;
+
+	return is_power_of_2(size) ? min(size, 4096U) : 0;
 }
 
 int mars_c_file_drop_cache(struct file *file, u64 pos, u64 len)

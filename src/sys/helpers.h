@@ -34,6 +34,7 @@ unsigned int mars_c_reserves_save(void);
 void mars_c_reserves_restore(unsigned int flags);
 size_t mars_c_buf_bytes(void);
 bool mars_c_in_reclaim(void);
+bool mars_c_reclaims(void);
 unsigned int mars_c_noio_save(void);
 void mars_c_noio_restore(unsigned int flags);
 
@@ -153,6 +154,7 @@ ssize_t mars_c_file_read_direct(struct file *file, void *buf, size_t len, u64 po
 ssize_t mars_c_file_write_direct(struct file *file, const void *buf, size_t len, u64 pos,
 				 bool durable);
 unsigned int mars_c_file_dio_align(struct file *file);
+unsigned int mars_c_file_disk_block(struct file *file);
 u64 mars_c_file_size(struct file *file);
 int mars_c_file_truncate(struct file *file, u64 len);
 int mars_c_file_fallocate(struct file *file, bool keep_size, u64 pos, u64 len);

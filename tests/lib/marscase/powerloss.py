@@ -62,7 +62,11 @@ _STOP = (
 
 
 # No data, only blocks: nothing of it is in the recording.
-_FILL = "for s in 64M 16M 4M 1M 256k 64k 16k 4k; do n=0; while fallocate -l $s /mars/filler$s.$n 2>/dev/null; do n=$((n + 1)); done; rm -f /mars/filler$s.$n; done; sync"
+# Not until there is no room: as long as logs are removed meanwhile, that would take thousands of files.
+_FILL = (
+    "for s in 64M 16M 4M 1M 256k 64k 16k 4k; do for n in 1 2 3 4 5 6; do f=/mars/filler$s.$n.$$; "
+    "fallocate -l $s $f 2>/dev/null || { rm -f $f; break; }; done; done; sync"
+)
 
 
 def _devices(seconds: int) -> str:
@@ -142,11 +146,17 @@ class Workload:
             return all(f"{name}: {message}" in log for name in ("files", "blocks"))
 
         if full:
+
+            def fill() -> bool:
+                host.run(_FILL, timeout=60)
+                return said("EMERGENCY MODE")
+
             # Each once at least: writes are so fast that the logs may fill /mars again.
-            for command, message in ((_FILL, "EMERGENCY MODE"), ("rm /mars/filler*", "emergency mode is over")):
-                go_on(seconds / 4)
-                host.run(command, timeout=60)
-                wait_until(lambda: said(message), 60, f"'{message}' of both resources", 0)
+            go_on(seconds / 4)
+            wait_until(fill, 90, "both resources are in emergency mode", 0)
+            go_on(seconds / 4)
+            host.run("rm /mars/filler*", timeout=60)
+            wait_until(lambda: said("emergency mode is over"), 60, "both resources log again", 0)
             go_on(seconds / 4)
         else:
             for _ in range(round(seconds / _ROTATE_EVERY)):

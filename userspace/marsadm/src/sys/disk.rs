@@ -5,6 +5,7 @@
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result, Trying};
 use crate::out;
+use mars_core::resource::MOST_BLOCK;
 use std::fs;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -111,15 +112,20 @@ pub fn check(ctx: &Ctx, disk: &Path) -> Result<Disk> {
             raw - size
         ));
     }
+    let block = if is_block {
+        block_size(meta.rdev()).trying(|| format!("cannot find out the block size of '{shown}'"))?
+    } else {
+        512
+    };
+    if block > MOST_BLOCK {
+        return Err(Failure::refused(format!(
+            "'{shown}' is addressed in blocks of {block} bytes: more than {MOST_BLOCK} are not supported"
+        )));
+    }
     Ok(Disk {
         path: path.to_owned(),
         size,
-        block: if is_block {
-            block_size(meta.rdev())
-                .trying(|| format!("cannot find out the block size of '{shown}'"))?
-        } else {
-            512
-        },
+        block,
     })
 }
 
