@@ -181,6 +181,23 @@ def test_disks_of_different_blocks(mars_hosts):
     assert found[0] == found[1]
 
 
+def test_resize_amid_a_sync(mars_hosts):
+    """What came to the resource after the sync had begun is compared, too."""
+    a, b = mars_hosts(2)
+    marscluster.setup_cluster([a, b])
+    create(a, "64M")
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=64 oflag=direct status=none", timeout=90)
+    b.run(f"dd if=/dev/urandom of={b.disk('data').dev} bs=1M count=96 oflag=direct status=none", timeout=90)
+    a.shape_link(b, rate="40mbit")
+    marscluster.join_resource(b)
+    wait_until(lambda: marscluster.member(b).synced > 4 << 20, 60, "the sync proceeds")
+    a.run("marsadm resize data 96M --timeout 60", timeout=70)
+    assert not marscluster.member(b).is_synced
+    a.shape_link(b)
+    marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
 def encrypt(host) -> None:
     """The data disk, as LUKS2 does it on disks with blocks of 4096 bytes."""
     disk = host.disk("data").dev

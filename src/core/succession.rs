@@ -190,6 +190,26 @@ pub fn has_before(source: Option<ReplayLink>, start: &ReplayLink) -> bool {
         || defect!("sync-from-behind")
 }
 
+/// Whether `host` alone was primary since it wrote `log`, as its `history` shows: what a sync has copied from its disk then is still a
+/// part of what it has now. After a failover and back, its disk may have had what nobody has any more.
+pub fn wrote_all_since(log: &LogName, host: &Name, history: &[VersionLink]) -> bool {
+    let since = |v: &VersionLink| v.this.log.number > log.number;
+    let mut logs = history.iter().map(|v| v.this.log);
+    defect!("sync-any-incarnation")
+        || log.creator == *host
+            && logs.any(|l| l == *log)
+            && history
+                .iter()
+                .all(|v| !since(v) || v.this.log.creator == *host)
+}
+
+/// The value of `syncfrom-<host>`: the host that is copied, and its newest log when that began.
+pub fn parse_sync_source(value: &[u8]) -> Option<(Name, LogName)> {
+    let at = value.iter().position(|b| *b == b',')?;
+    let (host, log) = value.split_at_checked(at)?;
+    Some((Name::new(host)?, LogName::parse(log.get(1..)?)?))
+}
+
 /// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
 pub fn vouches(log: &LogName, theirs: &[VersionLink], history: &[VersionLink]) -> bool {
     theirs.iter().any(|v| v.this.log == *log)
@@ -536,6 +556,26 @@ mod tests {
         let mut artificial = own.clone();
         artificial[0].this.digest = [0; 16];
         assert_eq!(reported_end(&log(1, "a"), artificial.first()), 0);
+    }
+
+    #[test]
+    fn given_a_half_done_sync_when_its_source_lost_the_role_meanwhile_then_it_does_not_go_on() {
+        let a = name("a");
+        let now = chain(&[("b", 5), ("a", 10), ("a", 20)]);
+        assert!(wrote_all_since(&log(2, "a"), &a, &now));
+        assert!(wrote_all_since(&log(3, "a"), &a, &now));
+        // Another one's log, one that is not known, and one that the history does not have.
+        for other in [log(1, "b"), log(4, "a"), log(2, "b")] {
+            assert!(!wrote_all_since(&other, &a, &now));
+        }
+        let back = chain(&[("a", 10), ("b", 20), ("a", 5)]);
+        assert!(!wrote_all_since(&log(1, "a"), &a, &back));
+        assert!(wrote_all_since(&log(3, "a"), &a, &back));
+        let told = parse_sync_source(b"a,log-000000003-a");
+        assert_eq!(told, Some((a, log(3, "a"))));
+        for bad in ["a", "", ",", "a,", "a,log-3-a", "a,log-000000003-a,"] {
+            assert_eq!(parse_sync_source(bad.as_bytes()), None);
+        }
     }
 
     #[test]

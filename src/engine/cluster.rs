@@ -232,7 +232,8 @@ impl Cluster {
                 self.resources.reserve(1, GFP_KERNEL)?;
                 let member = Member::new(*name, env.clone())?;
                 env.add_member(member.clone())?;
-                let control = control::spawn(member.clone())?;
+                let control =
+                    control::spawn(member.clone()).inspect_err(|_| env.remove_member(name))?;
                 self.resources
                     .push(Resource { control, member }, GFP_KERNEL)?;
             }

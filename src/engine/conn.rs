@@ -167,7 +167,10 @@ impl Conn {
             match hs.on_frame::<KernelDigest>(&header, &body, &mut out) {
                 Ok(ClientStep::Send) => (),
                 Ok(ClientStep::Ready(session, now)) => {
-                    env.clock.saw(now);
+                    // Elsewhere the frames have no authentication code, by which alone a time is believed.
+                    if purpose.port_offset() == 0 {
+                        env.clock.saw(now);
+                    }
                     let peer = session.peer.host;
                     return Ok(Self {
                         socket: Arc::new(socket, GFP_KERNEL).map_err(Error::from)?,

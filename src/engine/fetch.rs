@@ -299,8 +299,12 @@ pub(crate) fn choose(m: &Arc<Member>) {
             match next_log(m, &log, end) {
                 Some(next) => {
                     let mut s = fetch.state.lock();
+                    // It is tried again as long as the next one can't be begun.
+                    let known = s.complete.iter().any(|(l, _)| *l == log);
                     // Replay may have found it damaged meanwhile.
-                    if s.epoch != epoch || s.complete.push((log, end), GFP_KERNEL).is_err() {
+                    if s.epoch != epoch
+                        || !known && s.complete.push((log, end), GFP_KERNEL).is_err()
+                    {
                         return;
                     }
                     drop(s);

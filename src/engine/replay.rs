@@ -918,6 +918,9 @@ pub(crate) fn valid_end(m: &Member, file: &File, log: &LogName, from: u64) -> Re
     loop {
         match step {
             EndStep::Read { pos, .. } => {
+                if m.env.is_stopping() {
+                    return Err(EINTR);
+                }
                 let n = match read(file, &mut buf, pos) {
                     Err(e) if is_unreadable(e) => return Ok((pos, false)),
                     r => r?,

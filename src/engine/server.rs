@@ -95,8 +95,10 @@ use crate::{
     }, //
 };
 
-/// Connections of one port at the same time.
-const MAX_CLIENTS: usize = 64;
+/// Connections of one port at the same time: each replica of each resource has a bundle of them for logs.
+const MAX_CLIENTS: usize = 4096;
+/// Those of them that have not shown yet that they have the key.
+const MAX_STRANGERS: usize = 64;
 /// How long a thread waits before it looks whether it is to stop.
 const POLL_MS: u32 = 500;
 /// Smallest time between two answers on the same connection, for changes of the tree and for a little log.
@@ -108,12 +110,17 @@ const ENOUGH_LOG: u64 = 512 << 10;
 /// A connection that is being served.
 struct Client {
     socket: Arc<Socket>,
-    finished: Arc<Finished>,
+    progress: Arc<Progress>,
     _thread: Thread,
 }
 
-/// Set when a client's thread is about to end.
-struct Finished(AtomicFlag);
+/// How far a client's thread is.
+struct Progress {
+    /// The client has the key.
+    proved: AtomicFlag,
+    /// The thread is about to end.
+    finished: AtomicFlag,
+}
 
 /// The listening thread of one port; stops it and all its connections when dropped.
 pub(crate) struct Server {
@@ -141,7 +148,7 @@ fn listen(ctx: &ThreadCtx, env: &Arc<Env>, listener: &Listener, offset: u16) {
     let mut clients: KVec<Client> = KVec::new();
     let mut count = 0u64;
     while !ctx.should_stop() {
-        clients.retain(|c| !c.finished.0.load(Relaxed));
+        clients.retain(|c| !c.progress.finished.load(Relaxed));
         let socket = match listener.accept(POLL_MS) {
             Ok(Some(s)) => s,
             Ok(None) => continue,
@@ -154,11 +161,20 @@ fn listen(ctx: &ThreadCtx, env: &Arc<Env>, listener: &Listener, offset: u16) {
                 continue;
             }
         };
+        let strangers = || clients.iter().filter(|c| !c.progress.proved.load(Relaxed));
         if clients.len() >= MAX_CLIENTS {
             crate::engine::text::warn_limited(format_args!(
                 "more than {MAX_CLIENTS} connections on one port; a new one is turned away"
             ));
             continue;
+        }
+        if strangers().count() >= MAX_STRANGERS {
+            crate::engine::text::warn_limited(format_args!(
+                "more than {MAX_STRANGERS} connections on one port that do not show the key of the cluster; the oldest one is ended"
+            ));
+            if let Some(oldest) = strangers().next() {
+                oldest.socket.shutdown();
+            }
         }
         count = count.wrapping_add(1);
         if let Err(e) = admit(env, socket, offset, count, &mut clients) {
@@ -178,18 +194,22 @@ fn admit(
     clients: &mut KVec<Client>,
 ) -> Result {
     let socket = Arc::new(socket, GFP_KERNEL)?;
-    let finished = Arc::new(Finished(AtomicFlag::new(false)), GFP_KERNEL)?;
+    let progress = Progress {
+        proved: AtomicFlag::new(false),
+        finished: AtomicFlag::new(false),
+    };
+    let progress = Arc::new(progress, GFP_KERNEL)?;
     clients.reserve(1, GFP_KERNEL)?;
     let name = CString::try_from_fmt(format_args!("mars_h{offset}.{}", count % 100_000))?;
-    let (e, s, f) = (env.clone(), socket.clone(), finished.clone());
+    let (e, s, p) = (env.clone(), socket.clone(), progress.clone());
     let thread = Thread::spawn(&name, move |ctx| {
-        serve(ctx, &e, s, offset);
-        f.0.store(true, Relaxed);
+        serve(ctx, &e, s, offset, &p);
+        p.finished.store(true, Relaxed);
     })?;
     clients.push(
         Client {
             socket,
-            finished,
+            progress,
             _thread: thread,
         },
         GFP_KERNEL,
@@ -198,11 +218,12 @@ fn admit(
 }
 
 #[inline(never)]
-fn serve(ctx: &ThreadCtx, env: &Arc<Env>, socket: Arc<Socket>, offset: u16) {
+fn serve(ctx: &ThreadCtx, env: &Arc<Env>, socket: Arc<Socket>, offset: u16, progress: &Progress) {
     let Ok((mut conn, purpose)) = Conn::accept(env, socket.clone(), offset) else {
         socket.shutdown();
         return;
     };
+    progress.proved.store(true, Relaxed);
     let mut session = Handler {
         env,
         log: None,
@@ -210,7 +231,8 @@ fn serve(ctx: &ThreadCtx, env: &Arc<Env>, socket: Arc<Socket>, offset: u16) {
     };
     while !ctx.should_stop() && !env.is_stopping() {
         match conn.next_request(POLL_MS) {
-            Ok(None) => (),
+            // A log that is deleted gives its room back only when nobody has it open.
+            Ok(None) => session.log = None,
             Ok(Some((kind, id, len))) => {
                 if session
                     .answer(ctx, &mut conn, purpose, kind, id, len)

@@ -30,7 +30,11 @@ use mars_core::{
     },
     log::LogName,
     name::Name,
-    succession::has_before,
+    succession::{
+        has_before,
+        parse_sync_source,
+        wrote_all_since, //
+    },
     sync::{
         differing,
         digest_chunk,
@@ -145,6 +149,16 @@ pub(crate) fn may_copy(m: &Member) -> bool {
     start.is_some_and(|start| has_before(source, &start))
 }
 
+/// Whether what was copied so far is of the disk that `from` has now.
+fn has_same_source(m: &Member, from: &Name) -> Result<bool> {
+    let Some(told) = m.get(format_args!("syncfrom-{}", m.me())) else {
+        return Ok(false);
+    };
+    let history = m.history(from)?;
+    Ok(parse_sync_source(told.as_bytes())
+        .is_some_and(|(host, log)| host == *from && wrote_all_since(&log, from, &history)))
+}
+
 /// The workers of one sync; they stop when dropped.
 pub(crate) struct Workers {
     _threads: KVec<Thread>,
@@ -157,13 +171,15 @@ impl Workers {
         let size = m.size().ok_or(EINVAL)?;
         let me = m.me();
         inject::at!(SyncStart)?;
-        // Half a copy of one host and half of another is a state that neither ever had.
+        // Half a copy of one host and half of another is a state that neither ever had; nor is one from before a failover.
         let from = m.designated().ok_or(ENOENT)?;
-        if m.get(format_args!("syncfrom-{me}"))
-            .is_none_or(|v| v.as_bytes() != from.as_bytes())
-        {
+        if !has_same_source(&m, &from)? {
+            let newest = m.history(&from)?.last().map(|v| v.this.log).ok_or(ENOENT)?;
             m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
-            m.try_set(format_args!("syncfrom-{me}"), format_args!("{from}"))?;
+            m.try_set(
+                format_args!("syncfrom-{me}"),
+                format_args!("{from},{newest}"),
+            )?;
         }
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
@@ -407,11 +423,12 @@ fn status(s: SyncStatus) -> Result {
 
 /// An administrator may have moved the replay link meanwhile (`marsadm invalidate`, with an `attach` in between): what was
 /// copied may lack writes from before the new place, which nobody replays. All ends then, and begins again at the
-/// `syncstatus` that came with the new link.
+/// `syncstatus` that came with the new link. The same where another host was primary meanwhile.
 fn need_same_link(m: &Member) -> Result {
     let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
     let began = m.sync.job.lock().as_ref().map(|j| place(j.link));
-    if began == Some(place(m.replay_link(&m.me()))) {
+    let from = m.designated().ok_or(EAGAIN)?;
+    if began == Some(place(m.replay_link(&m.me()))) && has_same_source(m, &from)? {
         return Ok(());
     }
     m.sync.broken.store(true, Relaxed);
@@ -425,9 +442,11 @@ fn save(m: &Member, bdev: &BlockDevice) {
         .job
         .lock()
         .as_ref()
-        .map(|j| (j.plan.progress(), j.plan.stats()));
-    let Some((done, stats)) = found else { return };
-    if done == m.size().unwrap_or(0) {
+        .map(|j| (j.plan.progress(), j.plan.size(), j.plan.stats()));
+    let Some((done, size, stats)) = found else {
+        return;
+    };
+    if done == size {
         // Only `finish` may say that the disk is complete.
         return;
     }
@@ -457,9 +476,6 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     status(pos.status)?;
     let creator = pos.creator.ok_or(EPROTO)?;
     inject::at!(SyncFinish)?;
-    flush(m, bdev).map_err(|_| EIO)?;
-    need_same_link(m)?;
-    let me = m.me();
     let link = ReplayLink {
         log: LogName {
             number: pos.number,
@@ -468,6 +484,14 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
         pos: pos.pos,
         rest: 0,
     };
+    // Else it may come from a time of which nothing is known here yet: another host may have been primary before it.
+    let from = m.designated().ok_or(EAGAIN)?;
+    if !m.history(&from)?.iter().any(|v| v.this.log == link.log) {
+        return Err(EAGAIN);
+    }
+    flush(m, bdev).map_err(|_| EIO)?;
+    need_same_link(m)?;
+    let me = m.me();
     // The order matters: a crash in between leaves a sync that has to look at nothing any more, never a disk that counts
     // as consistent too early.
     m.try_set(format_args!("syncpos-{me}"), format_args!("{link}"))?;
@@ -478,7 +502,9 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
     crate::engine::paths::sync_resource_dir(&m.name)?;
     inject::at!(SyncDurable)?;
     need_same_link(m)?;
-    let size = m.size().ok_or(EINVAL)?;
+    // What was compared: if the resource has grown meanwhile, the rest comes next.
+    let size = m.sync.job.lock().as_ref().map(|j| j.plan.size());
+    let size = size.ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
     m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
     m.set_trouble(None);

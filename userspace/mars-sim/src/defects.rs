@@ -143,6 +143,10 @@ pub const ALL: &[(&str, &str)] = &[
         "a sync does not say up to where replay must go",
     ),
     (
+        "sync-any-incarnation",
+        "a sync goes on after its source lived through a failover",
+    ),
+    (
         "sync-status-before-flush",
         "a sync is complete before the disk is flushed",
     ),

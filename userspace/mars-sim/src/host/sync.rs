@@ -16,7 +16,7 @@ use mars_core::{
     dirty::{Bits, Geometry},
     log::LogName,
     name::Name,
-    succession::has_before,
+    succession::{has_before, parse_sync_source, wrote_all_since},
     sync::{differing, digest_chunk, digests_len, Chunk, ChunkCost, SyncPlan},
     tree::value::ReplayLink,
 };
@@ -66,14 +66,24 @@ pub fn may_copy(h: &Host) -> bool {
         .is_some_and(|start| has_before(source, &start))
 }
 
+/// Whether what was copied so far is of the disk that `from` has now.
+fn has_same_source(h: &Host, from: &Name) -> bool {
+    let told = h.get(&format!("syncfrom-{}", h.me));
+    told.and_then(|v| parse_sync_source(v.as_bytes()))
+        .is_some_and(|(host, log)| host == *from && wrote_all_since(&log, from, &h.history(from)))
+}
+
 /// Starts or goes on with a sync.
 pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let size = h.size().ok_or(Errno::NoEnt)?;
     let me = h.me;
     let from = h.designated().ok_or(Errno::NoEnt)?;
-    if h.get(&format!("syncfrom-{me}")).as_deref() != Some(from.as_str()) {
+    if !has_same_source(h, &from) {
+        let history = h.history(&from);
+        let newest = history.last().map(|v| v.this.log).ok_or(Errno::NoEnt)?;
         h.try_put(&format!("syncstatus-{me}"), "0").await?;
-        h.try_put(&format!("syncfrom-{me}"), from.as_str()).await?;
+        h.try_put(&format!("syncfrom-{me}"), &format!("{from},{newest}"))
+            .await?;
     }
     h.sync_dir().await?;
     let link = h.replay_link(&me);
@@ -224,10 +234,11 @@ async fn one_chunk(h: &Rc<Host>, c: &mut Conn, chunk: Chunk) -> Res<()> {
     Ok(())
 }
 
-/// Whether the replay link is where it was when the sync began.
+/// Whether the replay link is where it was when the sync began, and nobody else was primary meanwhile.
 fn need_same_link(h: &Host) -> Res<()> {
     let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
-    if place(h.sync.link.get()) == place(h.replay_link(&h.me)) {
+    let from = h.designated().ok_or(Errno::Again)?;
+    if place(h.sync.link.get()) == place(h.replay_link(&h.me)) && has_same_source(h, &from) {
         return Ok(());
     }
     h.sync.broken.set(true);
@@ -237,7 +248,7 @@ fn need_same_link(h: &Host) -> Res<()> {
 async fn save(h: &Host) {
     let done = h.sync.plan.borrow().as_ref().map(SyncPlan::progress);
     let Some(done) = done else { return };
-    if Some(done) == h.size() {
+    if Some(done) == h.sync.plan.borrow().as_ref().map(SyncPlan::size) {
         return;
     }
     if h.flush_disk().await.is_ok() && need_same_link(h).is_ok() {
@@ -250,12 +261,17 @@ async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
     let Answer::End(Some((log, pos))) = c.call(h, Ask::End, 0).await? else {
         return Err(Errno::Again);
     };
+    let link = ReplayLink { log, pos, rest: 0 };
+    // Else it may come from a time of which nothing is known here yet: another host may have been primary before it.
+    let from = h.designated().ok_or(Errno::Again)?;
+    if !h.history(&from).iter().any(|v| v.this.log == log) {
+        return Err(Errno::Again);
+    }
     if !on("sync-status-before-flush") {
         h.flush_disk().await?;
     }
     need_same_link(h)?;
     let me = h.me;
-    let link = ReplayLink { log, pos, rest: 0 };
     if !on("sync-forgets-end") {
         h.try_put(&format!("syncpos-{me}"), &link.to_string())
             .await?;
@@ -269,7 +285,8 @@ async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
     if !may_start(h) {
         return Err(Errno::Again);
     }
-    let size = h.size().ok_or(Errno::NoEnt)?;
+    let size = h.sync.plan.borrow().as_ref().map(SyncPlan::size);
+    let size = size.ok_or(Errno::NoEnt)?;
     h.try_put(&format!("syncstatus-{me}"), &size.to_string())
         .await?;
     h.set_trouble(None);
