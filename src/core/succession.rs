@@ -203,6 +203,16 @@ pub fn wrote_all_since(log: &LogName, host: &Name, history: &[VersionLink]) -> b
                 .all(|v| !since(v) || v.this.log.creator == *host)
 }
 
+/// Whether the first `done` bytes of a disk, up to which it was compared, were all of a good replica, which is what its
+/// `syncfrom-<host>` then says ("done,BYTES"): the resource has grown since, and they need not be compared again, whoever is primary.
+pub fn was_whole(syncfrom: &[u8], done: u64) -> bool {
+    let text = syncfrom.strip_prefix(b"done,");
+    let bytes = text
+        .and_then(|t| core::str::from_utf8(t).ok())
+        .and_then(|t| t.parse().ok());
+    done > 0 && bytes == Some(done)
+}
+
 /// The value of `syncfrom-<host>`: the host that is copied, and its newest log when that began.
 pub fn parse_sync_source(value: &[u8]) -> Option<(Name, LogName)> {
     let at = value.iter().position(|b| *b == b',')?;
@@ -573,8 +583,20 @@ mod tests {
         assert!(wrote_all_since(&log(3, "a"), &a, &back));
         let told = parse_sync_source(b"a,log-000000003-a");
         assert_eq!(told, Some((a, log(3, "a"))));
-        for bad in ["a", "", ",", "a,", "a,log-3-a", "a,log-000000003-a,"] {
+        for bad in [
+            "a",
+            "",
+            ",",
+            "a,",
+            "a,log-3-a",
+            "a,log-000000003-a,",
+            "done,9",
+        ] {
             assert_eq!(parse_sync_source(bad.as_bytes()), None);
+        }
+        assert!(was_whole(b"done,4096", 4096));
+        for (told, done) in [("done,4096", 8192), ("done,0", 0), ("a,log-000000003-a", 9)] {
+            assert!(!was_whole(told.as_bytes(), done));
         }
     }
 

@@ -474,6 +474,15 @@ impl Control {
         if self.go_on_without_logs(work)? {
             return Ok(());
         }
+        if let Some(size) = m.size() {
+            if self.is_synced() && self.is_consistent() {
+                // All of it, whoever was the source: when the resource grows, only the rest has to be copied.
+                m.set(
+                    format_args!("syncfrom-{}", m.me()),
+                    format_args!("done,{size}"),
+                );
+            }
+        }
         let Running::Secondary(s) = &mut self.running else {
             return Ok(());
         };

@@ -33,6 +33,7 @@ use mars_core::{
     succession::{
         has_before,
         parse_sync_source,
+        was_whole,
         wrote_all_since, //
     },
     sync::{
@@ -175,7 +176,11 @@ impl Workers {
         let from = m.designated().ok_or(ENOENT)?;
         if !has_same_source(&m, &from)? {
             let newest = m.history(&from)?.last().map(|v| v.this.log).ok_or(ENOENT)?;
-            m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+            let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
+            let told = m.get(format_args!("syncfrom-{me}"));
+            if !told.is_some_and(|v| was_whole(v.as_bytes(), done)) {
+                m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+            }
             m.try_set(
                 format_args!("syncfrom-{me}"),
                 format_args!("{from},{newest}"),
