@@ -10,6 +10,7 @@ from marscase import equal
 from marscase import mount
 from marscase import progress
 from marscase import refused
+from marscase import restart
 from marscase import settled
 from marscase import sums
 from marscase import umount
@@ -206,6 +207,30 @@ def test_resize_amid_a_sync(mars_hosts):
     compared = b.run("dmesg | grep -o '[0-9]* bytes compared' | tail -1").out
     assert compared == f"{16 << 20} bytes compared", compared
     marscluster.wait_synced([a, b])
+    equal([a, b])
+
+
+def test_resize_that_was_interrupted(mars_hosts):
+    """A primary stays one, whatever was written of a resize; and a new part that never was one is compared when it becomes one."""
+    a, b = mars_hosts(2)
+    marscluster.setup_cluster([a, b])
+    for host in (a, b):
+        host.run(f"dd if=/dev/urandom of={host.disk('data').dev} bs=1M count=96 oflag=direct status=none", timeout=90)
+    create(a, "64M")
+    marscluster.join_resource(b)
+    marscluster.wait_synced([a, b])
+    assert a.run("MARSADM_INJECT=size marsadm resize data 96M --timeout 60", check=False).rc == 99
+    assert marscluster.member(a).synced == 96 << 20
+    a.run("sync")
+    a.power_cut()
+    restart(a)
+    marscluster.wait_device(a)
+    b.run("marsadm primary data --timeout 60", timeout=70)
+    wait_until(lambda: marscluster.member(a).synced == 64 << 20, 30, "what was never decided is taken back")
+    b.run("marsadm resize data 96M --timeout 60", timeout=70)
+    wait_until(lambda: marscluster.member(a).synced == 96 << 20, 60, "the new part is synced")
+    assert a.run("dmesg | grep -o '[0-9]* bytes compared' | tail -1").out == f"{32 << 20} bytes compared"
+    marscluster.wait_synced([b, a])
     equal([a, b])
 
 

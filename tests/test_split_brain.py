@@ -12,8 +12,10 @@ from marscase import equal
 from marscase import mount
 from marscase import progress
 from marscase import refused
+from marscase import state_of
 from marscase import sums
 from marscase import umount
+from marscase import wait_state
 from marscase import write_files
 from marsvm import wait_until
 
@@ -73,6 +75,32 @@ def test_two_administrators_at_once_get_one_primary(mars_hosts):
         assert not marscluster.view_json(a, "data")["split_brain"]
     print(f"primary became: {won}")
     equal(hosts)
+
+
+@pytest.mark.timeout(600)
+def test_a_clock_that_is_years_late_takes_no_role(mars_hosts):
+    """It believes nothing of what was decided meanwhile; as long as a peer tells it something, it must not go on as before."""
+    a, b = cluster_of_two(mars_hosts(2))
+    marscluster.wait_synced([a, b])
+    a.power_cut()
+    b.run("marsadm pause-fetch data --timeout 30; marsadm primary --force data --timeout 60", timeout=100)
+    mount(b)
+    write_files(b, "there", 2)
+    a.boot()
+    a.mount_mars()
+    a.run("date -s 2019-05-01 && modprobe mars", timeout=30)
+    wait_state(a, "waiting", 60)
+    assert "clock" in state_of(a)
+    # Longer than a former primary waits for its peers.
+    progress(15)
+    assert not a.run(f"[ -e {DEVICE} ]", check=False).ok
+    text = a.run("marsadm view data 2>&1", check=False).stdout
+    assert "30 days ahead" in text, text
+    a.run(f"date -s @{b.run('date +%s').out}")
+    wait_until(lambda: a.run("readlink /mars/resource-data/primary").out == b.name, 60, "it hears who is primary")
+    progress(3)
+    assert not a.run(f"[ -e {DEVICE} ]", check=False).ok
+    umount(b)
 
 
 def split_brain_on(host):

@@ -326,6 +326,22 @@ pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
         .map_or(0, |v| v.this.pos)
 }
 
+/// Whether all of a disk was filled by a sync, or was the source of one: `syncstatus` of its host and `size` of the resource.
+///
+/// `marsadm resize` writes the new `syncstatus` of the primary before the new `size`: what stops it in between must not leave
+/// a primary that counts as incomplete.
+pub fn is_synced(syncstatus: Option<u64>, size: Option<u64>) -> bool {
+    syncstatus
+        .zip(size)
+        .is_some_and(|(done, size)| done >= size)
+}
+
+/// The `syncstatus` that the disk of a host which is not designated has to go back to, if any: what it says of bytes that the
+/// resource does not have comes from a resize that was never decided, and must not count when the resource grows later.
+pub fn undecided(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
+    size.filter(|size| syncstatus.is_some_and(|done| done > *size))
+}
+
 /// Whether a disk that was filled by a sync is a state that the primary once had: replay has reached the position at which
 /// the sync ended. `syncpos` is [`None`] if there is no such link, and `Some(None)` if it can't be understood.
 pub fn is_consistent(syncpos: Option<Option<ReplayLink>>, replay: Option<ReplayLink>) -> bool {

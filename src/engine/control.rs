@@ -42,7 +42,9 @@ use mars_core::{
     },
     succession::{
         is_consistent,
-        next_number, //
+        is_synced,
+        next_number,
+        undecided, //
     },
     tree::value::ReplayLink,
     writeback::Policy,
@@ -277,9 +279,11 @@ impl Control {
 
     /// The disk has been filled by a sync.
     fn is_synced(&self) -> bool {
-        let size = self.m.size();
         let me = self.m.me();
-        size.is_some() && self.m.number(format_args!("syncstatus-{me}")) == size
+        is_synced(
+            self.m.number(format_args!("syncstatus-{me}")),
+            self.m.size(),
+        )
     }
 
     /// The replay link has reached the end of the primary's log as it was when the sync ended.
@@ -429,14 +433,14 @@ impl Control {
             })?,
         }
         let bdev = Arc::new(bdev, GFP_KERNEL).map_err(no_memory)?;
-        self.share(Some(bdev.clone()), false);
         let secondary = Secondary {
             sync: None,
             replay: None,
             fetch: None,
-            bdev,
+            bdev: bdev.clone(),
         };
         self.running = Running::Secondary(KBox::new(secondary, GFP_KERNEL).map_err(no_memory)?);
+        self.share(Some(bdev), false);
         Ok(())
     }
 
@@ -475,6 +479,13 @@ impl Control {
             return Ok(());
         }
         if let Some(size) = m.size() {
+            let me = m.me();
+            let done = m.number(format_args!("syncstatus-{me}"));
+            if m.designated().is_some_and(|h| h != me) {
+                if let Some(done) = undecided(done, Some(size)) {
+                    m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
+                }
+            }
             if self.is_synced() && self.is_consistent() {
                 // All of it, whoever was the source: when the resource grows, only the rest has to be copied.
                 m.set(
@@ -634,6 +645,8 @@ impl Control {
         let name = if log.is_some() { name } else { end.log };
         let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
             self.share(Some(bdev), false);
+            // The log that was begun is one like any other that a crash leaves: recovery finds its end.
+            m.progress.forget();
             fail(
                 "disk-error",
                 format_args!("the device can't be made: {e:?}; is there one of this name already?"),
@@ -675,7 +688,7 @@ impl Control {
         }
         let gap = m.dirty.is_open();
         // Where nothing was ever logged nobody waits yet, and an administrator is there.
-        let fresh = end.pos == 0;
+        let fresh = end.log == name;
         if fresh || space::verdict(m, gap.then_some(u64::MAX)).log.is_ok() {
             match self.try_create_log(name, gap, false) {
                 Ok(log) => {
@@ -1201,6 +1214,7 @@ impl Control {
         }
         let elsewhere = self.emergency_elsewhere();
         match (step, &self.running) {
+            (Step::Stay, Running::Secondary(_)) if o.designated == Designated::Me && m.env.is_ahead() => state("waiting", format_args!(" the clock of another host is more than 30 days ahead of this host's: what was decided there can't be known here, so the primary role is not taken. Set the clocks right ('marsadm view' names the host)")),
             (Step::WaitForClose, _) => state("stopping", format_args!(" the device is still open; close it")),
             (_, Running::Primary(_)) => state("primary", format_args!("")),
             (_, Running::Detached) => state("detached", format_args!("")),

@@ -32,7 +32,8 @@ use mars_core::{
         PIECE, //
     },
     lamport::LamportTime,
-    log::LogName, //
+    log::LogName,
+    succession::is_synced, //
 };
 
 use crate::{
@@ -353,7 +354,7 @@ impl Dirty {
         let size = m.size();
         let mut needed = false;
         let r = m.for_each_member(|host| {
-            let synced = size.is_some() && m.number(format_args!("syncstatus-{host}")) == size;
+            let synced = is_synced(m.number(format_args!("syncstatus-{host}")), size);
             let link = m.replay_link(&host);
             needed |= self
                 .look(|map| map.is_needed(link.as_ref(), synced))

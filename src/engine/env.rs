@@ -72,6 +72,8 @@ struct Contact {
     heard_ns: Option<u64>,
     /// Its whole tree was merged here since the start.
     merged: bool,
+    /// Its clock is so far ahead that what it says can't be believed.
+    ahead: bool,
     /// What the last failed attempt said; reported again only when it changes.
     problem: Option<CString>,
 }
@@ -174,8 +176,11 @@ impl Env {
         }
     }
 
-    /// Every peer was heard since the start, or had enough time to be.
+    /// Every peer was heard since the start, or had enough time to be; and none of them says what can't be taken here.
     pub(crate) fn is_settled(&self) -> bool {
+        if self.is_ahead() {
+            return false;
+        }
         if time::mono_ns().saturating_sub(self.started_ns) > SETTLE_MS * 1_000_000 {
             return true;
         }
@@ -284,6 +289,7 @@ impl Env {
                     name: *host,
                     heard_ns: None,
                     merged: false,
+                    ahead: false,
                     problem: None,
                 },
                 GFP_KERNEL,
@@ -303,6 +309,26 @@ impl Env {
     /// Everything that `host` had to tell is in our tree.
     pub(crate) fn merged(&self, host: &Name) {
         self.with_contact(host, |c| c.merged = true);
+    }
+
+    /// Whether the clock of `host`, which talks to us, is too far ahead of ours for what it says to be taken.
+    pub(crate) fn set_ahead(&self, host: &Name, ahead: bool) {
+        self.with_contact(host, |c| c.ahead = ahead);
+    }
+
+    /// Whether that is so of a peer that was heard lately: as long as it is, this host does not know what was decided
+    /// elsewhere, so it must not take a role because of what it knows.
+    pub(crate) fn is_ahead(&self) -> bool {
+        let now = time::mono_ns();
+        let lately = |c: &Contact| {
+            c.heard_ns
+                .is_some_and(|ns| now.saturating_sub(ns) / 1_000_000 < ALIVE_MS)
+        };
+        self.cluster
+            .lock()
+            .contacts
+            .iter()
+            .any(|c| c.ahead && lately(c))
     }
 
     fn has_merged(&self, host: &Name) -> bool {

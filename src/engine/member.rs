@@ -513,8 +513,14 @@ impl Member {
             text: CString::try_from_fmt(text).ok(),
         });
         let mut t = self.trouble.lock();
-        if new.is_none() && t.is_none() {
+        let same = match (&new, &*t) {
             // Called for each batch while all is well.
+            (None, None) => true,
+            (Some(new), Some(old)) => new.word == old.word && new.text() == old.text(),
+            _ => false,
+        };
+        if same {
+            // Else the control thread, which asks each time whether something may go on, would wake itself.
             return;
         }
         if let Some(r) = &new {

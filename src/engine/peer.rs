@@ -78,6 +78,7 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
             continue;
         };
         pause = RETRY_MS;
+        let mut behind = false;
         while !ctx.should_stop() {
             inject::pass!(PeerRound);
             // What was refused once, or vanished from the disk, is sent again only on demand.
@@ -86,9 +87,18 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
                 since = 0;
             }
             match exchange(env, &mut conn, &mut since, &mut instance) {
-                Ok(()) => {
+                Ok(ahead) => {
                     env.heard(&name);
-                    env.merged(&name);
+                    if ahead != behind {
+                        behind = ahead;
+                        env.set_ahead(&name, ahead);
+                        env.report_peer(&name, ahead.then_some("its clock is more than 30 days ahead of this host's, so what it says can't be taken; set the clocks right"));
+                        // What was refused is needed at once.
+                        since = 0;
+                    }
+                    if !ahead {
+                        env.merged(&name);
+                    }
                 }
                 Err(_) => {
                     ctx.sleep_ms(RETRY_MS);
@@ -99,8 +109,8 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
     }
 }
 
-/// Asks once, and merges what comes.
-fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> Result {
+/// Asks once, and merges what comes. Gives whether the peer's clock is too far ahead of ours.
+fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> Result<bool> {
     let ask = GetTree {
         since: *since,
         instance: *instance,
@@ -109,11 +119,12 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
     };
     let peer = conn.peer;
     let mut news = false;
+    let mut ahead = false;
     let mut failed = Ok(());
     let mut payload = conn.call(&ask, tunables::LONG_POLL_MS)?;
     loop {
         let tree = Tree::decode(payload).map_err(|_| EPROTO)?;
-        env.clock.saw(tree.now);
+        ahead |= !env.clock.saw(tree.now);
         for entry in tree.entries() {
             match entry {
                 Ok(e) => match inject::at!(MergeLink)
@@ -140,7 +151,7 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
             }
             *since = tree.generation;
             *instance = tree.instance;
-            return Ok(());
+            return Ok(ahead);
         }
         payload = conn.next_part()?;
     }

@@ -306,7 +306,16 @@ impl Store {
             }
             inject::at!(LogDelete)?;
         }
-        self.write(path, text, stamp)?;
+        match self.write(path, text, stamp) {
+            // As good as an invalid path: what is true elsewhere must not stop all else that the peer tells.
+            Err(e) if dir::is_misplaced(e) => {
+                crate::engine::text::warn_limited(format_args!(
+                    "host {peer} sent the link {path}, where a folder is here, or below what is none: {e:?}"
+                ));
+                return Ok(false);
+            }
+            r => r?,
+        }
         if log.is_some() {
             inject::at!(LogDeleted)?;
         }

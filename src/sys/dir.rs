@@ -56,6 +56,19 @@ pub(crate) struct Space {
     pub(crate) avail: u64,
 }
 
+/// Whether an error says that a path can't be, because something of another kind is in its way.
+pub(crate) fn is_misplaced(e: Error) -> bool {
+    let way = [
+        bindings::ENOTDIR,
+        bindings::EISDIR,
+        bindings::EEXIST,
+        bindings::ENOTEMPTY,
+        bindings::ELOOP,
+    ];
+    way.iter()
+        .any(|errno| i32::try_from(*errno).is_ok_and(|n| n == -e.to_errno()))
+}
+
 /// What is known about a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {

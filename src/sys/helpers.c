@@ -1244,7 +1244,10 @@ ssize_t mars_c_read_link(const char *path, u8 *buf, size_t size, s64 *sec, u32 *
 	return ret;
 }
 
-/* Finds the directory of @path; @last is a part of @path. */
+/*
+ * Finds the directory of @path; @last is a part of @path. What a peer has sent
+ * as a link must never lead what is written to somewhere else.
+ */
 static int mars_parent(const char *path, struct path *parent, struct qstr *last)
 {
 	const char *name = strrchr(path, '/');
@@ -1258,7 +1261,7 @@ static int mars_parent(const char *path, struct path *parent, struct qstr *last)
 		return -ENOMEM;
 	*last = QSTR(name + 1);
 	scoped_mars_lookup()
-		err = kern_path(dir, LOOKUP_FOLLOW | LOOKUP_DIRECTORY, parent);
+		err = kern_path(dir, LOOKUP_NO_SYMLINKS | LOOKUP_DIRECTORY, parent);
 	kfree(dir);
 	return err;
 }
@@ -1443,7 +1446,7 @@ int mars_c_mkdir_p(const char *path, umode_t mode)
 	scoped_mars_lookup() {
 		for (end = strchr(copy + 1, '/'); end; end = strchr(end + 1, '/')) {
 			*end = '\0';
-			err = kern_path(copy, LOOKUP_FOLLOW | LOOKUP_DIRECTORY, &at);
+			err = kern_path(copy, LOOKUP_NO_SYMLINKS | LOOKUP_DIRECTORY, &at);
 			if (!err)
 				path_put(&at);
 			else if (err == -ENOENT)
@@ -1456,7 +1459,7 @@ int mars_c_mkdir_p(const char *path, umode_t mode)
 		if (!err)
 			err = mars_mkdir(copy, mode);
 		if (err == -EEXIST) {
-			err = kern_path(copy, LOOKUP_FOLLOW | LOOKUP_DIRECTORY, &at);
+			err = kern_path(copy, LOOKUP_NO_SYMLINKS | LOOKUP_DIRECTORY, &at);
 			if (!err)
 				path_put(&at);
 		}

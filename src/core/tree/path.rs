@@ -261,10 +261,13 @@ fn parse_place(text: &[u8]) -> Result<Place<'_>, PathError> {
 
 fn parse_resource(res: Name, text: &[u8]) -> Result<Place<'_>, PathError> {
     let Some((dir, key)) = split_first(text) else {
-        return if is_local(text) {
-            Err(PathError::Local)
-        } else {
-            Ok(Place::Resource(res, text))
+        return match text {
+            _ if is_local(text) => Err(PathError::Local),
+            // A link in place of a folder would lead all that is written there to somewhere else.
+            _ if parse_shared(text).is_some() || parse_per_host(text)?.is_some() => {
+                Err(PathError::Unknown)
+            }
+            _ => Ok(Place::Resource(res, text)),
         };
     };
     if is_local(dir) {
@@ -367,6 +370,9 @@ mod tests {
             ("resource-r0", PathError::Unknown),
             ("resource-/x", PathError::BadName),
             ("resource-r0/foo/x", PathError::Unknown),
+            ("resource-r0/userspace", PathError::Unknown),
+            ("resource-r0/actual-a", PathError::Unknown),
+            ("resource-r0/todo-a", PathError::Unknown),
             ("resource-r0/actual-/x", PathError::BadName),
             ("resource-r0/actual-a/x/y", PathError::BadLength),
             ("actual-a/x/y", PathError::BadLength),

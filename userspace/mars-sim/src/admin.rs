@@ -17,6 +17,7 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     split_brain::{compare, Relation},
+    succession::is_synced,
     tree::value::{LogPosLink, ReplayLink},
 };
 use std::{
@@ -166,7 +167,8 @@ impl View {
     }
 
     pub fn synced(&self, host: &Name) -> bool {
-        self.get("size").is_some() && self.get(&format!("syncstatus-{host}")) == self.get("size")
+        let number = |key: &str| self.get(key)?.parse().ok();
+        is_synced(number(&format!("syncstatus-{host}")), number("size"))
     }
 
     pub fn good(&self, host: &Name) -> bool {
@@ -498,7 +500,7 @@ impl Ctx {
         if let Some(old) = &old {
             if let Err(e) = self.caught_up(old, Some(claim)).await {
                 let v = self.view();
-                if v.is_primary(old) && v.designated().is_none() {
+                if v.designated().is_none() {
                     self.set("primary", old.as_str()).await?;
                     self.trigger().await?;
                 }

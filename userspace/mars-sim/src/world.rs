@@ -10,7 +10,7 @@ use crate::{
     rng::Rng,
     truth::{Place, Truth, Violation, Whose},
 };
-use mars_core::{lamport::LamportTime, name::Name, tree::value::ReplayLink};
+use mars_core::{lamport::LamportTime, name::Name, succession::is_synced, tree::value::ReplayLink};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -345,8 +345,8 @@ impl Sim {
     pub fn is_good(&self, i: usize) -> Option<ReplayLink> {
         let name = self.machines[i].name;
         let link = ReplayLink::parse(self.value(i, &format!("replay-{name}"))?.as_bytes())?;
-        let size = self.value(i, "size")?;
-        let synced = self.value(i, &format!("syncstatus-{name}"))? == size;
+        let number = |key: &str| self.value(i, key)?.parse().ok();
+        let synced = is_synced(number(&format!("syncstatus-{name}")), number("size"));
         let syncpos = self
             .value(i, &format!("syncpos-{name}"))
             .and_then(|v| ReplayLink::parse(v.as_bytes()));

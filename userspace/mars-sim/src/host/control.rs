@@ -24,7 +24,7 @@ use mars_core::{
     resource::{decide, Designated, Observed, Role, Step, Work},
     space::Shortage,
     split_brain::{compare, Relation},
-    succession::{is_consistent, next_number},
+    succession::{is_consistent, is_synced, next_number},
     tree::value::ReplayLink,
     writeback::Policy,
 };
@@ -203,8 +203,8 @@ impl Control {
     }
 
     fn is_synced(&self) -> bool {
-        let size = self.h.size();
-        size.is_some() && self.h.number(&format!("syncstatus-{}", self.h.me)) == size
+        let h = &self.h;
+        is_synced(h.number(&format!("syncstatus-{}", h.me)), h.size())
     }
 
     /// Whether this disk has what no log has, while another host is designated.
@@ -471,7 +471,7 @@ impl Control {
             t.gap_begins(h.me, base, device, Some(&disk));
         }
         // Where nothing was ever logged nobody waits yet, and an administrator is there.
-        let fresh = end.pos == 0;
+        let fresh = end.log == name;
         if fresh || space::verdict(h, gap.then_some(u64::MAX)).is_ok() {
             match LogFile::create(h, name, device, gap).await {
                 Ok(log) => {

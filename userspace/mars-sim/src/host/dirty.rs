@@ -18,6 +18,7 @@ use mars_core::{
     dirty::{file_len, Bits, DirtyMap, Dropped, Geometry, Recovery, BLOCK, PIECE},
     lamport::LamportTime,
     log::LogName,
+    succession::is_synced,
 };
 use mars_host_digest::HostDigest;
 use std::cell::RefCell;
@@ -332,7 +333,7 @@ impl Dirty {
         let size = h.size();
         let mut needed = false;
         for host in h.members() {
-            let synced = size.is_some() && h.number(&format!("syncstatus-{host}")) == size;
+            let synced = is_synced(h.number(&format!("syncstatus-{host}")), size);
             let link = h.replay_link(&host);
             needed |= self
                 .look(h, |m| m.is_needed(link.as_ref(), synced))

@@ -73,6 +73,12 @@ fn need_good_replica(ctx: &Ctx, res: &Resource, own: &Member) -> Result<()> {
     Ok(())
 }
 
+/// Asks once more, after all that had to be waited for: the resource may have grown meanwhile.
+fn still_good(ctx: &Ctx, name: &str) -> Result<()> {
+    let res = ctx.resource(name)?;
+    need_good_replica(ctx, &res, ctx.own(&res)?)
+}
+
 /// The host that is or was primary before, other than the acting one.
 pub fn old_primary(ctx: &Ctx, res: &Resource) -> Option<String> {
     let designated = res.designated().filter(|h| *h != ctx.me).map(str::to_owned);
@@ -107,6 +113,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     }
     let res = ctx.resource(name)?;
     unchanged(ctx, &res, old.as_deref())?;
+    still_good(ctx, name)?;
     op.step(ctx, "none")?;
     // Also if nobody is designated: what others have decided before they have seen this is known then. If somebody else is
     // designated at the same time elsewhere, that one wins.
@@ -126,7 +133,10 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         Some(old) => caught_up(ctx, name, old, Some(claim), &deadline),
         None => Ok(()),
     };
-    if let Err(failure) = released.and_then(|()| heard(ctx, name, claim, &deadline)) {
+    let heard = released
+        .and_then(|()| heard(ctx, name, claim, &deadline))
+        .and_then(|()| still_good(ctx, name));
+    if let Err(failure) = heard {
         let lost = ctx.resource(name)?.primary_stamp != claim;
         return Err(match &old {
             Some(old) if !lost => take_back(ctx, name, old, failure),
@@ -407,14 +417,16 @@ fn unchanged(ctx: &Ctx, res: &Resource, old: Option<&str>) -> Result<()> {
     }
 }
 
-/// The old primary did not let go: it gets its role back, so that there is one at all.
+/// The old primary did not let go, or this host can't take the role after all: the old one gets it back, so that there is a
+/// primary at all.
 fn take_back(ctx: &Ctx, name: &str, old: &str, failure: Failure) -> Failure {
     let Ok(res) = ctx.resource(name) else {
         return failure;
     };
-    let still = res
-        .member(old)
-        .is_some_and(|m| m.actual.primary || m.actual.open_count > 0);
+    let still = ctx.is_alive(old)
+        || res
+            .member(old)
+            .is_some_and(|m| m.actual.primary || m.actual.open_count > 0);
     if !still || res.designated().is_some() {
         return failure.hint(format!(
             "nobody is primary of '{name}' now: run the command again, or `marsadm primary {name}` on '{old}'"

@@ -3,7 +3,8 @@
 //! resize.
 //!
 //! Interrupted: `syncstatus-<host>` (never less than before) is written before `size`, which is the decision; run again,
-//! the rest follows.
+//! the rest follows. What an earlier run that never came so far left on a host that was primary then is taken back first: the
+//! new part is not the same there.
 
 use super::{operation, report_split};
 use crate::ctx::{parse_size, Ctx};
@@ -12,6 +13,7 @@ use crate::out;
 use crate::sys::disk::GRAIN;
 use crate::tree::split::human;
 use crate::tree::store::Trigger;
+use mars_core::succession::undecided;
 
 /// `resize RESOURCE [SIZE]`.
 pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
@@ -77,6 +79,15 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
         return Ok(());
     }
     operation(ctx, name, |op| {
+        op.step(ctx, "undecided")?;
+        for m in res.real_members().filter(|m| m.host != ctx.me) {
+            if let Some(done) = undecided(m.syncstatus, Some(old)) {
+                ctx.store.set(
+                    &res.path(&format!("syncstatus-{}", m.host)),
+                    &done.to_string(),
+                )?;
+            }
+        }
         op.step(ctx, "syncstatus")?;
         ctx.store.set(
             &res.path(&format!("syncstatus-{}", ctx.me)),

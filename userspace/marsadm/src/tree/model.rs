@@ -9,6 +9,7 @@ use super::store::{Entry, Store, TOMBSTONE};
 use super::values::{self, LogName, Position, VersionValue};
 use mars_core::dirty::DroppedLink;
 use mars_core::lamport::LamportTime;
+use mars_core::succession::is_synced;
 use std::collections::BTreeMap;
 
 /// Value of the `primary` link when nobody shall be primary.
@@ -428,10 +429,7 @@ impl Member {
 
     /// Whether the sync is complete.
     pub fn is_synced(&self, size: Option<u64>) -> bool {
-        match (self.syncstatus, size) {
-            (Some(done), Some(size)) => done >= size,
-            _ => false,
-        }
+        is_synced(self.syncstatus, size)
     }
 
     /// The engine's word for what it does, empty if unknown.

@@ -2,7 +2,7 @@
 
 //! Commands that are killed at the beginning of each of their steps, and run again (P8).
 
-use crate::harness::Cluster;
+use crate::harness::{Cluster, SIZE};
 
 /// Kills `line` at each of `steps`, checks what is left, runs it again, and checks the end.
 fn at_each_step(
@@ -104,6 +104,54 @@ fn planned_primary() {
             );
         },
     );
+}
+
+#[test]
+fn resize() {
+    let bigger = (SIZE + 8192).to_string();
+    at_each_step(
+        &["undecided", "syncstatus", "size"],
+        || {
+            let c = Cluster::pair();
+            c.grow(8192);
+            // It was primary once, and a resize there never came to an end.
+            c.kernel().silent.insert("hostb".into());
+            c.tree.set("resource-mydata/syncstatus-hostb", &bigger);
+            c
+        },
+        "hosta",
+        |_| "resize mydata".into(),
+        |c, step| {
+            assert_eq!(c.get("size").unwrap(), SIZE.to_string(), "{step}");
+            let undecided = c.get("syncstatus-hostb").unwrap();
+            assert_eq!(undecided == bigger, step == "undecided", "{step}");
+            c.adm("hosta", "view mydata").ok();
+        },
+        |c, step| {
+            assert_eq!(c.get("size").unwrap(), bigger, "{step}");
+            assert_eq!(c.get("syncstatus-hosta").unwrap(), bigger, "{step}");
+            assert_eq!(
+                c.get("syncstatus-hostb").unwrap(),
+                SIZE.to_string(),
+                "the new part is not the same there: {step}"
+            );
+        },
+    );
+}
+
+/// The resource grows while a handover waits: the new part is not here, so the old primary gets its role back.
+#[test]
+fn a_resize_amid_a_handover() {
+    let c = Cluster::pair();
+    c.grow(8192);
+    assert_eq!(c.killed("hostb", "primary mydata", "none").code, 99);
+    c.kernel().silent.insert("hostb".into());
+    c.adm("hosta", "resize mydata").ok();
+    c.adm("hostb", "primary mydata").failed(2, &["incomplete"]);
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+    c.kernel().silent.clear();
+    c.settle("hostb");
+    c.adm("hostb", "primary mydata").ok();
 }
 
 #[test]

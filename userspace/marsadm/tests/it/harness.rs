@@ -118,6 +118,20 @@ impl Cluster {
         });
     }
 
+    /// The disks of both hosts become larger.
+    pub fn grow(&self, bytes: u64) {
+        for host in ["hosta", "hostb"] {
+            let disk = OpenOptions::new().write(true).open(self.disk(host));
+            disk.unwrap().set_len(SIZE + bytes).unwrap();
+        }
+        let size = (SIZE + bytes).to_string();
+        self.until("actsize", || {
+            ["hosta", "hostb"]
+                .iter()
+                .all(|h| self.get(&format!("actsize-{h}")).as_ref() == Some(&size))
+        });
+    }
+
     pub fn disk(&self, host: &str) -> String {
         self.dir.path().join(host).to_str().unwrap().to_owned()
     }
