@@ -4,6 +4,7 @@
 import marscluster
 import pytest
 from marscase import DEVICE
+from marscase import FILL
 from marscase import MOUNT
 from marscase import Writer
 from marscase import cluster_of_two
@@ -304,6 +305,43 @@ def test_forced_failover_in_emergency_mode_is_a_split_brain(mars_hosts):
     wait_until(lambda: marscluster.view_json(b, "data")["split_brain"], 30, "the split brain is seen on the other host")
     free(a)
     a.run("marsadm invalidate data --timeout 60", timeout=70)
+    b.run("marsadm up data --timeout 30", timeout=40)
+    marscluster.wait_synced([b, a], timeout=120)
+    equal([b, a])
+
+
+@pytest.mark.timeout(600)
+def test_failover_without_room_before_a_gap(mars_hosts):
+    """Nothing of the log that the replica stands in could be replayed here, and there is no room for a log of its own."""
+    a, b = cluster_of_two(mars_hosts(2, mars=MARS))
+    mount(a)
+    writer = Writer(a, "before")
+    wait_until(lambda: writer.look() >= 4, 60, "files are written")
+    writer.stop()
+    umount(a)
+    marscluster.wait_synced([a, b])
+    b.run("marsadm pause-sync data")
+    starve(a)
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M seek=9 count=2 oflag=direct conv=fsync,notrunc status=none")
+    free(a)
+    wait_state(a, "primary")
+    wait_until(lambda: marscluster.member(b).replay.number == marscluster.member(a).log_end.number, 30, "the replica is before the gap")
+    assert marscluster.member(b).replay.pos == 0
+    a.cut_link(b)
+    b.run("marsadm pause-fetch data --timeout 30")
+    b.run(FILL, check=False, timeout=60)
+    b.run("marsadm primary --force data --timeout 60", timeout=100)
+    marscluster.wait_device(b)
+    wait_state(b, "emergency")
+    mount(b)
+    assert not lost(writer.safe, sums(b, "before"))
+    b.run(f"echo b > {MOUNT}/b; sync {MOUNT}/b")
+    free(b)
+    wait_state(b, "primary")
+    umount(b)
+    a.heal_link(b)
+    wait_state(a, "split-brain", 60)
+    a.run("marsadm secondary data --timeout 60; marsadm invalidate data --timeout 60", timeout=130, check=False)
     b.run("marsadm up data --timeout 30", timeout=40)
     marscluster.wait_synced([b, a], timeout=120)
     equal([b, a])

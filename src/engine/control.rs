@@ -601,6 +601,8 @@ impl Control {
         s.replay = None;
         s.fetch = None;
         m.fetch.forget();
+        // What kept a worker waiting is no state of a primary.
+        m.set_trouble(None);
         let bdev = s.bdev.clone();
         m.set(
             format_args!("actual-{me}/state"),
