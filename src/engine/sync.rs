@@ -87,6 +87,9 @@ use crate::{
 
 /// How often the progress is made durable and written to the tree.
 const SAVE_MS: u64 = 3_000;
+/// So often, with this pause, it is looked whether the primary's history has come so far as its answer to the end of a sync.
+const NEWS_ROUNDS: u32 = 50;
+const NEWS_MS: u32 = 100;
 
 /// What is to be compared.
 struct Job {
@@ -297,7 +300,7 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
             if !leader {
                 return;
             }
-            match finish(m, bdev, c) {
+            match finish(m, bdev, c, ctx) {
                 Ok(()) => return,
                 Err(e) => {
                     trouble(m, e);
@@ -475,7 +478,7 @@ fn save(m: &Member, bdev: &BlockDevice) {
 }
 
 /// Everything was compared: asks the primary for its position, which the replica has to reach.
-fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
+fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn, ctx: &ThreadCtx) -> Result {
     let payload = c.call(&SyncEnd { resource: m.name }, 0)?;
     let pos = SyncPos::decode(payload).map_err(|_| EPROTO)?;
     status(pos.status)?;
@@ -489,10 +492,16 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn) -> Result {
         pos: pos.pos,
         rest: 0,
     };
-    // Else it may come from a time of which nothing is known here yet: another host may have been primary before it.
+    // Else it may come from a time of which nothing is known here yet: another host may have been primary before it. A log
+    // that has just begun is known soon; asked anew, the primary may be in the next one already.
     let from = m.designated().ok_or(EAGAIN)?;
-    if !m.history(&from)?.iter().any(|v| v.this.log == link.log) {
-        return Err(EAGAIN);
+    let mut rounds = 0;
+    while !m.history(&from)?.iter().any(|v| v.this.log == link.log) {
+        if rounds >= NEWS_ROUNDS || ctx.should_stop() {
+            return Err(EAGAIN);
+        }
+        rounds += 1;
+        ctx.sleep_ms(NEWS_MS);
     }
     flush(m, bdev).map_err(|_| EIO)?;
     need_same_link(m)?;

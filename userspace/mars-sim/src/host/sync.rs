@@ -30,6 +30,8 @@ use std::{
 pub const GRAIN: u32 = 4 << 10;
 const CHUNK: u32 = 8 << 10;
 const SAVE_MS: u64 = 300;
+const NEWS_MS: u64 = 100;
+const NEWS_ROUNDS: u32 = 50;
 const CONNECTIONS: usize = 2;
 
 /// State of the sync.
@@ -168,7 +170,7 @@ async fn work(t: &Thread, h: &Rc<Host>, from: Name, leader: bool) {
             if !leader {
                 return;
             }
-            if finish(h, c).await.is_ok() {
+            if finish(h, c, t).await.is_ok() {
                 return;
             }
             h.set_trouble(Some("waiting"));
@@ -257,15 +259,20 @@ async fn save(h: &Host) {
     }
 }
 
-async fn finish(h: &Rc<Host>, c: &mut Conn) -> Res<()> {
+async fn finish(h: &Rc<Host>, c: &mut Conn, t: &Thread) -> Res<()> {
     let Answer::End(Some((log, pos))) = c.call(h, Ask::End, 0).await? else {
         return Err(Errno::Again);
     };
     let link = ReplayLink { log, pos, rest: 0 };
     // Else it may come from a time of which nothing is known here yet: another host may have been primary before it.
     let from = h.designated().ok_or(Errno::Again)?;
-    if !h.history(&from).iter().any(|v| v.this.log == log) {
-        return Err(Errno::Again);
+    let mut rounds = 0;
+    while !h.history(&from).iter().any(|v| v.this.log == log) {
+        if rounds >= NEWS_ROUNDS || t.should_stop() {
+            return Err(Errno::Again);
+        }
+        rounds += 1;
+        t.sleep(&h.ex, NEWS_MS * MS).await;
     }
     if !on("sync-status-before-flush") {
         h.flush_disk().await?;

@@ -94,6 +94,13 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
 
     operation(ctx, name, |op| {
         op.step(ctx, "prepare")?;
+        if res.member(me).is_some() {
+            // Another disk by force: the module must not go on with the one that it has open.
+            switch::all_off(ctx, &res)?;
+            if ctx.can_wait() {
+                switch::wait_detached(ctx, name)?;
+            }
+        }
         let dir = format!("resource-{name}");
         for sub in ["defaults", "local", "actual", "todo"] {
             ctx.store.mkdir(&format!("{dir}/{sub}-{me}"))?;

@@ -74,6 +74,22 @@ fn join_resource() {
     );
 }
 
+/// As long as the old disk is in use, nothing says that another one is.
+#[test]
+fn join_with_another_disk() {
+    let c = Cluster::pair();
+    let line = format!("join-resource mydata {} --force", c.disk("hostc"));
+    c.kernel().lazy.insert("hostb".into());
+    c.adm("hostb", &format!("{line} --timeout 1"))
+        .failed(3, &["is-attached"]);
+    assert_eq!(c.get("data-hostb").unwrap(), c.disk("hostb"));
+    assert_eq!(c.get("todo-hostb/attach").unwrap(), "0");
+    c.kernel().lazy.clear();
+    c.adm("hostb", &line).ok();
+    assert_eq!(c.get("data-hostb").unwrap(), c.disk("hostc"));
+    c.settle("hostb");
+}
+
 #[test]
 fn planned_primary() {
     at_each_step(
