@@ -698,8 +698,16 @@ impl Ctx {
         self.set(&format!("syncstatus-{me}"), "0").await?;
         // Else a sync that an earlier life of this disk asked for would compare only a part of it.
         self.delete(&format!("gap-{me}")).await?;
+        // The older history goes first, and durably: what it says of a log that was still written then would contradict what
+        // comes after that.
+        let first = log.number.saturating_sub(1);
+        let text = |n: u32, host: &Name| v.get(&format!("version-{n:09}-{host}"));
+        let keep: Vec<u32> = (first..=log.number)
+            .filter(|n| text(*n, primary).is_some() && text(*n, primary) == text(*n, &me))
+            .collect();
+        self.drop_versions(&keep).await?;
         self.barrier().await?;
-        for number in log.number.saturating_sub(1)..=log.number {
+        for number in first..=log.number {
             if let Some(text) = v.get(&format!("version-{number:09}-{primary}")) {
                 let text = text.to_owned();
                 self.ensure(&format!("version-{number:09}-{me}"), &text)
@@ -715,8 +723,6 @@ impl Ctx {
         self.set(&format!("replay-{me}"), &start.to_string())
             .await?;
         self.set(&format!("syncstatus-{me}"), "0").await?;
-        self.drop_versions(&[log.number.saturating_sub(1), log.number])
-            .await?;
         self.h.machine().place.set(None);
         Ok(())
     }

@@ -87,8 +87,9 @@ pub fn need_primary(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
 }
 
 /// Writes the position from which this host shall follow: the start of the log that the primary is in, with the
-/// primary's own history.
-fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
+/// primary's own history in place of any older one.
+pub fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
+    let res = ctx.resource(name)?;
     let member = res.member(primary).ok_or_else(|| {
         Failure::refused(format!(
             "'{primary}' is no member of '{}' any more",
@@ -119,11 +120,19 @@ fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
     ctx.store.set(&complete, "0")?;
     // Else a sync that an earlier life of this disk asked for would compare only a part of it.
     ctx.store.delete(&res.path(&format!("gap-{}", ctx.me)))?;
+    let path = |number: u32| res.path(&format!("version-{number:09}-{}", ctx.me));
+    // The older history goes first, and durably: what it says of a log that was still written then would contradict what comes
+    // after that.
+    let is_same = |n: &u32| {
+        let theirs = member.versions.get(n);
+        theirs.is_some_and(|v| ctx.store.get(&path(*n)).as_ref() == Some(&v.text))
+    };
+    let keep = (first..=log.number).filter(is_same).collect();
+    drop_versions(ctx, &res, &keep)?;
     ctx.store.barrier()?;
     for number in first..=log.number {
         if let Some(version) = member.versions.get(&number) {
-            let path = res.path(&format!("version-{number:09}-{}", ctx.me));
-            ctx.store.ensure(&path, &version.text)?;
+            ctx.store.ensure(&path(number), &version.text)?;
         }
     }
     ctx.store.ensure(
@@ -133,16 +142,7 @@ fn start_from(ctx: &Ctx, res: &Resource, primary: &str) -> Result<LogName> {
     let start = Position::new(log, 0).replay_value();
     ctx.store
         .set(&res.path(&format!("replay-{}", ctx.me)), &start)?;
-    ctx.store.set(&complete, "0")?;
-    Ok(log)
-}
-
-/// Writes the start of the replica, and forgets older history.
-pub fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
-    let res = ctx.resource(name)?;
-    let log = start_from(ctx, &res, primary)?;
-    let keep = BTreeSet::from([log.number.saturating_sub(1), log.number]);
-    drop_versions(ctx, &res, &keep)
+    ctx.store.set(&complete, "0")
 }
 
 /// Between looking at the primary's position and becoming visible as a member, the primary may have moved on, and the log
