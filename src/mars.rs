@@ -82,7 +82,13 @@ impl kernel::Module for Mars {
             pr_err!("the host name {:?} can't be used: only letters, digits, '_' and '-', no dots; set another in /etc/hostname\n", core::str::from_utf8(&node));
             return Err(EINVAL);
         };
+        // No path below it may lead elsewhere.
+        let is_link = sys::dir::stat(c"/mars").is_ok_and(|s| s.kind == sys::dir::EntryKind::Symlink);
         match sys::dir::is_mount_root(c"/mars") {
+            Ok(_) if is_link => {
+                pr_err!("/mars is a symlink; mount the file system at /mars itself ('mount --bind' helps) and load the module again\n");
+                return Err(EINVAL);
+            }
             Ok(true) => (),
             Ok(false) => {
                 pr_err!("/mars must be a mount point of a file system of its own (ext4 is best); mount one and load the module again\n");

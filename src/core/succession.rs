@@ -17,6 +17,7 @@ use crate::{
         compare,
         Relation, //
     },
+    text::parse_u64,
     tree::value::ReplayLink,
 };
 
@@ -213,11 +214,22 @@ pub fn was_whole(syncfrom: &[u8], done: u64) -> bool {
     done > 0 && bytes == Some(done)
 }
 
-/// The value of `syncfrom-<host>`: the host that is copied, and its newest log when that began.
+/// The value of `syncfrom-<host>` while a sync is not complete: the host that is copied, and its newest log when that began.
 pub fn parse_sync_source(value: &[u8]) -> Option<(Name, LogName)> {
-    let at = value.iter().position(|b| *b == b',')?;
-    let (host, log) = value.split_at_checked(at)?;
-    Some((Name::new(host)?, LogName::parse(log.get(1..)?)?))
+    let mut parts = value.splitn(3, |b| *b == b',');
+    let host = Name::new(parts.next()?)?;
+    let log = LogName::parse(parts.next()?)?;
+    match parts.next() {
+        None => (),
+        Some(bytes) => drop(parse_u64(bytes)?),
+    }
+    Some((host, log))
+}
+
+/// How many bytes that sync is to fill; older versions did not say.
+fn sync_target(value: &[u8]) -> Option<u64> {
+    parse_sync_source(value)?;
+    parse_u64(value.splitn(3, |b| *b == b',').nth(2)?)
 }
 
 /// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
@@ -326,20 +338,30 @@ pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
         .map_or(0, |v| v.this.pos)
 }
 
-/// Whether all of a disk was filled by a sync, or was the source of one: `syncstatus` of its host and `size` of the resource.
+/// Whether all of a disk was filled by a sync, or was the source of one: `syncstatus` and `syncfrom` of its host, and `size` of
+/// the resource.
 ///
-/// `marsadm resize` writes the new `syncstatus` of the primary before the new `size`: what stops it in between must not leave
-/// a primary that counts as incomplete.
-pub fn is_synced(syncstatus: Option<u64>, size: Option<u64>) -> bool {
+/// `syncstatus` may be more than `size`: `marsadm resize` writes that of the primary first, and what stops it in between must not
+/// leave a primary that counts as incomplete. But not if it says how far a sync has come that wanted more: then none of it counts.
+pub fn is_synced(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[u8]>) -> bool {
+    let wanted = syncfrom.and_then(sync_target).unwrap_or(0);
     syncstatus
         .zip(size)
-        .is_some_and(|(done, size)| done >= size)
+        .is_some_and(|(done, size)| done >= size.max(wanted))
 }
 
-/// The `syncstatus` that the disk of a host which is not designated has to go back to, if any: what it says of bytes that the
-/// resource does not have comes from a resize that was never decided, and must not count when the resource grows later.
+/// The `syncstatus` that the complete disk of a host which is not designated has to go back to, if any: what it says of bytes that
+/// the resource does not have comes from a resize that was never decided, or that a failover has cut off, and must not count when
+/// the resource grows later.
 pub fn undecided(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
     size.filter(|size| syncstatus.is_some_and(|done| done > *size))
+}
+
+/// The size of the resource that a running primary has to say again, if any. It was complete when it became primary, and whoever
+/// makes it larger raises its `syncstatus` first; so a size beyond that was decided by another host before a forced failover cut
+/// it off. With it, this disk could never become primary again.
+pub fn unheard_resize(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
+    syncstatus.filter(|done| *done > 0 && size.is_some_and(|size| size > *done))
 }
 
 /// Whether a disk that was filled by a sync is a state that the primary once had: replay has reached the position at which
@@ -597,8 +619,10 @@ mod tests {
         let back = chain(&[("a", 10), ("b", 20), ("a", 5)]);
         assert!(!wrote_all_since(&log(1, "a"), &a, &back));
         assert!(wrote_all_since(&log(3, "a"), &a, &back));
-        let told = parse_sync_source(b"a,log-000000003-a");
-        assert_eq!(told, Some((a, log(3, "a"))));
+        for told in ["a,log-000000003-a", "a,log-000000003-a,4096"] {
+            let told = parse_sync_source(told.as_bytes());
+            assert_eq!(told, Some((a, log(3, "a"))));
+        }
         for bad in [
             "a",
             "",
@@ -606,6 +630,8 @@ mod tests {
             "a,",
             "a,log-3-a",
             "a,log-000000003-a,",
+            "a,log-000000003-a,x",
+            "a,log-000000003-a,1,2",
             "done,9",
         ] {
             assert_eq!(parse_sync_source(bad.as_bytes()), None);
@@ -613,6 +639,33 @@ mod tests {
         assert!(was_whole(b"done,4096", 4096));
         for (told, done) in [("done,4096", 8192), ("done,0", 0), ("a,log-000000003-a", 9)] {
             assert!(!was_whole(told.as_bytes(), done));
+        }
+    }
+
+    #[test]
+    fn p1_given_a_resize_that_was_cut_off_when_asked_then_a_part_of_a_sync_is_not_all() {
+        let synced = |done, size, from: &str| is_synced(done, Some(size), Some(from.as_bytes()));
+        assert!(is_synced(Some(64), Some(64), None) && is_synced(Some(96), Some(64), None));
+        assert!(!is_synced(None, Some(64), None) && !is_synced(Some(64), None, None));
+        assert!(!is_synced(Some(64), Some(96), None));
+        // 64 or 70 of 96 were copied from a primary, then another one says that there are only 64.
+        for done in [64, 70, 95] {
+            assert!(!synced(Some(done), 64, "a,log-000000003-a,96"));
+        }
+        assert!(synced(Some(96), 64, "a,log-000000003-a,96"));
+        assert!(synced(Some(96), 96, "done,96") && synced(Some(96), 64, "done,96"));
+        assert!(synced(Some(64), 64, "a,log-000000003-a"));
+        assert_eq!(undecided(Some(96), Some(64)), Some(64));
+        assert_eq!(undecided(Some(64), Some(64)), None);
+        assert_eq!(undecided(None, Some(64)), None);
+        assert_eq!(unheard_resize(Some(64), Some(96)), Some(64));
+        for (done, size) in [
+            (Some(96), Some(96)),
+            (Some(96), Some(64)),
+            (Some(0), Some(9)),
+            (None, Some(9)),
+        ] {
+            assert_eq!(unheard_resize(done, size), None);
         }
     }
 

@@ -42,9 +42,9 @@ use mars_core::{
     },
     succession::{
         is_consistent,
-        is_synced,
         next_number,
-        undecided, //
+        undecided,
+        unheard_resize, //
     },
     tree::value::ReplayLink,
     writeback::Policy,
@@ -97,6 +97,8 @@ const PAUSE_MS: u32 = 25;
 const RETRY_MS: u64 = 5_000;
 /// So long the view of the cluster must not change before a good replica is given up for one that is compared.
 const LACKING_MS: u64 = 2_000;
+/// So long the resource must be larger than a running primary before that counts as a resize which was cut off.
+const LARGER_MS: u64 = 15_000;
 /// So much is buffered at most while logging may stop soon.
 const SHORT_BUFFER: usize = 64 << 20;
 
@@ -152,6 +154,12 @@ struct Control {
     unsaid: bool,
     /// When it was written who is designated, as of the last look.
     seen: Option<LamportTime>,
+    /// See [`Self::is_late`], as of the last look.
+    is_late: bool,
+    /// Nothing moves until an administrator has decided, as of the last look.
+    split_brain: bool,
+    /// Since when the resource is larger than this primary's disk is complete (monotonic).
+    larger: Option<u64>,
     /// Since when a primary's map could help this replica, whose logs are gone (monotonic).
     lacking: Option<(Name, DroppedLink, u64)>,
     pace: Pace<Option<(LogName, u64)>>,
@@ -173,6 +181,9 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             unsaid: false,
             seen: None,
             dropping: None,
+            is_late: false,
+            split_brain: false,
+            larger: None,
             lacking: None,
             pace: Pace::new(),
         };
@@ -247,6 +258,9 @@ impl Control {
     fn observe(&mut self, stopping: bool) -> Observed {
         // First: what is decided then is not older than what is said to have been seen.
         self.seen = self.m.stamp(format_args!("primary"));
+        self.is_late = self.is_late();
+        self.split_brain =
+            self.role() != Role::Primary && (self.has_diverged() || self.has_more());
         let m = &self.m;
         let me = m.me();
         let is_member = m.get(format_args!("data-{me}")).is_some();
@@ -267,8 +281,8 @@ impl Control {
             },
             synced: self.is_synced(),
             consistent: self.is_consistent(),
-            split_brain: self.role() != Role::Primary && (self.has_diverged() || self.has_more()),
-            settled: m.env.is_settled(),
+            split_brain: self.split_brain,
+            settled: m.env.is_settled() && !self.is_late,
             damaged: self
                 .failure
                 .as_ref()
@@ -277,13 +291,19 @@ impl Control {
         }
     }
 
+    /// Whether the clock of a member that talks to us is too far ahead for what it says to be taken: as long as this host does
+    /// not know what was decided elsewhere, it must not take a role because of what it knows.
+    fn is_late(&self) -> bool {
+        let mut late = false;
+        let r = self
+            .m
+            .for_each_member(|host| late |= self.m.env.is_ahead(&host));
+        late || r.is_err()
+    }
+
     /// The disk has been filled by a sync.
     fn is_synced(&self) -> bool {
-        let me = self.m.me();
-        is_synced(
-            self.m.number(format_args!("syncstatus-{me}")),
-            self.m.size(),
-        )
+        self.m.is_synced(&self.m.me())
     }
 
     /// The replay link has reached the end of the primary's log as it was when the sync ended.
@@ -478,20 +498,18 @@ impl Control {
         if self.go_on_without_logs(work)? {
             return Ok(());
         }
-        if let Some(size) = m.size() {
+        if let Some(size) = m.size().filter(|_| self.is_synced()) {
             let me = m.me();
-            let done = m.number(format_args!("syncstatus-{me}"));
-            if m.designated().is_some_and(|h| h != me) {
-                if let Some(done) = undecided(done, Some(size)) {
-                    m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
-                }
-            }
-            if self.is_synced() && self.is_consistent() {
+            if self.is_consistent() {
                 // All of it, whoever was the source: when the resource grows, only the rest has to be copied.
-                m.set(
-                    format_args!("syncfrom-{}", m.me()),
-                    format_args!("done,{size}"),
-                );
+                m.set(format_args!("syncfrom-{me}"), format_args!("done,{size}"));
+            }
+            let done = m.number(format_args!("syncstatus-{me}"));
+            // In a split brain it may be this host that goes on.
+            if let Some(done) =
+                undecided(done, Some(size)).filter(|_| m.is_led() && !self.split_brain)
+            {
+                m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
             }
         }
         let Running::Secondary(s) = &mut self.running else {
@@ -608,6 +626,8 @@ impl Control {
             format_args!("actual-{me}/state"),
             format_args!("recovering"),
         );
+        // Recovery has links to write.
+        space::unlink_old(&m, true);
         m.dirty
             .prepare(&m, m.size().unwrap_or(0))
             .map_err(|e| fail("no-space", format_args!("there is no room for the dirty map: {e:?}; a primary needs it for the time when /mars is full")))?;
@@ -920,6 +940,7 @@ impl Control {
             p.disk.cancel_removal();
             p.removing = false;
         }
+        self.keep_size();
         m.progress.close_left();
         drop_logs::watch(&m, &mut self.dropping)
             .map_err(|e| fail("waiting", format_args!("logs can't be let go: {e:?}")))?;
@@ -980,6 +1001,28 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Says the size again that this primary has, where a forced failover has cut off a resize that it had not heard of.
+    fn keep_size(&mut self) {
+        let m = &self.m;
+        let me = m.me();
+        let done = m.number(format_args!("syncstatus-{me}"));
+        let Some(size) = unheard_resize(done, m.size()) else {
+            self.larger = None;
+            return;
+        };
+        // A tool writes two links, and a scan may have seen one of them only.
+        let now = time::mono_ns();
+        let since = *self.larger.get_or_insert(now);
+        if now.saturating_sub(since) > LARGER_MS * 1_000_000 {
+            pr_warn!(
+                "{}: a resize that was decided elsewhere before a failover is void; the resource has {} bytes\n",
+                m.name.as_str(),
+                size
+            );
+            m.set(format_args!("size"), format_args!("{size}"));
+        }
     }
 
     /// Stops logging where there is no room for it, and goes back to it. `true`: nothing is logged.
@@ -1070,6 +1113,7 @@ impl Control {
             drop_logs::say(m);
         }
         let gap = m.dirty.is_open();
+        bit("is-late", self.is_late);
         bit("is-emergency", gap && role == Role::Primary);
         if role != Role::Detached {
             // Also in a secondary, until it is primary again.
@@ -1216,7 +1260,7 @@ impl Control {
         }
         let elsewhere = self.emergency_elsewhere();
         match (step, &self.running) {
-            (Step::Stay, Running::Secondary(_)) if o.designated == Designated::Me && m.env.is_ahead() => state("waiting", format_args!(" the clock of another host is more than 30 days ahead of this host's: what was decided there can't be known here, so the primary role is not taken. Set the clocks right ('marsadm view' names the host)")),
+            (Step::Stay, Running::Secondary(_)) if o.designated == Designated::Me && self.is_late => state("waiting", format_args!(" the clock of another host is more than 30 days ahead of this host's: what was decided there can't be known here, so the primary role is not taken. Set the clocks right (the kernel log names the host)")),
             (Step::WaitForClose, _) => state("stopping", format_args!(" the device is still open; close it")),
             (_, Running::Primary(_)) => state("primary", format_args!("")),
             (_, Running::Detached) => state("detached", format_args!("")),
@@ -1259,6 +1303,9 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
 fn recovery_failed(e: Error) -> Reason {
     if e == EBADMSG || e == ENOENT {
         return fail("defective-log", format_args!("recovery of the local log failed: {e:?}; see the kernel log. The log is fetched again from another member while fetching is on ('marsadm resume-fetch'), as far as it was durable here. If no member has it: 'marsadm pause-fetch' and 'marsadm primary --force' on a member whose view shows no DefectiveLog, and 'marsadm invalidate' here"));
+    }
+    if e == ENOSPC || e == EDQUOT {
+        return fail("no-space", format_args!("recovery of the local log can't write its links: {e:?}; make room in /mars (a few MiB), it goes on by itself"));
     }
     fail("disk-error", format_args!("recovery of the local log failed: {e:?}; it is tried again. See the kernel log for the disk that fails"))
 }

@@ -32,8 +32,7 @@ use mars_core::{
         PIECE, //
     },
     lamport::LamportTime,
-    log::LogName,
-    succession::is_synced, //
+    log::LogName, //
 };
 
 use crate::{
@@ -351,10 +350,9 @@ impl Dirty {
         else {
             return;
         };
-        let size = m.size();
         let mut needed = false;
         let r = m.for_each_member(|host| {
-            let synced = is_synced(m.number(format_args!("syncstatus-{host}")), size);
+            let synced = m.is_synced(&host);
             let link = m.replay_link(&host);
             needed |= self
                 .look(|map| map.is_needed(link.as_ref(), synced))

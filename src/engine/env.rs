@@ -176,11 +176,8 @@ impl Env {
         }
     }
 
-    /// Every peer was heard since the start, or had enough time to be; and none of them says what can't be taken here.
+    /// Every peer was heard since the start, or had enough time to be.
     pub(crate) fn is_settled(&self) -> bool {
-        if self.is_ahead() {
-            return false;
-        }
         if time::mono_ns().saturating_sub(self.started_ns) > SETTLE_MS * 1_000_000 {
             return true;
         }
@@ -316,19 +313,11 @@ impl Env {
         self.with_contact(host, |c| c.ahead = ahead);
     }
 
-    /// Whether that is so of a peer that was heard lately: as long as it is, this host does not know what was decided
-    /// elsewhere, so it must not take a role because of what it knows.
-    pub(crate) fn is_ahead(&self) -> bool {
-        let now = time::mono_ns();
-        let lately = |c: &Contact| {
-            c.heard_ns
-                .is_some_and(|ns| now.saturating_sub(ns) / 1_000_000 < ALIVE_MS)
-        };
-        self.cluster
-            .lock()
-            .contacts
-            .iter()
-            .any(|c| c.ahead && lately(c))
+    /// Whether that is so, or was when it was heard last, a short time ago.
+    pub(crate) fn is_ahead(&self, host: &Name) -> bool {
+        let ahead = |c: &Contact| c.name == *host && c.ahead;
+        let known = self.cluster.lock().contacts.iter().any(ahead);
+        known && self.is_alive(host)
     }
 
     fn has_merged(&self, host: &Name) -> bool {

@@ -75,8 +75,8 @@ points! {
     Step Scan "scan": "A directory of the tree is read.",
 
     // Roles.
-    Step RecoverySettled "recovery-settled": "A local log was replayed to its end and the link moved; it is not cut yet.",
-    Step RecoveryCut "recovery-cut": "A log was cut where recovery found its end; that is not durable yet.",
+    Step RecoverySettled "recovery-settled": "A local log was cut and replayed to its end, and the link moved.",
+    Step RecoveryCut "recovery-cut": "A log was cut where recovery found its end; that is not durable yet, and not all before it is on the disk.",
     Step Recovered "recovered": "Recovery is complete; there is no new log yet.",
     Step FirstFlush "first-flush": "The disk is flushed before a primary makes its first log.",
     Step PrimaryLinks "primary-links": "The links of a primary's first log were written, and are made durable.",

@@ -51,6 +51,7 @@ pub(crate) fn say(m: &Member) -> Result {
         let from = if said <= header { 0 } else { said };
         let (end, whole) = replay::valid_end(m, &file, &log, from)?;
         if end > said {
+            m.say_end(&log, end)?;
             pr_info!(
                 "{}: {:?} was written up to {} before the crash; {} was known\n",
                 m.name.as_str(),
@@ -58,7 +59,6 @@ pub(crate) fn say(m: &Member) -> Result {
                 end,
                 said
             );
-            m.say_end(&log, end)?;
         }
         if !whole {
             // Recovery says what is wrong.

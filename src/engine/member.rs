@@ -35,6 +35,7 @@ use mars_core::{
         is_beyond,
         is_consistent,
         is_forward,
+        is_synced,
         may_sync_at,
         reported_end,
         vouches,
@@ -261,6 +262,16 @@ impl Member {
     /// Logical size in bytes.
     pub(crate) fn size(&self) -> Option<u64> {
         self.number(format_args!("size"))
+    }
+
+    /// Whether all of the disk of `host` was filled by a sync, or was the source of one.
+    pub(crate) fn is_synced(&self, host: &Name) -> bool {
+        let from = self.get(format_args!("syncfrom-{host}"));
+        is_synced(
+            self.number(format_args!("syncstatus-{host}")),
+            self.size(),
+            from.as_ref().map(Value::as_bytes),
+        )
     }
 
     /// The replay link of `host`.

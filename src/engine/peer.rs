@@ -78,7 +78,6 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
             continue;
         };
         pause = RETRY_MS;
-        let mut behind = false;
         while !ctx.should_stop() {
             inject::pass!(PeerRound);
             // What was refused once, or vanished from the disk, is sent again only on demand.
@@ -86,17 +85,23 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
                 full_at = time::mono_ns();
                 since = 0;
             }
+            let whole = since == 0;
             match exchange(env, &mut conn, &mut since, &mut instance) {
-                Ok(ahead) => {
+                Ok(true) => {
                     env.heard(&name);
-                    if ahead != behind {
-                        behind = ahead;
-                        env.set_ahead(&name, ahead);
-                        env.report_peer(&name, ahead.then_some("its clock is more than 30 days ahead of this host's, so what it says can't be taken; set the clocks right"));
-                        // What was refused is needed at once.
-                        since = 0;
+                    env.set_ahead(&name, true);
+                    env.report_peer(&name, Some("its clock is more than 30 days ahead of this host's, so what it says can't be taken; set the clocks right (if that does not help, reload the module there)"));
+                }
+                Ok(false) => {
+                    env.heard(&name);
+                    if whole && env.is_ahead(&name) {
+                        env.set_ahead(&name, false);
+                        env.report_peer(&name, None);
                     }
-                    if !ahead {
+                    if env.is_ahead(&name) {
+                        // What was refused has to come once more, before this host counts as knowing it.
+                        since = 0;
+                    } else {
                         env.merged(&name);
                     }
                 }

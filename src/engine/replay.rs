@@ -163,7 +163,8 @@ impl Session {
     fn new(m: Arc<Member>, bdev: Arc<BlockDevice>, following: bool) -> Result<Self> {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
         let (at, limit) = start(&m, &link);
-        let size = m.size().ok_or(EINVAL)?;
+        // Of the disk: the log may have what was written after a resize that is not known here yet.
+        let size = bdev.size();
         let policy = if following {
             Policy::replica()
         } else {
@@ -811,15 +812,16 @@ fn run_to_end(s: &mut Session, ctx: &ThreadCtx) -> Result {
             }
         }
         s.ahead = None;
+        let here = s.file.as_ref();
+        if let Some(f) = here.filter(|f| f.size() > s.at.pos) {
+            // First: in a full /mars the links need the room that was made here in advance.
+            f.truncate(s.at.pos)?;
+            inject::at!(RecoveryCut, s.at.pos, 0)?;
+            f.sync()?;
+        }
         s.settle(|| ctx.should_stop())?;
-        if let Some(f) = &s.file {
-            if f.size() > s.at.pos {
-                inject::at!(RecoverySettled, s.at.pos, 0)?;
-                f.truncate(s.at.pos)?;
-                inject::at!(RecoveryCut, s.at.pos, 0)?;
-                f.sync()?;
-            }
-        } else if s.at.pos > 0 || known > u64::try_from(HEADER_SIZE)? {
+        inject::at!(RecoverySettled, s.at.pos, 0)?;
+        if s.file.is_none() && (s.at.pos > 0 || known > u64::try_from(HEADER_SIZE)?) {
             pr_err!(
                 "{}: {:?} is missing, the replay link is at {} of it\n",
                 m.name.as_str(),

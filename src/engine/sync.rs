@@ -72,6 +72,7 @@ use crate::{
         digest::KernelDigest,
         inject,
         member::Member,
+        store::Value,
         tunables, //
     },
     sys::{
@@ -177,18 +178,23 @@ impl Workers {
         inject::at!(SyncStart)?;
         // Half a copy of one host and half of another is a state that neither ever had; nor is one from before a failover.
         let from = m.designated().ok_or(ENOENT)?;
-        if !has_same_source(&m, &from)? {
-            let newest = m.history(&from)?.last().map(|v| v.this.log).ok_or(ENOENT)?;
-            let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
-            let told = m.get(format_args!("syncfrom-{me}"));
-            if !told.is_some_and(|v| was_whole(v.as_bytes(), done)) {
-                m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+        let told = m.get(format_args!("syncfrom-{me}"));
+        let told = told.as_ref().map(Value::as_bytes);
+        let newest = match told.and_then(parse_sync_source) {
+            Some((_, log)) if has_same_source(&m, &from)? => log,
+            _ => {
+                let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
+                if !told.is_some_and(|v| was_whole(v, done)) {
+                    m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+                }
+                m.history(&from)?.last().map(|v| v.this.log).ok_or(ENOENT)?
             }
-            m.try_set(
-                format_args!("syncfrom-{me}"),
-                format_args!("{from},{newest}"),
-            )?;
-        }
+        };
+        // With the size: should the resource become smaller, because a resize was cut off, then a part is still not all.
+        m.try_set(
+            format_args!("syncfrom-{me}"),
+            format_args!("{from},{newest},{size}"),
+        )?;
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
         inject::at!(SyncBegin)?;

@@ -2,9 +2,9 @@
 """Small Rust programs of one file that run inside the guests."""
 
 import hashlib
-import os
 import pathlib
 import subprocess
+import tempfile
 
 from .util import BUILD
 
@@ -15,12 +15,13 @@ def build(source: pathlib.Path) -> pathlib.Path:
     out = BUILD / "programs" / f"{source.stem}-{digest}"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Two tests at a time may want it.
-        tmp = out.with_suffix(f".{os.getpid()}.tmp")
-        subprocess.run(
-            ["rustc", "-O", "--edition", "2021", "-C", "strip=symbols", str(source), "-o", str(tmp)],
-            check=True,
-            timeout=300,
-        )
-        tmp.rename(out)
+        # Two tests at a time may want it, and rustc names its own files by the name of the program alone.
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            made = pathlib.Path(folder) / source.stem
+            subprocess.run(
+                ["rustc", "-O", "--edition", "2021", "-C", "strip=symbols", str(source), "-o", str(made)],
+                check=True,
+                timeout=300,
+            )
+            made.rename(out)
     return out

@@ -168,7 +168,12 @@ impl View {
 
     pub fn synced(&self, host: &Name) -> bool {
         let number = |key: &str| self.get(key)?.parse().ok();
-        is_synced(number(&format!("syncstatus-{host}")), number("size"))
+        let from = self.get(&format!("syncfrom-{host}"));
+        is_synced(
+            number(&format!("syncstatus-{host}")),
+            number("size"),
+            from.map(str::as_bytes),
+        )
     }
 
     pub fn good(&self, host: &Name) -> bool {
@@ -496,12 +501,13 @@ impl Ctx {
         if v.designated().is_some_and(|d| d != me && Some(d) != old) {
             return Err("meanwhile another host was made primary");
         }
+        let had = old.filter(|o| v.is_primary(o) || v.designated() == Some(*o));
         let claim = self.claim().await?;
         if let Some(old) = &old {
             if let Err(e) = self.caught_up(old, Some(claim)).await {
-                let v = self.view();
-                if v.designated().is_none() {
-                    self.set("primary", old.as_str()).await?;
+                if let Some(old) = had.filter(|_| self.claimed() == Some(claim)) {
+                    self.write(&format!("{DIR}/primary"), old.as_str(), true)
+                        .await?;
                     self.trigger().await?;
                 }
                 return Err(e);

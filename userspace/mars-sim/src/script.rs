@@ -259,9 +259,22 @@ pub fn generate(seed: u64) -> Script {
         events: Vec::new(),
     };
     Maker { rng, length }.fill(&mut s, mood);
+    let clock = Rng::new(seed, 9999);
+    if clock.chance(1, 12) {
+        // The battery of its clock is empty.
+        let boots = s.events.iter().filter_map(|(ms, a)| match a {
+            Action::Boot(h) => Some((ms.saturating_sub(1), Action::Clock(*h, -YEAR_MS))),
+            _ => None,
+        });
+        let late: Vec<_> = boots.filter(|_| clock.chance(1, 2)).collect();
+        s.events.extend(late);
+    }
     s.events.sort_by_key(|(ms, _)| *ms);
     s
 }
+
+/// Much more than what the Lamport rules bear.
+const YEAR_MS: i64 = 365 * 24 * 3600 * 1000;
 
 struct Maker {
     rng: Rng,

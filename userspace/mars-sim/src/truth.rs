@@ -783,7 +783,7 @@ impl Truth {
             let base = map.last_gap().and_then(|(log, pos, _)| {
                 self.place(w.fs, w.dir, &ReplayLink { log, pos, rest: 0 })
             });
-            if base == Some(place) {
+            if base.map(|b| self.before_gap(b)) == Some(place) {
                 let (free, old) = (vec![false; self.sectors], vec![None; self.sectors]);
                 return self.look_in_gap(&w, place, (&free, &old), &map);
             }

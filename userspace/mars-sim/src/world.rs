@@ -346,7 +346,12 @@ impl Sim {
         let name = self.machines[i].name;
         let link = ReplayLink::parse(self.value(i, &format!("replay-{name}"))?.as_bytes())?;
         let number = |key: &str| self.value(i, key)?.parse().ok();
-        let synced = is_synced(number(&format!("syncstatus-{name}")), number("size"));
+        let from = self.value(i, &format!("syncfrom-{name}"));
+        let synced = is_synced(
+            number(&format!("syncstatus-{name}")),
+            number("size"),
+            from.as_ref().map(String::as_bytes),
+        );
         let syncpos = self
             .value(i, &format!("syncpos-{name}"))
             .and_then(|v| ReplayLink::parse(v.as_bytes()));

@@ -125,7 +125,8 @@ impl Ctx {
         }
         let root = self.store.root();
         let parent = root.parent().unwrap_or(root);
-        let dev = |p| fs::metadata(p).map(|m| m.dev());
+        // Not one that a symlink leads to: the module refuses that.
+        let dev = |p| fs::symlink_metadata(p).map(|m| m.dev());
         match (dev(root), dev(parent)) {
             (Ok(a), Ok(b)) if a != b => Ok(()),
             _ => Err(Failure::environment(format!(

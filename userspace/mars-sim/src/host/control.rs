@@ -24,7 +24,7 @@ use mars_core::{
     resource::{decide, Designated, Observed, Role, Step, Work},
     space::Shortage,
     split_brain::{compare, Relation},
-    succession::{is_consistent, is_synced, next_number},
+    succession::{is_consistent, next_number},
     tree::value::ReplayLink,
     writeback::Policy,
 };
@@ -203,8 +203,7 @@ impl Control {
     }
 
     fn is_synced(&self) -> bool {
-        let h = &self.h;
-        is_synced(h.number(&format!("syncstatus-{}", h.me)), h.size())
+        self.h.is_synced(&self.h.me)
     }
 
     /// Whether this disk has what no log has, while another host is designated.

@@ -18,7 +18,6 @@ use mars_core::{
     dirty::{file_len, Bits, DirtyMap, Dropped, Geometry, Recovery, BLOCK, PIECE},
     lamport::LamportTime,
     log::LogName,
-    succession::is_synced,
 };
 use mars_host_digest::HostDigest;
 use std::cell::RefCell;
@@ -330,10 +329,9 @@ impl Dirty {
         let Some(purpose) = self.look(h, purpose).await.flatten() else {
             return;
         };
-        let size = h.size();
         let mut needed = false;
         for host in h.members() {
-            let synced = is_synced(h.number(&format!("syncstatus-{host}")), size);
+            let synced = h.is_synced(&host);
             let link = h.replay_link(&host);
             needed |= self
                 .look(h, |m| m.is_needed(link.as_ref(), synced))

@@ -34,7 +34,7 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     succession::{
-        course, is_beyond, is_consistent, is_forward, may_sync_at, reported_end, vouches, Course,
+        course, is_beyond, is_consistent, is_forward, is_synced, may_sync_at, reported_end, vouches, Course,
         Purpose, Search,
     },
     tree::{value::ReplayLink, Tree},
@@ -56,6 +56,7 @@ const ALIVE: Ns = 30 * SEC;
 pub struct Contact {
     heard: Option<Ns>,
     merged: bool,
+    ahead: bool,
 }
 
 /// The module on one machine, from its start to its end.
@@ -202,9 +203,10 @@ impl Host {
         self.clock.borrow().get(self.real())
     }
 
-    /// Takes note of a stamp from elsewhere.
-    pub fn saw(&self, stamp: LamportTime) {
-        let _ = self.clock.borrow_mut().advance(stamp, self.real());
+    /// Takes note of a stamp from elsewhere, unless it lies too far in the future.
+    pub fn saw(&self, stamp: LamportTime) -> bool {
+        let real = self.real();
+        self.clock.borrow_mut().advance(stamp, real).is_ok()
     }
 
     /// Value of a link of the resource.
@@ -513,8 +515,18 @@ impl Host {
         s.found()
     }
 
-    /// Every peer was heard, or had enough time to be.
+    /// Whether all of the disk of `host` was filled by a sync, or was the source of one.
+    pub fn is_synced(&self, host: &Name) -> bool {
+        let from = self.get(&format!("syncfrom-{host}"));
+        let done = self.number(&format!("syncstatus-{host}"));
+        is_synced(done, self.size(), from.as_ref().map(String::as_bytes))
+    }
+
+    /// Every peer was heard, or had enough time to be; and none of them says what can't be taken here.
     pub fn is_settled(&self) -> bool {
+        if !on("clock-ignored") && self.members().iter().any(|h| self.is_ahead(h)) {
+            return false;
+        }
         if self.ex.now() - self.started > SETTLE {
             return true;
         }
@@ -533,11 +545,26 @@ impl Host {
         heard.is_some_and(|t| self.ex.now() - t < ALIVE)
     }
 
-    fn heard(&self, host: &Name, merged: bool) {
+    /// Whether the clock of `host`, which was heard lately, is too far ahead of ours for what it says to be taken.
+    fn is_ahead(&self, host: &Name) -> bool {
+        self.is_alive(host) && self.contacts.borrow().get(host).is_some_and(|c| c.ahead)
+    }
+
+    /// Something came from `host`.
+    fn heard(&self, host: &Name) {
         let mut c = self.contacts.borrow_mut();
-        let c = c.entry(*host).or_default();
-        c.heard = Some(self.ex.now());
-        c.merged |= merged;
+        c.entry(*host).or_default().heard = Some(self.ex.now());
+    }
+
+    fn set_ahead(&self, host: &Name, ahead: bool) {
+        let mut c = self.contacts.borrow_mut();
+        c.entry(*host).or_default().ahead = ahead;
+    }
+
+    /// All that `host` has was merged.
+    fn merged(&self, host: &Name) {
+        let mut c = self.contacts.borrow_mut();
+        c.entry(*host).or_default().merged = true;
     }
 
     /// Sets or clears the reason why something can't go on.

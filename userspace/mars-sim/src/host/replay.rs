@@ -572,13 +572,14 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
             }
             Looked::Bad(_) => return Err(Errno::BadMsg),
         }
-        s.settle(|| t.should_stop()).await?;
         if let Some(ino) = s.file {
             if h.machine().fs.borrow().size(ino) as u64 > s.at.pos {
                 h.truncate(ino, s.at.pos).await?;
                 h.sync_file(ino, false).await?;
             }
-        } else if s.at.pos > 0 || known > HEADER {
+        }
+        s.settle(|| t.should_stop()).await?;
+        if s.file.is_none() && (s.at.pos > 0 || known > HEADER) {
             return Err(Errno::NoEnt);
         }
         if base.is_some() {

@@ -230,7 +230,7 @@ async fn answer(h: &Rc<Host>, client: &Name, ask: Ask) -> Answer {
             now,
         } => {
             h.saw(now);
-            h.heard(client, false);
+            h.heard(client);
             let full = instance != h.instance() || since > h.tree.borrow().generation();
             let since = if full { 0 } else { since };
             if !full {
@@ -386,14 +386,27 @@ async fn run(t: &Thread, h: &Rc<Host>, name: Name) {
                 full_at.set(h.ex.now());
                 since = 0;
             }
-            if exchange(h, &name, &mut conn, &mut since, &mut instance)
-                .await
-                .is_ok()
-            {
-                h.heard(&name, true);
-            } else {
-                t.sleep(&h.ex, 500 * MS).await;
-                break;
+            let whole = since == 0;
+            match exchange(h, &name, &mut conn, &mut since, &mut instance).await {
+                Ok(true) => {
+                    h.heard(&name);
+                    h.set_ahead(&name, true);
+                }
+                Ok(false) => {
+                    h.heard(&name);
+                    if whole {
+                        h.set_ahead(&name, false);
+                    }
+                    if h.is_ahead(&name) {
+                        since = 0;
+                    } else {
+                        h.merged(&name);
+                    }
+                }
+                Err(_) => {
+                    t.sleep(&h.ex, 500 * MS).await;
+                    break;
+                }
             }
         }
     }
@@ -405,7 +418,7 @@ async fn exchange(
     conn: &mut Conn,
     since: &mut u64,
     instance: &mut u64,
-) -> Res<()> {
+) -> Res<bool> {
     let ask = Ask::Tree {
         since: *since,
         instance: *instance,
@@ -420,7 +433,7 @@ async fn exchange(
     else {
         return Err(Errno::Net);
     };
-    h.saw(now);
+    let ahead = !h.saw(now);
     let mut news = false;
     let mut failed = Ok(());
     for (path, value, stamp) in &list {
@@ -436,5 +449,5 @@ async fn exchange(
     failed?;
     *since = generation;
     *instance = theirs;
-    Ok(())
+    Ok(ahead)
 }

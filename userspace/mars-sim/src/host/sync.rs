@@ -80,13 +80,20 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let size = h.size().ok_or(Errno::NoEnt)?;
     let me = h.me;
     let from = h.designated().ok_or(Errno::NoEnt)?;
-    if !has_same_source(h, &from) {
-        let history = h.history(&from);
-        let newest = history.last().map(|v| v.this.log).ok_or(Errno::NoEnt)?;
-        h.try_put(&format!("syncstatus-{me}"), "0").await?;
-        h.try_put(&format!("syncfrom-{me}"), &format!("{from},{newest}"))
-            .await?;
-    }
+    let told = h.get(&format!("syncfrom-{me}"));
+    let newest = match told.and_then(|v| parse_sync_source(v.as_bytes())) {
+        Some((_, log)) if has_same_source(h, &from) => log,
+        _ => {
+            h.try_put(&format!("syncstatus-{me}"), "0").await?;
+            let history = h.history(&from);
+            history.last().map(|v| v.this.log).ok_or(Errno::NoEnt)?
+        }
+    };
+    h.try_put(
+        &format!("syncfrom-{me}"),
+        &format!("{from},{newest},{size}"),
+    )
+    .await?;
     h.sync_dir().await?;
     let link = h.replay_link(&me);
     h.sync.link.set(link);

@@ -49,11 +49,6 @@ pub fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     if let Some(old) = old.as_deref().and_then(|h| res.member(h)) {
         loss(ctx, &res, own, old);
     }
-    if let Some(size) = res.size.filter(|_| res.designated() != Some(&ctx.me)) {
-        // A resize that this host has not heard of is cut off with all else: what its new part has there is not here, and with
-        // that size this disk would be incomplete.
-        ctx.store.set(&res.path("size"), &size.to_string())?;
-    }
     become_primary(ctx, op, name, old.as_deref(), &deadline)
 }
 

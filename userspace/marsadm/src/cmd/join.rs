@@ -7,7 +7,7 @@
 //! a member already) sets the attach switch.
 
 use super::create::{check_names, unique_device};
-use super::{operation, peers, replica, report_split, switch};
+use super::{invalidate, operation, peers, replica, report_split, switch};
 use crate::cli::DiskArgs;
 use crate::ctx::{parse_size, Ctx};
 use crate::error::{Failure, Result};
@@ -49,6 +49,7 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
             ))
             .hint(format!("to change the disk: `marsadm down {name}`, `marsadm leave-resource {name}`, then join again")));
         }
+        invalidate::need_not_primary(ctx, &res, "another disk")?;
     }
     report_split(&res);
     let primary = replica::source(ctx, &res)?.host.clone();

@@ -39,6 +39,12 @@ pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
         return Ok(());
     }
     need_good_replica(ctx, &res, own)?;
+    if own.actual.late {
+        return Err(Failure::refused(format!(
+            "the clock of a member of '{name}' is more than 30 days ahead of this host's: what was decided there can't be known here"
+        ))
+        .hint("set the clocks right; the kernel log names the host. If it is that one which is wrong, it may also be switched off: after half a minute of silence it does not count"));
+    }
     if ctx.opt.force {
         operation(ctx, name, |op| failover::forced(ctx, op, name))
     } else {
@@ -115,6 +121,10 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     unchanged(ctx, &res, old.as_deref())?;
     still_good(ctx, name)?;
     op.step(ctx, "none")?;
+    let had = old.clone().filter(|old| {
+        let is_primary = res.member(old).is_some_and(|m| m.actual.primary);
+        is_primary || res.designated() == Some(old)
+    });
     // Also if nobody is designated: what others have decided before they have seen this is known then. If somebody else is
     // designated at the same time elsewhere, that one wins.
     let claim = LamportTime::weak(res.primary_stamp, ctx.store.now(), ctx.me.as_bytes());
@@ -138,8 +148,8 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         .and_then(|()| still_good(ctx, name));
     if let Err(failure) = heard {
         let lost = ctx.resource(name)?.primary_stamp != claim;
-        return Err(match &old {
-            Some(old) if !lost => take_back(ctx, name, old, failure),
+        return Err(match &had {
+            Some(old) if !lost => take_back(ctx, name, old, claim, failure),
             _ => failure,
         });
     }
@@ -329,10 +339,7 @@ fn caught_up(
 fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Result<()> {
     // Each host speaks every five seconds. One that has just died must not hold up a handover for all of the window: when it
     // comes back, it hears of this before it takes a role.
-    let answers = |m: &&Member| {
-        let silence = ctx.silence(&ctx.store.host(&m.host), ctx.store.now());
-        ctx.is_alive(&m.host) && silence.is_some_and(|s| s < SPEAKS)
-    };
+    let answers = |m: &&Member| speaks(ctx, &m.host);
     deadline.wait_resource(ctx, name, "word of the other hosts", |res| {
         need_claim(res, claim)?;
         let own = ctx.own(res)?;
@@ -360,6 +367,11 @@ fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Resu
         }
         Ok(Look::Done(()))
     })
+}
+
+fn speaks(ctx: &Ctx, host: &str) -> bool {
+    let silence = ctx.silence(&ctx.store.host(host), ctx.store.now());
+    ctx.is_alive(host) && silence.is_some_and(|s| s < SPEAKS)
 }
 
 /// Fails if since `claim` somebody else has said who is primary.
@@ -418,12 +430,12 @@ fn unchanged(ctx: &Ctx, res: &Resource, old: Option<&str>) -> Result<()> {
 }
 
 /// The old primary did not let go, or this host can't take the role after all: the old one gets it back, so that there is a
-/// primary at all.
-fn take_back(ctx: &Ctx, name: &str, old: &str, failure: Failure) -> Failure {
+/// primary at all. Whatever somebody else has decided since `claim`, and is not known here, is stronger.
+fn take_back(ctx: &Ctx, name: &str, old: &str, claim: LamportTime, failure: Failure) -> Failure {
     let Ok(res) = ctx.resource(name) else {
         return failure;
     };
-    let still = ctx.is_alive(old)
+    let still = speaks(ctx, old)
         || res
             .member(old)
             .is_some_and(|m| m.actual.primary || m.actual.open_count > 0);
@@ -434,7 +446,15 @@ fn take_back(ctx: &Ctx, name: &str, old: &str, failure: Failure) -> Failure {
     }
     let written = ctx
         .store
-        .set(&res.path("primary"), old)
+        .set_at(
+            &res.path("primary"),
+            old,
+            Stamp::At(LamportTime::weak(
+                claim,
+                ctx.store.now(),
+                ctx.me.as_bytes(),
+            )),
+        )
         .and_then(|()| ctx.store.trigger(Trigger::Remote));
     match written {
         Ok(()) => failure.hint(format!(

@@ -3,32 +3,37 @@
 //! resize.
 //!
 //! Interrupted: `syncstatus-<host>` (never less than before) is written before `size`, which is the decision; run again,
-//! the rest follows. What an earlier run that never came so far left on a host that was primary then is taken back first: the
-//! new part is not the same there.
+//! the rest follows. What an earlier run that never came so far left on a host that was primary then, and has not taken back
+//! itself, counts no more: the new part is not the same there.
 
 use super::{operation, report_split};
 use crate::ctx::{parse_size, Ctx};
 use crate::error::{Failure, Result};
 use crate::out;
 use crate::sys::disk::GRAIN;
+use crate::tree::model::Resource;
 use crate::tree::split::human;
 use crate::tree::store::Trigger;
 use mars_core::succession::undecided;
+
+fn need_primary(ctx: &Ctx, res: &Resource) -> Result<()> {
+    if ctx.own(res)?.actual.primary && res.designated() == Some(&ctx.me) {
+        return Ok(());
+    }
+    Err(
+        Failure::refused(format!("'{}' is not primary of '{}'", ctx.me, res.name)).hint(format!(
+            "run it on '{}'",
+            res.designated().unwrap_or("the primary")
+        )),
+    )
+}
 
 /// `resize RESOURCE [SIZE]`.
 pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
     let res = ctx.joined(name)?;
     ctx.need_module("resize")?;
     report_split(&res);
-    let own = ctx.own(&res)?;
-    if !own.actual.primary || res.designated() != Some(&ctx.me) {
-        return Err(
-            Failure::refused(format!("'{}' is not primary of '{name}'", ctx.me)).hint(format!(
-                "run it on '{}'",
-                res.designated().unwrap_or("the primary")
-            )),
-        );
-    }
+    need_primary(ctx, &res)?;
     let unknown: Vec<&str> = res
         .real_members()
         .filter(|m| m.actsize.is_none())
@@ -81,11 +86,10 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
     operation(ctx, name, |op| {
         op.step(ctx, "undecided")?;
         for m in res.real_members().filter(|m| m.host != ctx.me) {
-            if let Some(done) = undecided(m.syncstatus, Some(old)) {
-                ctx.store.set(
-                    &res.path(&format!("syncstatus-{}", m.host)),
-                    &done.to_string(),
-                )?;
+            if undecided(m.syncstatus, Some(old)).is_some() {
+                // Of what is on its disk a host is only told that it is nothing.
+                ctx.store
+                    .delete(&res.path(&format!("syncstatus-{}", m.host)))?;
             }
         }
         op.step(ctx, "syncstatus")?;
@@ -95,6 +99,7 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
         )?;
         ctx.store.barrier()?;
         op.step(ctx, "size")?;
+        need_primary(ctx, &ctx.resource(name)?)?;
         ctx.store.set(&res.path("size"), &new.to_string())?;
         ctx.store.trigger(Trigger::Remote)?;
         out::info(format_args!(

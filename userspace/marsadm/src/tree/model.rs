@@ -72,6 +72,8 @@ pub struct Actual {
     pub emergency: bool,
     /// The disk has what is in no log, because of that, and it is not over.
     pub gap: bool,
+    /// The clock of a member is too far ahead for what it says to be taken.
+    pub late: bool,
     /// Time of the newest word about who is designated that the module has acted upon.
     pub primary_seen: Option<LamportTime>,
     /// How often the device is opened.
@@ -121,6 +123,8 @@ pub struct Member {
     pub sync_pos_bytes: Option<u64>,
     /// Synced bytes, durable; equal to the size when the sync is complete.
     pub syncstatus: Option<u64>,
+    /// The source of its sync, or how much of it was complete.
+    pub syncfrom: Option<String>,
     /// Position that replay must reach before the disk is consistent.
     pub syncpos: Option<Position>,
     /// Physical size of the disk.
@@ -334,6 +338,7 @@ impl Store {
                 if_on: flag("if-on"),
                 emergency: flag("is-emergency") || flag("has-emergency"),
                 gap: flag("has-gap"),
+                late: flag("is-late"),
                 primary_seen: actual("primary-seen").and_then(|v| LamportTime::parse(v.as_bytes())),
                 open_count: number("open-count")
                     .and_then(|n| u64::try_from(n).ok())
@@ -358,6 +363,7 @@ impl Store {
             fetch_pos: actual("fetch-pos").as_deref().and_then(Position::parse),
             sync_pos_bytes: actual("sync-pos").and_then(|v| v.parse().ok()),
             syncstatus: own("syncstatus").and_then(|v| v.parse().ok()),
+            syncfrom: own("syncfrom"),
             syncpos: own("syncpos").as_deref().and_then(Position::parse_replay),
             actsize: own("actsize").and_then(|v| v.parse().ok()),
             versions: BTreeMap::new(),
@@ -429,7 +435,8 @@ impl Member {
 
     /// Whether the sync is complete.
     pub fn is_synced(&self, size: Option<u64>) -> bool {
-        is_synced(self.syncstatus, size)
+        let from = self.syncfrom.as_ref().map(String::as_bytes);
+        is_synced(self.syncstatus, size, from)
     }
 
     /// The engine's word for what it does, empty if unknown.
