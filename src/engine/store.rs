@@ -195,7 +195,8 @@ impl Store {
             return Err(EINVAL);
         }
         let writer = self.writer.lock();
-        let stamp = self.clock.now();
+        let now = self.clock.now();
+        let stamp = self.tree.lock().stamp_for(path.as_bytes(), now);
         self.write(path, value, stamp)?;
         self.tree
             .lock()
@@ -334,13 +335,10 @@ impl Store {
     /// Writes what this host says of itself once more, with a new stamp; `writer` is held.
     fn say_again(&self, path: &TreePath<'_>) -> Result {
         let mut value = KVec::new();
+        let mut before = LamportTime::ZERO;
         // A tool may have written since the last scan: what is on the disk decides, not the copy in memory.
         match dir::read_link(&paths::absolute(path.as_str())?, &mut value) {
-            Ok((sec, nsec)) => {
-                if let Some(stamp) = LamportTime::new(sec, nsec) {
-                    self.clock.saw(stamp);
-                }
-            }
+            Ok((sec, nsec)) => before = LamportTime::new(sec, nsec).unwrap_or(before).next(),
             Err(e) if e == ENOENT => {
                 let own = self.get(path.as_str());
                 value.clear();
@@ -352,7 +350,8 @@ impl Store {
             Err(e) => return Err(e),
         }
         let text = core::str::from_utf8(&value).map_err(|_| EINVAL)?;
-        let stamp = self.clock.now();
+        let now = self.clock.now().max(before);
+        let stamp = self.tree.lock().stamp_for(path.as_bytes(), now);
         self.write(path.as_str(), text, stamp)?;
         self.tree.lock().apply_local(path, &value, stamp)?;
         Ok(())

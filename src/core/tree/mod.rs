@@ -233,6 +233,13 @@ impl Tree {
         self.by_path.get(at).and_then(|&slot| self.visible(slot))
     }
 
+    /// The stamp of a new value that is written here `now`: newer than what is there in any case. The clock of a host may have
+    /// lost years since it wrote that.
+    pub fn stamp_for(&self, path: &[u8], now: LamportTime) -> LamportTime {
+        self.find_node(path)
+            .map_or(now, |old| now.max(old.stamp.next()))
+    }
+
     /// All entries in the order of their paths, tombstones included.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
         self.by_path.iter().filter_map(|&slot| self.visible(slot))

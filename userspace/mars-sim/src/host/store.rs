@@ -36,7 +36,8 @@ impl Host {
         }
         let checked = TreePath::parse(path.as_bytes()).expect("a path of the engine");
         let writer = self.writer.lock(&self.ex).await;
-        let stamp = self.now();
+        let now = self.now();
+        let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now);
         self.write_link(path, value, stamp).await?;
         let r = self
             .tree
@@ -87,7 +88,8 @@ impl Host {
                 let own = tree.get(checked.as_bytes()).unwrap_or(b".deleted");
                 String::from_utf8_lossy(own).into_owned()
             };
-            let stamp = self.now();
+            let now = self.now();
+            let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now);
             self.write_link(path, &own, stamp).await?;
             let _ = self
                 .tree
