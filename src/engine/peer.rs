@@ -22,6 +22,7 @@ use mars_core::{
 
 use crate::{
     engine::{
+        clock::Clock,
         conn::{
             Conn,
             Purpose, //
@@ -44,6 +45,8 @@ const RETRY_MS: u32 = 500;
 const RETRY_MAX_MS: u32 = 5_000;
 /// The whole tree is asked for again after this time.
 const FULL_NS: u64 = 120_000_000_000;
+/// And at once when the wall clock has jumped by so much.
+const CLOCK_SET_SECS: u64 = 60;
 
 /// A peer that is followed; stops when dropped.
 pub(crate) struct Peer {
@@ -66,11 +69,18 @@ impl Peer {
     }
 }
 
+/// Seconds from the start of this host to now, as the wall clock has them: changes when somebody sets that.
+fn wall_offset() -> u64 {
+    let up = time::mono_ns().checked_div(1_000_000_000).unwrap_or(0);
+    Clock::real().sec().saturating_sub(up)
+}
+
 fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
     let mut pause = RETRY_MS;
     let mut since = 0;
     let mut instance = 0;
     let mut full_at = time::mono_ns();
+    let mut clock = wall_offset();
     while !ctx.should_stop() {
         let Ok(mut conn) = Conn::dial(env, &name, Purpose::Meta) else {
             ctx.sleep_ms(pause);
@@ -80,8 +90,12 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
         pause = RETRY_MS;
         while !ctx.should_stop() {
             inject::pass!(PeerRound);
-            // What was refused once, or vanished from the disk, is sent again only on demand.
-            if time::mono_ns().saturating_sub(full_at) > FULL_NS {
+            // What was refused once, perhaps because of a wrong clock, or vanished from the disk, is sent again only on demand.
+            let offset = wall_offset();
+            if time::mono_ns().saturating_sub(full_at) > FULL_NS
+                || offset.abs_diff(clock) > CLOCK_SET_SECS
+            {
+                clock = offset;
                 full_at = time::mono_ns();
                 since = 0;
             }

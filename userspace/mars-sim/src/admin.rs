@@ -704,14 +704,16 @@ impl Ctx {
         self.set(&format!("syncstatus-{me}"), "0").await?;
         // Else a sync that an earlier life of this disk asked for would compare only a part of it.
         self.delete(&format!("gap-{me}")).await?;
-        // The older history goes first, and durably: what it says of a log that was still written then would contradict what
-        // comes after that.
+        // What an earlier attempt has copied of a log that was still written then would contradict what comes after it.
         let first = log.number.saturating_sub(1);
-        let text = |n: u32, host: &Name| v.get(&format!("version-{n:09}-{host}"));
-        let keep: Vec<u32> = (first..=log.number)
-            .filter(|n| text(*n, primary).is_some() && text(*n, primary) == text(*n, &me))
-            .collect();
-        self.drop_versions(&keep).await?;
+        for number in 0..=log.number {
+            let own = format!("version-{number:09}-{me}");
+            let theirs = v.get(&format!("version-{number:09}-{primary}"));
+            if let Some(text) = theirs.filter(|_| self.view().get(&own).is_some()) {
+                let text = text.to_owned();
+                self.ensure(&own, &text).await?;
+            }
+        }
         self.barrier().await?;
         for number in first..=log.number {
             if let Some(text) = v.get(&format!("version-{number:09}-{primary}")) {
@@ -729,6 +731,7 @@ impl Ctx {
         self.set(&format!("replay-{me}"), &start.to_string())
             .await?;
         self.set(&format!("syncstatus-{me}"), "0").await?;
+        self.drop_versions(&[first, log.number]).await?;
         self.h.machine().place.set(None);
         Ok(())
     }

@@ -10,7 +10,12 @@ use crate::{
     rng::Rng,
     truth::{Place, Truth, Violation, Whose},
 };
-use mars_core::{lamport::LamportTime, name::Name, succession::is_synced, tree::value::ReplayLink};
+use mars_core::{
+    lamport::{LamportTime, MAX_FUTURE_SECS},
+    name::Name,
+    succession::is_synced,
+    tree::value::ReplayLink,
+};
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
@@ -276,6 +281,12 @@ impl Sim {
             + now * i128::from(m.drift.get()) / 1_000_000
             + i128::from(m.clock.get());
         LamportTime::from_nanos(u64::try_from(t).unwrap_or(0))
+    }
+
+    /// Whether the clock of a machine is so late that it can't take what others say.
+    pub fn has_late_clock(&self) -> bool {
+        let bears = i64::try_from(MAX_FUTURE_SECS * SEC).unwrap_or(i64::MAX);
+        self.machines.iter().any(|m| m.clock.get() < -bears)
     }
 
     /// Starts the module on a machine.

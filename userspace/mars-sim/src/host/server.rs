@@ -23,6 +23,8 @@ const NET_TIMEOUT: Ns = 10 * SEC;
 const CONNECT_TIMEOUT: Ns = 5 * SEC;
 const POLL_MS: u64 = 500;
 const LONG_POLL_MS: u64 = 2000;
+/// Somebody has set the clock.
+const CLOCK_SET: i64 = 60 * 1_000_000_000;
 const FULL: Ns = 120 * SEC;
 
 /// A request.
@@ -374,6 +376,7 @@ async fn run(t: &Thread, h: &Rc<Host>, name: Name) {
     let mut pause = 500;
     let (mut since, mut instance) = (0, 0);
     let full_at = Cell::new(h.ex.now());
+    let mut clock = h.machine().clock.get();
     while !t.should_stop() {
         let Ok(mut conn) = dial(h, &name).await else {
             t.sleep(&h.ex, pause * MS).await;
@@ -382,7 +385,9 @@ async fn run(t: &Thread, h: &Rc<Host>, name: Name) {
         };
         pause = 500;
         while !t.should_stop() {
-            if h.ex.now() - full_at.get() > FULL {
+            let offset = h.machine().clock.get();
+            if h.ex.now() - full_at.get() > FULL || (offset - clock).abs() > CLOCK_SET {
+                clock = offset;
                 full_at.set(h.ex.now());
                 since = 0;
             }

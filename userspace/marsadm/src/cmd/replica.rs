@@ -121,14 +121,12 @@ pub fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
     // Else a sync that an earlier life of this disk asked for would compare only a part of it.
     ctx.store.delete(&res.path(&format!("gap-{}", ctx.me)))?;
     let path = |number: u32| res.path(&format!("version-{number:09}-{}", ctx.me));
-    // The older history goes first, and durably: what it says of a log that was still written then would contradict what comes
-    // after that.
-    let is_same = |n: &u32| {
-        let theirs = member.versions.get(n);
-        theirs.is_some_and(|v| ctx.store.get(&path(*n)).as_ref() == Some(&v.text))
-    };
-    let keep = (first..=log.number).filter(is_same).collect();
-    drop_versions(ctx, &res, &keep)?;
+    // What an earlier attempt has copied of a log that was still written then would contradict what comes after it.
+    for (number, version) in &member.versions {
+        if ctx.store.get(&path(*number)).is_some() {
+            ctx.store.ensure(&path(*number), &version.text)?;
+        }
+    }
     ctx.store.barrier()?;
     for number in first..=log.number {
         if let Some(version) = member.versions.get(&number) {
@@ -142,7 +140,8 @@ pub fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
     let start = Position::new(log, 0).replay_value();
     ctx.store
         .set(&res.path(&format!("replay-{}", ctx.me)), &start)?;
-    ctx.store.set(&complete, "0")
+    ctx.store.set(&complete, "0")?;
+    drop_versions(ctx, &res, &BTreeSet::from([first, log.number]))
 }
 
 /// Between looking at the primary's position and becoming visible as a member, the primary may have moved on, and the log
