@@ -217,16 +217,14 @@ impl Cluster {
         })?;
         failed?;
         // A resource that is no longer ours detaches by itself (its data link is gone); then its thread may end.
-        let gone = |r: &Resource| {
-            !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none()
-        };
-        for r in &self.resources {
-            if gone(r) {
+        self.resources.retain(|r| {
+            let gone =
+                !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none();
+            if gone {
                 env.remove_member(&r.member.name);
-                r.control.request_stop();
             }
-        }
-        self.resources.retain(|r| !gone(r));
+            !gone
+        });
         for name in &wanted {
             if !self.resources.iter().any(|r| r.member.name == *name) {
                 self.resources.reserve(1, GFP_KERNEL)?;

@@ -77,7 +77,7 @@ pub(crate) struct Conn {
     pub(crate) peer: Name,
     next_id: u32,
     out: KVec<u8>,
-    body: KVec<u8>,
+    body: KVVec<u8>,
     broken: bool,
 }
 
@@ -101,7 +101,7 @@ fn wire_error(e: WireError) -> Error {
 }
 
 /// Reads one frame of the handshake.
-fn read_plain(socket: &Socket, body: &mut KVec<u8>) -> Result<Result<Header, WireError>> {
+fn read_plain(socket: &Socket, body: &mut KVVec<u8>) -> Result<Result<Header, WireError>> {
     let mut head = [0; HEADER_LEN];
     socket.recv_exact(&mut head, HANDSHAKE_MS)?;
     let header = match Header::parse::<KernelDigest>(&head, MAX_UNAUTHENTICATED) {
@@ -116,7 +116,7 @@ fn read_plain(socket: &Socket, body: &mut KVec<u8>) -> Result<Result<Header, Wir
 
 /// Reads `len` bytes to the start of `body`, which keeps its greatest length: to fill it with zeroes anew for each big frame
 /// costs more than to receive it.
-fn receive_body<'a>(socket: &Socket, body: &'a mut KVec<u8>, len: usize) -> Result<&'a mut [u8]> {
+fn receive_body<'a>(socket: &Socket, body: &'a mut KVVec<u8>, len: usize) -> Result<&'a mut [u8]> {
     if body.len() < len {
         body.resize(len, 0, GFP_KERNEL)?;
     }
@@ -156,7 +156,7 @@ impl Conn {
         let mut nonce = [0; 32];
         checksum::random(&mut nonce);
         let mut out = KVec::new();
-        let mut body = KVec::new();
+        let mut body = KVVec::new();
         let me = identity(env.me, text::of(&uuid), &key, purpose.port_offset());
         let mut hs =
             ClientHandshake::start::<KernelDigest>(me, purpose, Some(*host), nonce, &mut out)?;
@@ -199,7 +199,7 @@ impl Conn {
     ) -> Result<(Self, Purpose)> {
         prepare(&socket)?;
         let mut out = KVec::new();
-        let mut body = KVec::new();
+        let mut body = KVVec::new();
         let Some(key) = env.key() else {
             let refusal = Refusal::new(
                 mars_core::wire::message::ErrorCode::NotAllowed,

@@ -471,8 +471,10 @@ impl Control {
     }
 
     fn detach(&mut self) {
-        self.share(None, false);
+        self.m.attached.lock().primary = false;
         self.running = Running::Detached;
+        // Last: the cluster loop takes this for the end, and must not have to wait for a disk.
+        self.share(None, false);
         self.m.dirty.forget();
         self.m.fetch.forget();
         self.m.set_trouble(None);
@@ -534,12 +536,6 @@ impl Control {
             )));
         } else if start_sync {
             s.sync = None;
-            m.dirty.clear().map_err(|e| {
-                fail(
-                    "no-space",
-                    format_args!("the dirty map can't be cleared: {e:?}"),
-                )
-            })?;
             s.sync = Some(
                 sync::Workers::start(m.clone(), s.bdev.clone())
                     .map_err(|e| fail("syncing", format_args!("sync can't start: {e:?}")))?,
@@ -665,6 +661,16 @@ impl Control {
                 })?;
         }
         let name = if log.is_some() { name } else { end.log };
+        // Before anything is confirmed to an application: after a crash this host looks how far its logs go (`last_words`) only if
+        // it was primary.
+        m.try_set(format_args!("actual-{me}/is-primary"), format_args!("1"))
+            .and_then(|()| paths::sync_actual_dir(&m.name, &me))
+            .map_err(|e| {
+                fail(
+                    "no-space",
+                    format_args!("that this host is primary can't be written to /mars: {e:?}"),
+                )
+            })?;
         let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
             self.share(Some(bdev), false);
             // The log that was begun is one like any other that a crash leaves: recovery finds its end.
@@ -911,19 +917,16 @@ impl Control {
             "{}: the device is gone, the log is closed\n",
             m.name.as_str()
         );
-        self.share(Some(bdev.clone()), false);
-        self.running = Running::Secondary(
-            KBox::new(
-                Secondary {
-                    sync: None,
-                    replay: None,
-                    fetch: None,
-                    bdev,
-                },
-                GFP_KERNEL,
-            )
-            .map_err(no_memory)?,
-        );
+        // As long as nothing has the disk open, nothing claims it.
+        self.share(None, false);
+        let secondary = Secondary {
+            sync: None,
+            replay: None,
+            fetch: None,
+            bdev: bdev.clone(),
+        };
+        self.running = Running::Secondary(KBox::new(secondary, GFP_KERNEL).map_err(no_memory)?);
+        self.share(Some(bdev), false);
         m.env.kick.signal();
         Ok(())
     }

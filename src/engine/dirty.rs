@@ -174,7 +174,9 @@ impl Dirty {
                     direct,
                     block: Buf::zeroed(BLOCK)?,
                 };
-                open.save()?;
+                // Without what it says, replay would write older data over newer.
+                let is_used = open.map.is_used();
+                open.save().map_err(|e| if is_used { EIO } else { e })?;
                 *inner = Some(open);
                 return Ok(());
             }

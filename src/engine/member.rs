@@ -337,7 +337,7 @@ impl Member {
     }
 
     /// How far a log of this very host is durable, as it has said: that counts, also while it replays what is before.
-    fn said_end(&self, log: &LogName) -> u64 {
+    pub(crate) fn said_end(&self, log: &LogName) -> u64 {
         if log.creator == self.me() {
             self.reported_end(log)
         } else {

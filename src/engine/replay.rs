@@ -563,7 +563,8 @@ impl Session {
         self.m
             .advance(&self.at.log, self.at.pos, self.at.pos, true)?;
         paths::sync_resource_dir(&self.m.name)?;
-        self.m.set_version(&next, 0)?;
+        // Of a log of this very host more may have been said: so much was durable once.
+        self.m.set_version(&next, self.m.said_end(&next))?;
         inject::at!(SwitchLink)?;
         self.m.advance(&next, 0, 0, false)?;
         self.m.fetch.begin_replay(&next);

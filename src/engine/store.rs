@@ -157,7 +157,7 @@ impl Store {
     /// `ENOMEM`, before `f` was called at all: decisions must not be made on a part of the truth.
     pub(crate) fn for_each(&self, prefix: &str, mut f: impl FnMut(&str, &Value)) -> Result {
         // A copy of the few that match, so that `f` may use the store.
-        let mut found: KVec<(KVec<u8>, Value)> = KVec::new();
+        let mut found: KVVec<(KVec<u8>, Value)> = KVVec::new();
         for e in self.tree.lock().with_prefix(prefix.as_bytes()) {
             let (Some(rest), Some(value)) = (e.path.get(prefix.len()..), e.live()) else {
                 continue;
@@ -410,7 +410,7 @@ impl Store {
         let text = core::str::from_utf8(prefix).map_err(|_| EINVAL)?;
         let path = paths::absolute(text.trim_end_matches('/'))?;
         let depth = prefix.iter().filter(|b| **b == b'/').count();
-        let mut names: KVec<(KVec<u8>, EntryKind)> = KVec::new();
+        let mut names: KVVec<(KVec<u8>, EntryKind)> = KVVec::new();
         let mut failed: Result = Ok(());
         inject::at!(Scan)?;
         dir::list(&path, |name, kind| {
@@ -427,7 +427,7 @@ impl Store {
             }
             true
         })?;
-        failed?;
+        core::mem::replace(&mut failed, Ok(()))?;
         let mut value = KVec::new();
         for (mut name, kind) in names.drain_all() {
             if kind == EntryKind::Dir {
@@ -442,16 +442,22 @@ impl Store {
             };
             let file = paths::absolute(path.as_str())?;
             value.clear();
-            // A tool may have replaced or removed it since the listing: the next scan sees that.
-            let Ok((sec, nsec)) = dir::read_link(&file, &mut value) else {
-                continue;
+            let (sec, nsec) = match dir::read_link(&file, &mut value) {
+                Ok(t) => t,
+                // A tool may have replaced or removed it since the listing: the next scan sees that.
+                Err(e) if e == ENOENT || e == EINVAL || dir::is_misplaced(e) => continue,
+                // What can't be read is not gone.
+                Err(e) => {
+                    failed = Err(e);
+                    continue;
+                }
             };
             let stamp = LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO);
             if let Err(e) = self.tree.lock().observe(&path, &value, stamp) {
                 crate::sys::log::log_warn!("a link of the tree can't be used: {:?}\n", e);
             }
         }
-        Ok(())
+        failed
     }
 
     /// Waits until something is newer than `generation`; `false` after `wait_ms`.

@@ -197,6 +197,8 @@ impl Workers {
         )?;
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
+        // What was written without a log counts no more, but not before that.
+        m.dirty.clear()?;
         inject::at!(SyncBegin)?;
         // The link first: whoever moves it says last that nothing counts.
         let link = m.replay_link(&me);
@@ -213,6 +215,8 @@ impl Workers {
         });
         m.sync.transferred.store(0, Relaxed);
         m.sync.broken.store(false, Relaxed);
+        // All former workers are gone; one that was stopped before it ran has not counted itself out.
+        m.sync.running.store(0, Relaxed);
         let sync = m.sync.clone();
         let mut threads = KVec::new();
         for i in 0..tunables::CONNECTIONS.get() {

@@ -93,7 +93,19 @@ pub async fn run(h: Rc<Host>, cmd: Cmd) {
         h: h.clone(),
     };
     h.say(|| format!("marsadm {cmd:?}"));
-    let r = c.run(cmd).await;
+    let locks = matches!(
+        cmd,
+        Cmd::Primary | Cmd::Force | Cmd::Invalidate | Cmd::Join | Cmd::Leave | Cmd::Drop
+    );
+    let r = if locks && h.admin_works.replace(true) {
+        Err("another command works on the resource")
+    } else {
+        let r = c.run(cmd).await;
+        if locks {
+            h.admin_works.set(false);
+        }
+        r
+    };
     h.say(|| format!("marsadm {cmd:?}: {r:?}"));
 }
 

@@ -118,6 +118,14 @@ pub const ALL: &[(&str, &str)] = &[
         "a dirty map that was read is taken for durable",
     ),
     (
+        "primary-undurable",
+        "a crash can forget that a host was primary",
+    ),
+    (
+        "clock-ignored",
+        "a host whose clock is years late takes the role that it had",
+    ),
+    (
         "crash-without-last-words",
         "a host that has crashed as a primary does not say how far its log goes",
     ),

@@ -112,6 +112,8 @@ struct Gap {
     open: bool,
     /// The log that begins behind it.
     next: Option<LogId>,
+    /// Its name.
+    next_name: LogName,
 }
 
 /// A host whose disk is looked at.
@@ -320,9 +322,16 @@ impl Truth {
         self.gaps.iter().rposition(is_it)
     }
 
-    /// A primary writes without a log from `base` on, where its disk is what it has now: the state there, or what a crash has
-    /// left of an earlier time in the same gap.
-    pub fn gap_begins(&mut self, host: Name, base: Place, device: usize, now: Option<&Disk>) {
+    /// The host of `next`, a primary, writes without a log from `base` on, until it begins that one. Its disk is what it has
+    /// now: the state at `base`, or what a crash has left of an earlier time in the same gap.
+    pub fn gap_begins(
+        &mut self,
+        next: LogName,
+        base: Place,
+        device: usize,
+        now: Option<&Disk>,
+    ) {
+        let host = next.creator;
         self.cache = None;
         let base = self.before_gap(base);
         let log = &mut self.logs[base.0];
@@ -345,12 +354,9 @@ impl Truth {
             flushed: 0,
             open: true,
             next: None,
+            next_name: next,
         };
         // One that was made for a rotation is behind the gap now.
-        let next = LogName {
-            number: self.logs[base.0].name.number + 1,
-            creator: host,
-        };
         if let Some(n) = self.find(&next) {
             let l = &mut self.logs[n];
             if l.chain.is_empty() && l.parent.is_none_or(|p| p == base) {
@@ -548,10 +554,7 @@ impl Truth {
 
     /// The beginning of a log that a primary has announced when it stopped logging, and not made yet.
     fn announced(&self, link: &ReplayLink) -> Option<Place> {
-        let is_it = |g: &&Gap| {
-            let before = self.logs[g.base.0].name.number;
-            g.host == link.log.creator && before + 1 == link.log.number && link.pos == 0
-        };
+        let is_it = |g: &&Gap| g.next_name == link.log && link.pos == 0;
         self.gaps.iter().rev().find(is_it).map(|g| g.base)
     }
 

@@ -421,6 +421,13 @@ impl Control {
             h.sync_dir().await.map_err(|_| "disk-error")?;
         }
         let name = if log.is_some() { name } else { end.log };
+        // Before anything is confirmed to an application: after a crash this host looks how far its logs go only if it was primary.
+        h.try_put(&format!("actual-{me}/is-primary"), "1")
+            .await
+            .map_err(|_| "no-space")?;
+        if !on("primary-undurable") {
+            h.sync_dir().await.map_err(|_| "disk-error")?;
+        }
         let pipe = Pipeline::new(&h, Policy::primary());
         let h2 = h.clone();
         let publish = move |pos| {
@@ -467,7 +474,7 @@ impl Control {
         if let Some(base) = from.filter(|_| gap) {
             let disk = h.machine().disk.borrow();
             let mut t = h.sim.truth.borrow_mut();
-            t.gap_begins(h.me, base, device, Some(&disk));
+            t.gap_begins(name, base, device, Some(&disk));
         }
         // Where nothing was ever logged nobody waits yet, and an administrator is there.
         let fresh = end.log == name;
@@ -506,7 +513,7 @@ impl Control {
         let base = from.ok_or("no-space")?;
         let mut t = h.sim.truth.borrow_mut();
         if !gap {
-            t.gap_begins(h.me, base, device, None);
+            t.gap_begins(name, base, device, None);
         }
         let c = &h.sim.counts.gaps;
         c.set(c.get() + 1);

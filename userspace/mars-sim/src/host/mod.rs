@@ -72,6 +72,8 @@ pub struct Host {
     /// Name of the resource.
     pub res: Name,
     clock: RefCell<Clock>,
+    /// A command that changes more than a switch holds its lock.
+    pub admin_works: Cell<bool>,
     pub(crate) tree: RefCell<Tree>,
     instance: u64,
     writer: Lock,
@@ -124,6 +126,7 @@ impl Host {
             me,
             res: Name::new(b"r").expect("a name"),
             clock: RefCell::default(),
+            admin_works: Cell::new(false),
             tree: RefCell::new(Tree::new()),
             instance,
             writer: Lock::default(),
@@ -293,7 +296,7 @@ impl Host {
     }
 
     /// How far a log of this very host is durable, as it has said.
-    fn said_end(&self, log: &LogName) -> u64 {
+    pub fn said_end(&self, log: &LogName) -> u64 {
         match log.creator == self.me {
             true => reported_end(log, self.version(log.number).as_ref()),
             false => 0,

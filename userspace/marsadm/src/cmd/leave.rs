@@ -78,6 +78,10 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
     }
     operation(ctx, name, |op| {
         op.step(ctx, "member")?;
+        if !ctx.opt.force {
+            // Another command may just have ended.
+            invalidate::need_not_primary(ctx, &ctx.resource(name)?, "leaving")?;
+        }
         let own = |key: &str| res.path(&format!("{key}-{me}"));
         ctx.store.delete(&own("data"))?;
         ctx.store.barrier()?;

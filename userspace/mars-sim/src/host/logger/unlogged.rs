@@ -35,7 +35,11 @@ impl Logger {
         }
         log.pos = end;
         let base = (log.id, end);
-        let begun = |t: &mut crate::truth::Truth| t.gap_begins(h.me, base, self.device, None);
+        let next = LogName {
+            number: next,
+            creator: h.me,
+        };
+        let begun = |t: &mut crate::truth::Truth| t.gap_begins(next, base, self.device, None);
         begun(&mut h.sim.truth.borrow_mut());
         self.gap = Some(base);
         // A log that was made for a rotation goes on where this one ends, and must not begin behind a gap.
