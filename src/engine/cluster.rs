@@ -153,6 +153,9 @@ impl Cluster {
         say("usable", format_args!("4,5,0x00040000"));
         say("buildtag", format_args!("mars-rust-{VERSION}"));
         say("module", format_args!("{VERSION}"));
+        if let Some(block) = reserve::disk_block() {
+            say("log-block", format_args!("{block}"));
+        }
         say("emergency", format_args!("{}", env.space.level()));
         say("used-log-digest", format_args!("262144"));
         say("used-net-digest", format_args!("262144"));

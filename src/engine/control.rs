@@ -744,7 +744,8 @@ impl Control {
     fn try_create_log(&self, name: LogName, gap: bool, short: bool) -> Result<KBox<LogFile>> {
         let m = &self.m;
         let uuid = m.env.uuid()?;
-        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now(), gap, short)?;
+        let block = m.log_block();
+        let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now(), gap, short, block)?;
         Ok(KBox::new(log, GFP_KERNEL)?)
     }
 

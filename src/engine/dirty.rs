@@ -50,6 +50,7 @@ use crate::{
             EntryKind, //
         },
         file::{
+            failed_syncs,
             File,
             OpenFlags, //
         }, //
@@ -84,6 +85,7 @@ impl Open {
     }
 
     fn write(&mut self) -> Result {
+        let failed = failed_syncs();
         loop {
             let block = self.block.get_mut(..BLOCK).ok_or(EINVAL)?;
             let Some(at) = self.map.next_write::<KernelDigest>(block) else {
@@ -99,6 +101,10 @@ impl Open {
         }
         inject::at!(DirtySync)?;
         self.file.datasync()?;
+        if failed_syncs() != failed {
+            // A drive has told another file that it lost its cache.
+            return Err(EIO);
+        }
         inject::at!(DirtySaved)
     }
 }
@@ -433,6 +439,29 @@ fn open_file(path: &CString, create: bool) -> Result<(File, bool)> {
 }
 
 #[inline(never)]
+/// What the file says of a gap, also while the disk is not attached. `None`: there is no map; `Some(None)`: no gap is open; else
+/// the log before the gap, and where it ends.
+///
+/// # Errors
+///
+/// The file can't be read.
+pub(crate) fn open_gap(m: &Member) -> Result<Option<Option<(LogName, u64)>>> {
+    let id = m.joined_at().ok_or(ENOENT)?.as_nanos();
+    let path = path(m, NAME)?;
+    let flags = OpenFlags::default();
+    let file = match File::open(&path, flags, 0o600) {
+        Err(e) if paths::is_absent(e) => return Ok(None),
+        r => r?,
+    };
+    let mut blocks = Buf::zeroed(2 * BLOCK)?;
+    let n = file.read_at(&mut blocks, 0)?;
+    let map = load_header(m, id, blocks.get(..n).unwrap_or(&[]))?;
+    Ok(map.map(|map| {
+        let gap = map.last_gap().filter(|_| map.is_open());
+        gap.map(|(log, end, _)| (log, end))
+    }))
+}
+
 fn load_header(m: &Member, id: u64, blocks: &[u8]) -> Result<Option<KBox<DirtyMap>>> {
     match DirtyMap::load::<KernelDigest>(&m.name, &m.me(), id, blocks)? {
         Some(map) => Ok(Some(KBox::new(map, GFP_KERNEL)?)),

@@ -13,6 +13,10 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         new_condvar,
         new_mutex,
         Arc,
@@ -57,6 +61,7 @@ use crate::{
     sys::{
         buf::Buf,
         file::{
+            failed_syncs,
             File,
             OpenFlags, //
         },
@@ -115,6 +120,8 @@ pub(crate) struct Fetch {
     state: Mutex<State>,
     #[pin]
     changed: CondVar,
+    /// Failed syncs of files in `/mars` when a fetched log was synced last.
+    failed_syncs: Atomic<u64>,
 }
 
 impl Fetch {
@@ -134,9 +141,17 @@ impl Fetch {
                     busy: false,
                 }),
                 changed <- new_condvar!(),
+                failed_syncs: Atomic::new(failed_syncs()),
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Whether a sync of another file has failed since this was asked last, or since the module was loaded: a drive tells one only
+    /// that it has lost its cache, in which may have been what was fetched.
+    pub(crate) fn may_have_lost(&self) -> bool {
+        let now = failed_syncs();
+        self.failed_syncs.xchg(now, Relaxed) != now
     }
 
     /// Log and position up to which it has arrived.

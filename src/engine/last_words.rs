@@ -15,6 +15,7 @@ use mars_core::{
 
 use crate::{
     engine::{
+        dirty,
         logfile::has_batches,
         member::Member,
         paths,
@@ -34,11 +35,18 @@ use crate::{
 /// The files can't be read, or the links can't be written.
 pub(crate) fn say(m: &Member) -> Result {
     let me = m.me();
-    // What is in no log is said by `has-gap`, and the log behind it has not begun.
-    let newest = m.history(&me)?.last().map(|v| v.this);
-    let Some(newest) = newest.filter(|_| !m.is_in_gap()) else {
+    let Some(newest) = m.history(&me)?.last().map(|v| v.this) else {
         return Ok(());
     };
+    // In a gap, the log before it ends where the map says, whatever stands behind that, and the next one has not begun.
+    let gap = match dirty::open_gap(m)? {
+        Some(gap) => gap,
+        None if m.is_in_gap() => return Ok(()),
+        None => None,
+    };
+    if gap.is_some_and(|(base, _)| newest.log.number > base.number) {
+        return Ok(());
+    }
     let header = u64::try_from(HEADER_SIZE)?;
     let (mut log, mut said) = (newest.log, newest.pos);
     while log.creator == me {
@@ -49,7 +57,11 @@ pub(crate) fn say(m: &Member) -> Result {
         // What a crash left in a cache is not durable yet.
         file.sync()?;
         let from = if said <= header { 0 } else { said };
-        let (end, whole) = replay::valid_end(m, &file, &log, from)?;
+        let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
+        let is_base = gap.is_some_and(|(base, _)| base == log);
+        if let Some((_, most)) = gap.filter(|_| is_base) {
+            end = end.min(most);
+        }
         if end > said {
             m.say_end(&log, end)?;
             pr_info!(
@@ -60,7 +72,7 @@ pub(crate) fn say(m: &Member) -> Result {
                 said
             );
         }
-        if !whole {
+        if !whole || is_base {
             // Recovery says what is wrong.
             break;
         }

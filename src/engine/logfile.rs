@@ -143,7 +143,7 @@ pub(crate) struct LogFile {
 
 impl LogFile {
     /// Starts log `number` of `resource`: creates the file (or takes an empty one that `marsadm log-rotate` left) and
-    /// writes its header durably. `gap`: it does not go on where the log before ends. `memory_short`: it shall do for a while
+    /// writes its header durably. Its batches begin at multiples of `block` at least. `gap`: it does not go on where the log before ends. `memory_short`: it shall do for a while
     /// without the journal.
     ///
     /// # Errors
@@ -157,6 +157,7 @@ impl LogFile {
         now: LamportTime,
         gap: bool,
         memory_short: bool,
+        block: u32,
     ) -> Result<Self> {
         let path = paths::log(resource, &name)?;
         let flags = OpenFlags {
@@ -167,6 +168,10 @@ impl LogFile {
             direct: true,
         };
         inject::at!(LogCreate)?;
+        if dir::stat(&path).is_ok_and(|s| s.kind == dir::EntryKind::Symlink) {
+            // The tombstone of a log of that name which an invalidate has cut off.
+            dir::unlink(&path)?;
+        }
         let (file, align) = open_direct(&path, flags)?;
         if file.size() > 0 && has_batches(&file) {
             pr_err!("{:?} exists already and is not empty; a log is never appended to after a restart\n", path);
@@ -180,8 +185,8 @@ impl LogFile {
         let mut header = LogHeader::new(
             name.number,
             log_id,
-            // Not in one unit of the disk with what is durable already.
-            align.max(file.disk_block()).max(512),
+            // Not in one unit of the disk, here or on a replica, with what is durable already.
+            align.max(file.disk_block()).max(block).max(512),
             uuid,
             resource,
             &name.creator,
@@ -241,6 +246,9 @@ impl LogFile {
         self.is_roomy = first > 0 && !is_short(self);
         inject::at!(LogCreateSync)?;
         self.file.sync()?;
+        if file::failed_syncs() != self.failed_syncs {
+            return Err(EIO);
+        }
         paths::sync_resource_dir(resource)?;
         inject::at!(LogCreated)?;
         if can_flush {
@@ -460,6 +468,15 @@ pub(crate) fn has_batches(file: &File) -> bool {
         ),
         Err(_) => false,
     }
+}
+
+/// When a log was begun; `None` if its header can't be read.
+pub(crate) fn created(path: &CString) -> Option<LamportTime> {
+    let file = File::open(path, OpenFlags::default(), 0o600).ok()?;
+    let mut block = Buf::zeroed(HEADER_SIZE).ok()?;
+    let n = file.read_at(&mut block, 0).ok()?;
+    let header = LogHeader::parse::<KernelDigest>(block.get(..n)?);
+    header.ok().map(|(header, _)| header.created)
 }
 
 /// Opens for direct I/O, or else through the page cache; gives the alignment that direct I/O wants, or 0.

@@ -253,6 +253,21 @@ impl Member {
         )
     }
 
+    /// The largest unit, in bytes, that a disk below `/mars` of a member writes at once. Of a host that has not said it, the most.
+    pub(crate) fn log_block(&self) -> u32 {
+        const MOST: u32 = 4096;
+        let mut block = 0;
+        let r = self.for_each_member(|host| {
+            let said = CString::try_from_fmt(format_args!("actual-{host}/log-block"))
+                .ok()
+                .and_then(|path| self.env.store.get(text::of(&path)))
+                .and_then(|v| v.as_str().parse::<u32>().ok())
+                .filter(|n| n.is_power_of_two() && *n <= MOST);
+            block = block.max(said.unwrap_or(if host == self.me() { 0 } else { MOST }));
+        });
+        r.map_or(MOST, |()| block)
+    }
+
     /// Backing disk and size as the tree has them.
     pub(crate) fn disk_path(&self) -> Option<CString> {
         let v = self.get(format_args!("data-{}", self.me()))?;

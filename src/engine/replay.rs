@@ -338,6 +338,9 @@ impl Session {
         if let Err(e) = sync() {
             return Err(self.not_durable(file, from, e));
         }
+        if self.m.fetch.may_have_lost() {
+            return Err(self.not_durable(file, from, EIO));
+        }
         if again.is_some() {
             self.m.fetch.synced(&self.at.log, end);
         }
@@ -842,8 +845,10 @@ fn run_to_end(s: &mut Session, ctx: &ThreadCtx) -> Result {
                 .checked_add(1)
                 .and_then(|n| m.version(n, &m.me()));
         let own = own_next(&s.at.log, s.at.pos, &m.me(), own.as_ref().map(|(_, v)| v));
+        // One of which it was said that so much is durable is there, or damaged; never overwritten.
+        let header = u64::try_from(HEADER_SIZE)?;
         let next = own
-            .filter(|n| has_log(m, n))
+            .filter(|n| has_log(m, n) || m.said_end(n) > header)
             .or_else(|| successor(m, &s.at).filter(|n| has_log(m, n)));
         match next {
             Some(n) => s.switch(n)?,

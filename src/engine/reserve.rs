@@ -27,6 +27,12 @@ fn open(create: bool) -> Result<File> {
     File::open(paths::RESERVE, flags, 0o600)
 }
 
+/// The unit in bytes that the disk below `/mars` writes at once, if that is known.
+pub(crate) fn disk_block() -> Option<u32> {
+    let block = open(true).ok()?.disk_block();
+    Some(block.max(512))
+}
+
 /// Takes the room, if it is not taken yet.
 pub(crate) fn fill() {
     let r = open(true).and_then(|f| {

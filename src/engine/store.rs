@@ -61,6 +61,7 @@ use crate::{
     engine::{
         clock::Clock,
         inject,
+        logfile,
         paths,
         reserve,
         text, //
@@ -302,6 +303,11 @@ impl Store {
         if let (Some(_), Some(resource)) = (log, checked.resource()) {
             let file = dir::stat(&paths::absolute(path)?);
             if file.is_ok_and(|s| s.kind == dir::EntryKind::File) {
+                let created = logfile::created(&paths::absolute(path)?);
+                if created.is_some_and(|created| created > stamp) {
+                    // A tombstone from before this log, of one with the same name that was cut off once.
+                    return Ok(false);
+                }
                 // A crash must not bring back an older replay link, which needs this log.
                 paths::sync_resource_dir(&resource)?;
             }

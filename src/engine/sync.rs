@@ -124,6 +124,8 @@ pub(crate) struct Sync {
     running: Atomic<u32>,
     /// A flush of the disk failed: all ends, and begins again at what was durable before.
     broken: AtomicFlag,
+    /// Since then the disk may show what it does not have: what compares equal is written, too.
+    suspect: AtomicFlag,
 }
 
 impl Sync {
@@ -135,6 +137,7 @@ impl Sync {
                 transferred: Atomic::new(0),
                 running: Atomic::new(0),
                 broken: AtomicFlag::new(false),
+                suspect: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
         )
@@ -355,6 +358,7 @@ fn flush(m: &Member, bdev: &BlockDevice) -> Result {
     inject::at!(SyncFlush).and_then(|()| bdev.flush()).inspect_err(|e| {
         pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
         m.sync.broken.store(true, Relaxed);
+        m.sync.suspect.store(true, Relaxed);
         trouble(m, EIO);
     })
 }
@@ -426,6 +430,10 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
         }
         inject::at!(SyncWrite, offset, n)
             .and_then(|()| bdev.write_at(&local, from, n, offset, false))
+            .map_err(own_disk)?;
+    }
+    if m.sync.suspect.load(Relaxed) {
+        bdev.write_at(&local, 0, len, chunk.offset, false)
             .map_err(own_disk)?;
     }
     Ok(cost)

@@ -203,6 +203,19 @@ impl Dirty {
         inner.as_ref().is_some_and(|o| o.map.is_open())
     }
 
+    /// What the file says of a gap, also while the disk is not attached.
+    pub async fn open_gap_of(&self, h: &Host) -> Res<Option<Option<(LogName, u64)>>> {
+        h.fs_io().await?;
+        let fs = h.machine().fs.borrow();
+        let id = joined(fs.node(&format!("{DIR}/data-{}", h.me))).ok_or(Errno::NoEnt)?;
+        let ino = fs.file(&format!("{DIR}/{NAME}"));
+        let map = ino.and_then(|ino| read(&h.me, id.as_nanos(), fs.bytes(ino)));
+        Ok(map.map(|map| {
+            let gap = map.last_gap().filter(|_| map.is_open());
+            gap.map(|(log, end, _)| (log, end))
+        }))
+    }
+
     /// Whether a gap must be opened for what a lost map may have said.
     pub async fn is_distrusted(&self, h: &Host) -> bool {
         let r = self.look(h, DirtyMap::is_distrusted).await;

@@ -8,11 +8,17 @@ use mars_core::succession::own_next;
 
 /// Writes the version links of this host's newest logs as far as the files are good.
 pub async fn say(h: &Host) -> Res<()> {
-    let newest = h.history(&h.me).last().map(|v| v.this);
-    let gap = h.switch(&format!("actual-{}/has-gap", h.me));
-    let Some(newest) = newest.filter(|_| !gap) else {
+    let Some(newest) = h.history(&h.me).last().map(|v| v.this) else {
         return Ok(());
     };
+    let gap = match h.dirty.open_gap_of(h).await? {
+        Some(gap) => gap,
+        None if h.switch(&format!("actual-{}/has-gap", h.me)) => return Ok(()),
+        None => None,
+    };
+    if gap.is_some_and(|(base, _)| newest.log.number > base.number) {
+        return Ok(());
+    }
     let (mut log, mut said) = (newest.log, newest.pos);
     while log.creator == h.me {
         h.fs_io().await?;
@@ -21,12 +27,16 @@ pub async fn say(h: &Host) -> Res<()> {
         };
         h.sync_file(ino, false).await?;
         let from = if said <= HEADER { 0 } else { said };
-        let (end, whole) = replay::valid_end(h, ino, &log, from).await?;
+        let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
+        let is_base = gap.is_some_and(|(base, _)| base == log);
+        if let Some((_, most)) = gap.filter(|_| is_base) {
+            end = end.min(most);
+        }
         if end > said {
             h.say(|| format!("{log} was written up to {end} before the crash, {said} was known"));
             h.say_end(&log, end).await?;
         }
-        if !whole {
+        if !whole || is_base {
             break;
         }
         h.sync_dir().await?;
