@@ -160,6 +160,8 @@ struct Control {
     split_brain: bool,
     /// Since when the resource is larger than this primary's disk is complete (monotonic).
     larger: Option<u64>,
+    /// What was said last of that.
+    said: Option<LamportTime>,
     /// Since when a primary's map could help this replica, whose logs are gone (monotonic).
     lacking: Option<(Name, DroppedLink, u64)>,
     pace: Pace<Option<(LogName, u64)>>,
@@ -180,6 +182,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             figures: true,
             unsaid: false,
             seen: None,
+            said: None,
             dropping: None,
             is_late: false,
             split_brain: false,
@@ -1163,11 +1166,17 @@ impl Control {
         );
         self.publish_state(step, o, syncing, replaying);
         // After all that was done about it: who takes the role waits for this.
-        if let Some(seen) = self.seen {
-            m.set(
-                format_args!("actual-{me}/primary-seen"),
-                format_args!("{seen}"),
-            );
+        if let Some(seen) = self.seen.filter(|seen| self.said != Some(*seen)) {
+            // A crash must not bring back an older word: then this host would take up a role that another one has.
+            let said = paths::sync_resource_dir(&m.name).and_then(|()| {
+                m.try_set(
+                    format_args!("actual-{me}/primary-seen"),
+                    format_args!("{seen}"),
+                )
+            });
+            if said.is_ok() {
+                self.said = Some(seen);
+            }
         }
     }
 

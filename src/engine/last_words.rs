@@ -83,7 +83,7 @@ pub(crate) fn say(m: &Member) -> Result {
         };
         // One without any batch was never used.
         match File::open(&paths::log(&m.name, &next)?, OpenFlags::default(), 0o600) {
-            Ok(f) if has_batches(&f) => (),
+            Ok(f) if has_batches(&f, &m.name, &next) => (),
             Ok(_) => break,
             Err(e) if paths::is_absent(e) => break,
             Err(e) => return Err(e),

@@ -173,7 +173,7 @@ impl LogFile {
             dir::unlink(&path)?;
         }
         let (file, align) = open_direct(&path, flags)?;
-        if file.size() > 0 && has_batches(&file) {
+        if file.size() > 0 && has_batches(&file, resource, &name) {
             pr_err!("{:?} exists already and is not empty; a log is never appended to after a restart\n", path);
             return Err(EEXIST);
         }
@@ -450,8 +450,9 @@ fn memory(len: usize) -> Result<UniqueArc<Buf>> {
     Ok(UniqueArc::new(buf, GFP_NOWAIT)?)
 }
 
-/// Whether there is a header and at least one batch behind it. What can't be read counts as yes.
-pub(crate) fn has_batches(file: &File) -> bool {
+/// Whether there is the header of log `name`, and at least one batch behind it. What can't be read counts as yes. (A crash may
+/// show in a new file what its blocks had before: another log.)
+pub(crate) fn has_batches(file: &File, resource: &Name, name: &LogName) -> bool {
     let Ok(mut start) = Buf::zeroed(HEADER_SIZE + usize::try_from(MAX_BATCH).unwrap_or(0)) else {
         return true;
     };
@@ -462,6 +463,7 @@ pub(crate) fn has_batches(file: &File) -> bool {
         return false;
     };
     match LogHeader::parse::<KernelDigest>(block) {
+        Ok((header, _)) if !header.is_of(resource, name) => false,
         Ok((header, crc)) => matches!(
             Scanner::first(&header, crc).next::<KernelDigest>(rest, true),
             Scan::Batch(_)

@@ -683,7 +683,7 @@ pub(crate) fn read_header(
         return Ok(None);
     }
     match LogHeader::parse::<KernelDigest>(&block) {
-        Ok((h, crc)) if h.name() == *log && h.resource == m.name => {
+        Ok((h, crc)) if h.is_of(&m.name, log) => {
             Ok(Some((h.context(), crc, h.gap)))
         }
         // New blocks with the bytes of an older file: a crash came before the header was on the disk.
@@ -1112,7 +1112,7 @@ pub(crate) fn own_unsaid(m: &Member, log: &LogName, pos: u64) -> Option<LogName>
     let next = own_next(log, pos, &m.me(), own.as_ref().map(|(_, v)| v))?;
     let path = paths::log(&m.name, &next).ok()?;
     match File::open(&path, OpenFlags::default(), 0o600) {
-        Ok(f) if !has_batches(&f) => None,
+        Ok(f) if !has_batches(&f, &m.name, &next) => None,
         Err(e) if paths::is_absent(e) => None,
         // What can't be read may be there.
         _ => Some(next),

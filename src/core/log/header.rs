@@ -100,6 +100,11 @@ pub struct LogHeader {
 }
 
 impl LogHeader {
+    /// Whether it is that of log `name` of `resource`.
+    pub fn is_of(&self, resource: &Name, name: &LogName) -> bool {
+        self.resource == *resource && self.name() == *name
+    }
+
     /// The header of a new log. A cluster name that is too long is cut.
     pub fn new(
         number: u32,

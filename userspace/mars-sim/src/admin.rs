@@ -536,6 +536,7 @@ impl Ctx {
 
     /// Takes the role away from whoever has it. Gives the time of this, which tells it from what others do.
     async fn claim(&self) -> Result<LamportTime, &'static str> {
+        self.ensure("userspace/claim", self.h.me.as_str()).await?;
         let path = format!("{DIR}/primary");
         self.write(&path, "(none)", true).await?;
         self.trigger().await?;
@@ -601,6 +602,15 @@ impl Ctx {
             .any(|m| v.is_primary(m) && *m != me && Some(m) != old)
         {
             return Err("a third host is primary, too");
+        }
+        if v.designated().is_none() {
+            let by = v
+                .get("userspace/claim")
+                .and_then(|h| Name::new(h.as_bytes()));
+            let other = by.filter(|h| *h != me && v.members().contains(h));
+            if other.is_some_and(|h| !self.h.is_alive(&h)) && !on("claim-ignored") {
+                return Err("another host was taking the role, and does not answer");
+            }
         }
         let Some(old) = old else { return Ok(()) };
         if v.emergency(old) || v.has_gap(old) && !on("handover-unheard") {
@@ -676,6 +686,7 @@ impl Ctx {
             self.need_not_open(v)?;
         }
         if v.designated() == Some(me) {
+            self.ensure("userspace/claim", "(none)").await?;
             self.set("primary", "(none)").await?;
         }
         self.trigger().await?;

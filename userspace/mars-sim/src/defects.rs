@@ -122,6 +122,14 @@ pub const ALL: &[(&str, &str)] = &[
         "a crash can forget that a host was primary",
     ),
     (
+        "claim-ignored",
+        "a vacant role is taken although another host was taking it and is silent now",
+    ),
+    (
+        "seen-undurable",
+        "a host says that it has heard who is designated before it could survive a crash",
+    ),
+    (
         "clock-ignored",
         "a host whose clock is years late takes the role that it had",
     ),

@@ -74,6 +74,8 @@ struct Control {
     unsaid: bool,
     /// When it was written who is designated, as of the last look.
     seen: Option<LamportTime>,
+    /// What was said last of that.
+    said: Option<LamportTime>,
     /// Why not.
     shortage: Option<Shortage>,
     /// Reads logs that are to be let go.
@@ -99,6 +101,7 @@ pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
             split_since: None,
             unsaid: false,
             seen: None,
+            said: None,
             shortage: None,
             dropping: None,
             lacking: None,
@@ -740,7 +743,11 @@ impl Control {
                 .await;
         }
         // Behind what was done about it.
-        if let Some(seen) = self.seen {
+        if let Some(seen) = self.seen.filter(|seen| self.said != Some(*seen)) {
+            if !on("seen-undurable") && h.sync_dir().await.is_err() {
+                return;
+            }
+            self.said = Some(seen);
             h.put(&format!("actual-{me}/primary-seen"), &seen.to_string())
                 .await;
         }

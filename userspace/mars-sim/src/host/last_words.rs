@@ -45,7 +45,7 @@ pub async fn say(h: &Host) -> Res<()> {
             break;
         };
         let file = h.machine().fs.borrow().file(&h.log_path(&next));
-        if !file.is_some_and(|ino| has_batches(h, ino)) {
+        if !file.is_some_and(|ino| has_batches(h, ino, &next)) {
             break;
         }
         (log, said) = (next, 0);

@@ -60,7 +60,7 @@ impl LogFile {
         let path = h.log_path(&name);
         h.fs_io().await?;
         let ino = h.machine().fs.borrow_mut().create(&path)?;
-        if has_batches(h, ino) {
+        if has_batches(h, ino, &name) {
             return Err(Errno::Exist);
         }
         h.truncate(ino, 0).await?;
@@ -168,13 +168,14 @@ impl LogFile {
 }
 
 /// Whether there is a header and at least one batch behind it.
-pub fn has_batches(h: &Host, ino: u32) -> bool {
+pub fn has_batches(h: &Host, ino: u32, name: &LogName) -> bool {
     let fs = h.machine().fs.borrow();
     let bytes = fs.bytes(ino);
     let Some((block, rest)) = bytes.split_at_checked(HEADER_SIZE) else {
         return false;
     };
     match LogHeader::parse::<HostDigest>(block) {
+        Ok((header, _)) if !header.is_of(&header.resource, name) => false,
         Ok((header, crc)) => matches!(
             Scanner::first(&header, crc).next::<HostDigest>(rest, true),
             Scan::Batch(_)

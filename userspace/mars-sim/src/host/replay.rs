@@ -764,7 +764,7 @@ pub fn own_unsaid(h: &Host, log: &LogName, pos: u64) -> Option<LogName> {
     let own = log.number.checked_add(1).and_then(|n| h.version(n));
     own_next(log, pos, &h.me, own.as_ref()).filter(|n| {
         let ino = h.machine().fs.borrow().file(&h.log_path(n));
-        ino.is_some_and(|ino| has_batches(h, ino))
+        ino.is_some_and(|ino| has_batches(h, ino, n))
     })
 }
 

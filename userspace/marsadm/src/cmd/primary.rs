@@ -20,6 +20,8 @@ use crate::wait::{fail_if_stuck, Deadline, Look};
 use mars_core::lamport::LamportTime;
 use std::time::Duration;
 
+/// Who is taking the role, or took it last, by a planned handover.
+const CLAIM: &str = "userspace/claim";
 /// Whoever is silent for so long does not answer a question just now.
 const SPEAKS: Duration = Duration::from_secs(15);
 
@@ -125,6 +127,8 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         let is_primary = res.member(old).is_some_and(|m| m.actual.primary);
         is_primary || res.designated() == Some(old)
     });
+    // So that whoever does not hear what comes of it knows whom to ask.
+    ctx.store.ensure(&res.path(CLAIM), &ctx.me)?;
     // Also if nobody is designated: what others have decided before they have seen this is known then. If somebody else is
     // designated at the same time elsewhere, that one wins.
     let claim = LamportTime::weak(res.primary_stamp, ctx.store.now(), ctx.me.as_bytes());
@@ -223,6 +227,19 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
             opened_by(ctx, third)
         ))
         .hint("close the device there; it is no longer designated, so its role ends then"));
+    }
+    if res.designated().is_none() {
+        let by = ctx.store.get(&res.path(CLAIM));
+        let other = by.and_then(|h| res.member(&h)).filter(|m| m.host != ctx.me);
+        if let Some(other) = other.filter(|m| !speaks(ctx, &m.host)) {
+            return Err(Failure::refused(format!(
+                "'{}' was taking the primary role of '{name}', and does not answer: it may be primary now",
+                other.host
+            ))
+            .hint(format!(
+                "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
+            )));
+        }
     }
     let Some(old) = old.and_then(|h| res.member(h)) else {
         return Ok(());
@@ -555,6 +572,7 @@ pub fn secondary(ctx: &Ctx, name: &str) -> Result<()> {
         need_closed(ctx, &res, own)?;
     } else if res.designated().is_some() {
         need_closed(ctx, &res, own)?;
+        ctx.store.ensure(&res.path(CLAIM), NOBODY)?;
         ctx.store.set(&res.path("primary"), NOBODY)?;
     }
     ctx.store.trigger(Trigger::Remote)?;
