@@ -514,6 +514,7 @@ impl Ctx {
             return Err("meanwhile another host was made primary");
         }
         let had = old.filter(|o| v.is_primary(o) || v.designated() == Some(*o));
+        let rival = self.claimant(&v);
         let claim = self.claim().await?;
         if let Some(old) = &old {
             if let Err(e) = self.caught_up(old, Some(claim)).await {
@@ -526,7 +527,7 @@ impl Ctx {
             }
         }
         if !on("handover-unheard") {
-            self.heard(claim).await?;
+            self.heard(claim, rival).await?;
         }
         if self.view().designated().is_some_and(|d| d != me) {
             return Err("meanwhile another host was made primary");
@@ -536,7 +537,7 @@ impl Ctx {
 
     /// Takes the role away from whoever has it. Gives the time of this, which tells it from what others do.
     async fn claim(&self) -> Result<LamportTime, &'static str> {
-        self.ensure("userspace/claim", self.h.me.as_str()).await?;
+        self.ensure("claimed-by", self.h.me.as_str()).await?;
         let path = format!("{DIR}/primary");
         self.write(&path, "(none)", true).await?;
         self.trigger().await?;
@@ -552,7 +553,14 @@ impl Ctx {
 
     /// Waits until each host that answers has seen `claim`, and none is primary or has more than this one. Before that, one
     /// may be just becoming primary.
-    async fn heard(&self, claim: LamportTime) -> Done {
+    /// The other host that is taking the role while nobody is designated.
+    fn claimant(&self, v: &View) -> Option<Name> {
+        let by = Name::new(v.get("claimed-by")?.as_bytes())?;
+        let other = by != self.h.me && v.members().contains(&by);
+        (other && v.designated().is_none() && !on("claim-ignored")).then_some(by)
+    }
+
+    async fn heard(&self, claim: LamportTime, rival: Option<Name>) -> Done {
         let me = self.h.me;
         self.wait(|v| {
             if self.claimed() != Some(claim) {
@@ -575,7 +583,7 @@ impl Ctx {
                     _ => true,
                 };
                 let calm = !v.is_primary(m) && has_all && seen == Some(&claim.to_string());
-                *m == me || calm || !self.h.is_alive(m)
+                *m == me || calm || !self.h.is_alive(m) && rival != Some(*m)
             }))
         })
         .await
@@ -603,14 +611,9 @@ impl Ctx {
         {
             return Err("a third host is primary, too");
         }
-        if v.designated().is_none() {
-            let by = v
-                .get("userspace/claim")
-                .and_then(|h| Name::new(h.as_bytes()));
-            let other = by.filter(|h| *h != me && v.members().contains(h));
-            if other.is_some_and(|h| !self.h.is_alive(&h)) && !on("claim-ignored") {
-                return Err("another host was taking the role, and does not answer");
-            }
+        let rival = self.claimant(v);
+        if rival.is_some_and(|h| !self.h.is_alive(&h)) {
+            return Err("another host was taking the role, and does not answer");
         }
         let Some(old) = old else { return Ok(()) };
         if v.emergency(old) || v.has_gap(old) && !on("handover-unheard") {
@@ -686,7 +689,7 @@ impl Ctx {
             self.need_not_open(v)?;
         }
         if v.designated() == Some(me) {
-            self.ensure("userspace/claim", "(none)").await?;
+            self.ensure("claimed-by", "(none)").await?;
             self.set("primary", "(none)").await?;
         }
         self.trigger().await?;

@@ -339,6 +339,9 @@ impl Sim {
         }
         drop((fs, disk));
         m.place.set(None);
+        if let Some(primary) = self.value(i, "primary") {
+            self.say(i, || format!("left: primary {primary}"));
+        }
         if let Some(link) = self.is_good(i) {
             self.say(i, || format!("left: replay link {link}"));
         }

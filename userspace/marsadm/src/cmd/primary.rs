@@ -21,7 +21,7 @@ use mars_core::lamport::LamportTime;
 use std::time::Duration;
 
 /// Who is taking the role, or took it last, by a planned handover.
-const CLAIM: &str = "userspace/claim";
+const CLAIM: &str = "claimed-by";
 /// Whoever is silent for so long does not answer a question just now.
 const SPEAKS: Duration = Duration::from_secs(15);
 
@@ -127,6 +127,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         let is_primary = res.member(old).is_some_and(|m| m.actual.primary);
         is_primary || res.designated() == Some(old)
     });
+    let rival = claimant(ctx, &res);
     // So that whoever does not hear what comes of it knows whom to ask.
     ctx.store.ensure(&res.path(CLAIM), &ctx.me)?;
     // Also if nobody is designated: what others have decided before they have seen this is known then. If somebody else is
@@ -148,7 +149,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         None => Ok(()),
     };
     let heard = released
-        .and_then(|()| heard(ctx, name, claim, &deadline))
+        .and_then(|()| heard(ctx, name, claim, rival.as_deref(), &deadline))
         .and_then(|()| still_good(ctx, name));
     if let Err(failure) = heard {
         let lost = ctx.resource(name)?.primary_stamp != claim;
@@ -228,18 +229,13 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
         ))
         .hint("close the device there; it is no longer designated, so its role ends then"));
     }
-    if res.designated().is_none() {
-        let by = ctx.store.get(&res.path(CLAIM));
-        let other = by.and_then(|h| res.member(&h)).filter(|m| m.host != ctx.me);
-        if let Some(other) = other.filter(|m| !speaks(ctx, &m.host)) {
-            return Err(Failure::refused(format!(
-                "'{}' was taking the primary role of '{name}', and does not answer: it may be primary now",
-                other.host
-            ))
-            .hint(format!(
-                "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
-            )));
-        }
+    if let Some(other) = claimant(ctx, &res).filter(|h| !speaks(ctx, h)) {
+        return Err(Failure::refused(format!(
+            "'{other}' was taking the primary role of '{name}', and does not answer: it may be primary now"
+        ))
+        .hint(format!(
+            "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
+        )));
     }
     let Some(old) = old.and_then(|h| res.member(h)) else {
         return Ok(());
@@ -353,10 +349,17 @@ fn caught_up(
 
 /// Waits until each host that answers has seen `claim`, the time when the role was taken away from whoever had it, and has
 /// none of it any more. Before that one may just be becoming primary, or have written what is not here.
-fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Result<()> {
+fn heard(
+    ctx: &Ctx,
+    name: &str,
+    claim: LamportTime,
+    rival: Option<&str>,
+    deadline: &Deadline,
+) -> Result<()> {
     // Each host speaks every five seconds. One that has just died must not hold up a handover for all of the window: when it
     // comes back, it hears of this before it takes a role.
-    let answers = |m: &&Member| speaks(ctx, &m.host);
+    // But who was taking the role itself may have it now.
+    let answers = |m: &&Member| speaks(ctx, &m.host) || Some(m.host.as_str()) == rival;
     deadline.wait_resource(ctx, name, "word of the other hosts", |res| {
         need_claim(res, claim)?;
         let own = ctx.own(res)?;
@@ -389,6 +392,13 @@ fn heard(ctx: &Ctx, name: &str, claim: LamportTime, deadline: &Deadline) -> Resu
 fn speaks(ctx: &Ctx, host: &str) -> bool {
     let silence = ctx.silence(&ctx.store.host(host), ctx.store.now());
     ctx.is_alive(host) && silence.is_some_and(|s| s < SPEAKS)
+}
+
+/// The other host that is taking the role while nobody is designated.
+fn claimant(ctx: &Ctx, res: &Resource) -> Option<String> {
+    let by = ctx.store.get(&res.path(CLAIM))?;
+    let other = res.member(&by).is_some() && by != ctx.me;
+    (other && res.designated().is_none()).then_some(by)
 }
 
 /// Fails if since `claim` somebody else has said who is primary.
