@@ -83,7 +83,8 @@ impl kernel::Module for Mars {
             return Err(EINVAL);
         };
         // No path below it may lead elsewhere.
-        let is_link = sys::dir::stat(c"/mars").is_ok_and(|s| s.kind == sys::dir::EntryKind::Symlink);
+        let is_link =
+            sys::dir::stat(c"/mars").is_ok_and(|s| s.kind == sys::dir::EntryKind::Symlink);
         match sys::dir::is_mount_root(c"/mars") {
             Ok(_) if is_link => {
                 pr_err!("/mars is a symlink; mount the file system at /mars itself ('mount --bind' helps) and load the module again\n");

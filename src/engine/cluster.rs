@@ -221,8 +221,7 @@ impl Cluster {
         failed?;
         // A resource that is no longer ours detaches by itself (its data link is gone); then its thread may end.
         self.resources.retain(|r| {
-            let gone =
-                !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none();
+            let gone = !wanted.contains(&r.member.name) && r.member.attached.lock().bdev.is_none();
             if gone {
                 env.remove_member(&r.member.name);
             }

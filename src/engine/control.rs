@@ -262,8 +262,7 @@ impl Control {
         // First: what is decided then is not older than what is said to have been seen.
         self.seen = self.m.stamp(format_args!("primary"));
         self.is_late = self.is_late();
-        self.split_brain =
-            self.role() != Role::Primary && (self.has_diverged() || self.has_more());
+        self.split_brain = self.role() != Role::Primary && (self.has_diverged() || self.has_more());
         let m = &self.m;
         let me = m.me();
         let is_member = m.get(format_args!("data-{me}")).is_some();

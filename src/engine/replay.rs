@@ -683,9 +683,7 @@ pub(crate) fn read_header(
         return Ok(None);
     }
     match LogHeader::parse::<KernelDigest>(&block) {
-        Ok((h, crc)) if h.is_of(&m.name, log) => {
-            Ok(Some((h.context(), crc, h.gap)))
-        }
+        Ok((h, crc)) if h.is_of(&m.name, log) => Ok(Some((h.context(), crc, h.gap))),
         // New blocks with the bytes of an older file: a crash came before the header was on the disk.
         Ok(_) => {
             pr_warn!(

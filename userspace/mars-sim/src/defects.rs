@@ -130,10 +130,6 @@ pub const ALL: &[(&str, &str)] = &[
         "a host says that it has heard who is designated before it could survive a crash",
     ),
     (
-        "clock-ignored",
-        "a host whose clock is years late takes the role that it had",
-    ),
-    (
         "crash-without-last-words",
         "a host that has crashed as a primary does not say how far its log goes",
     ),

@@ -324,13 +324,7 @@ impl Truth {
 
     /// The host of `next`, a primary, writes without a log from `base` on, until it begins that one. Its disk is what it has
     /// now: the state at `base`, or what a crash has left of an earlier time in the same gap.
-    pub fn gap_begins(
-        &mut self,
-        next: LogName,
-        base: Place,
-        device: usize,
-        now: Option<&Disk>,
-    ) {
+    pub fn gap_begins(&mut self, next: LogName, base: Place, device: usize, now: Option<&Disk>) {
         let host = next.creator;
         self.cache = None;
         let base = self.before_gap(base);

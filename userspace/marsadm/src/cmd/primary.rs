@@ -476,11 +476,7 @@ fn take_back(ctx: &Ctx, name: &str, old: &str, claim: LamportTime, failure: Fail
         .set_at(
             &res.path("primary"),
             old,
-            Stamp::At(LamportTime::weak(
-                claim,
-                ctx.store.now(),
-                ctx.me.as_bytes(),
-            )),
+            Stamp::At(LamportTime::weak(claim, ctx.store.now(), ctx.me.as_bytes())),
         )
         .and_then(|()| ctx.store.trigger(Trigger::Remote));
     match written {
