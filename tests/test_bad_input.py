@@ -170,3 +170,16 @@ def test_flipped_byte_in_a_log(mars_hosts):
     a.run(f"dd if=/dev/urandom of={DEVICE} bs=64k count=16 oflag=direct")
     marscluster.wait_synced([a, b])
     equal([a, b])
+
+
+def test_mars_is_unmounted_below_the_module(mars_hosts):
+    """An empty directory is not a tree without resources, and nothing is written to the file system that it is on."""
+    (a,) = mars_hosts(1)
+    marscluster.setup_cluster([a])
+    create(a)
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=64k count=4 oflag=direct status=none; marsadm secondary data; marsadm down data", timeout=60)
+    a.run("umount /mars && sleep 12 && [ -z \"$(ls -A /mars)\" ]", timeout=60)
+    assert "is it mounted?" in a.dmesg()
+    a.mount_mars()
+    a.run("marsadm up data --timeout 30; marsadm primary data --timeout 60", timeout=100)
+    marscluster.wait_device(a)

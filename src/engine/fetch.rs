@@ -81,6 +81,12 @@ struct Target {
     source: Name,
     /// Counts changes of target or plan, so that a late reply is not taken for a new one.
     epoch: u64,
+    /// Identity of what was here of a log of this name already; 0: nothing. It may be of one that a failover has cut off.
+    id: u64,
+    /// A source has said that its log is the same. Before that nothing of it is replayed, and nothing else asked.
+    is_confirmed: bool,
+    /// It is being asked for that.
+    is_asked: bool,
 }
 
 struct State {
@@ -180,6 +186,11 @@ impl Fetch {
             };
         }
         match &s.target {
+            Some(t) if t.log == *log && !t.is_confirmed => Available {
+                end: 0,
+                fetched: true,
+                complete: false,
+            },
             Some(t) if t.log == *log => Available {
                 end: t.plan.contiguous(),
                 fetched: true,
@@ -200,7 +211,7 @@ impl Fetch {
         let known = |s: &State| {
             s.target
                 .as_ref()
-                .is_some_and(|t| t.log != *log || t.plan.contiguous() > end && end != u64::MAX)
+                .is_some_and(|t| t.log != *log || t.is_confirmed && t.plan.contiguous() > end && end != u64::MAX)
         };
         if !ctx.should_stop() && !known(&s) {
             let _ = self
@@ -212,6 +223,15 @@ impl Fetch {
         if elsewhere {
             ctx.sleep_ms(20);
         }
+    }
+
+    /// Whether replay may go on to `log`, of which `here` says whether something of that name is here: only if that is known to
+    /// be the right one, or nobody is asked.
+    pub(crate) fn may_go_on(&self, log: &LogName, asks: bool, here: bool) -> bool {
+        let s = self.state.lock();
+        let target = s.target.as_ref().filter(|t| t.log == *log);
+        let known = s.complete.iter().any(|(l, _)| l == log);
+        !asks || !here || known || target.is_some_and(|t| t.is_confirmed)
     }
 
     /// Replay has gone on to `log`: complete logs before it are no longer of interest.
@@ -294,6 +314,14 @@ pub(crate) fn choose(m: &Arc<Member>) {
     let (present, complete_now, epoch) = {
         let s = fetch.state.lock();
         match &s.target {
+            Some(t) if !t.is_confirmed => {
+                let (log, source) = (t.log, t.source);
+                drop(s);
+                if pick_source(m, &log) != Some(source) {
+                    reconsider(m, &log);
+                }
+                return;
+            }
             Some(t) => (
                 Some((t.log, t.plan.contiguous(), t.source)),
                 t.plan.is_complete(),
@@ -497,6 +525,10 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
         create: true,
         ..OpenFlags::default()
     };
+    if crate::sys::dir::stat(&path).is_ok_and(|s| s.kind == crate::sys::dir::EntryKind::Symlink) {
+        // The tombstone of another log of this name, which was cut off. This one is in the history that counts.
+        crate::sys::dir::unlink(&path)?;
+    }
     let file = File::open(&path, flags, 0o600).inspect_err(|e| {
         if paths::is_absent(*e) {
             // Deleted, before any of it was here.
@@ -511,6 +543,13 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
         inject::at!(FetchBeginCut, end, 0)?;
         file.truncate(end)?;
     }
+    // What was replayed of already is known to be the right one.
+    let header = u64::try_from(mars_core::log::HEADER_SIZE)?;
+    let id = if from <= header && end > 0 {
+        replay::read_id(&file)?
+    } else {
+        0
+    };
     let file = Arc::new(file, GFP_KERNEL)?;
     let reported = m.reported_end(&log);
     let here = m.replay_link(&m.me()).is_some_and(|l| l.log == log);
@@ -536,6 +575,9 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
         plan,
         source,
         epoch: s.epoch,
+        id,
+        is_confirmed: id == 0 || repair,
+        is_asked: false,
     });
     drop(s);
     m.fetch.changed.notify_all();
@@ -576,6 +618,7 @@ struct Job {
     file: Arc<File>,
     source: Name,
     epoch: u64,
+    id: u64,
 }
 
 fn work(ctx: &ThreadCtx, m: &Arc<Member>) {
@@ -626,17 +669,47 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>) {
 fn next_job(m: &Member) -> Option<Job> {
     let mut s = m.fetch.state.lock();
     let t = s.target.as_mut()?;
-    let task = t.plan.next(tunables::FETCH_BYTES);
-    if task == Task::Idle {
+    // First of all, whether it is the same log.
+    let asks = !t.is_confirmed;
+    let task = if asks {
+        Task::Idle
+    } else {
+        t.plan.next(tunables::FETCH_BYTES)
+    };
+    if task == Task::Idle && (!asks || t.is_asked) {
         return None;
     }
+    t.is_asked = asks;
     Some(Job {
         task,
         log: t.log,
         file: t.file.clone(),
         source: t.source,
         epoch: t.epoch,
+        id: if t.is_confirmed { 0 } else { t.id },
     })
+}
+
+/// The local file has another log of this name, which is in no history any more: it is fetched anew.
+#[cold]
+fn throw_away(m: &Arc<Member>, job: &Job) -> Result {
+    {
+        let mut s = m.fetch.state.lock();
+        if s.target.as_ref().is_none_or(|t| t.epoch != job.epoch) {
+            return Ok(());
+        }
+        // Before anything is cut: nobody may take it for the right one meanwhile.
+        s.target = None;
+        s.epoch = s.epoch.wrapping_add(1);
+    }
+    pr_info!(
+        "{}: the local {:?} is another log of this name, from a history that was cut off; fetching it anew\n",
+        m.name.as_str(),
+        job.log
+    );
+    job.file.truncate(0)?;
+    m.kick.signal();
+    Ok(())
 }
 
 fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
@@ -645,7 +718,9 @@ fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
         let _ = s.avoid.push(job.source, GFP_KERNEL);
     }
     if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
-        if t.plan.failed(job.task).is_err() {
+        if job.task == Task::Idle {
+            t.is_asked = false;
+        } else if t.plan.failed(job.task).is_err() {
             // No memory even for that: forget the plan, the next round makes one from the file.
             s.target = None;
         }
@@ -685,7 +760,8 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let (offset, max, wait_ms) = match job.task {
         Task::Read(s) => (s.start, s.len, 0),
         Task::Poll(pos) => (pos, tunables::FETCH_BYTES, tunables::LONG_POLL_MS),
-        Task::Idle => return Ok(()),
+        // Nothing is wanted but that it is the same log.
+        Task::Idle => (0, 512, 0),
     };
     let request = LogRead {
         resource: m.name,
@@ -694,15 +770,24 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
         offset,
         max,
         wait_ms,
-        log_id: 0,
+        log_id: job.id,
     };
     inject::at!(FetchRequest, offset, 0)?;
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
+        LogStatus::OtherLog if job.id != 0 && (job.source == job.log.creator || m.designated() == Some(job.source)) => {
+            return throw_away(m, job)
+        }
         LogStatus::NoLog | LogStatus::OtherLog => {
             if m.designated() == Some(job.source) {
-                m.fetch.state.lock().gone = Some(job.log);
+                let mut s = m.fetch.state.lock();
+                s.gone = Some(job.log);
+                // Nobody can say more of what is here.
+                if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
+                    t.is_confirmed = true;
+                }
+                drop(s);
                 m.kick.signal();
             }
             return Err(ENOENT);
@@ -722,14 +807,16 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     if reply.offset != offset || data.len() > usize::try_from(max)? {
         return Err(EPROTO);
     }
-    if !data.is_empty() {
+    if job.task == Task::Idle {
+        // The same stands here.
+    } else if !data.is_empty() {
         keep(&job.file, data, offset)?;
         inject::at!(FetchWritten, offset, data.len())?;
     } else if matches!(job.task, Task::Read(_)) {
         // The source said that it has these bytes and gave none.
         return Err(EAGAIN);
     }
-    let len = u32::try_from(data.len())?;
+    let len = if job.task == Task::Idle { 0 } else { u32::try_from(data.len())? };
     let (end, closed) = (reply.end, reply.closed);
     let mut s = m.fetch.state.lock();
     s.avoid.clear();
@@ -740,9 +827,11 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
         return Ok(());
     };
+    t.is_confirmed = true;
     match job.task {
         Task::Read(span) => t.plan.arrived(span, len),
-        _ => t.plan.polled(offset, len),
+        Task::Poll(_) => t.plan.polled(offset, len),
+        Task::Idle => Ok(()),
     }
     .map_err(|_| EPROTO)?;
     t.plan.source_end(end, closed);

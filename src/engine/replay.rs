@@ -877,6 +877,16 @@ fn has_log(m: &Member, log: &LogName) -> bool {
     matches!(read_header(m, &file, log), Ok(Some(_)))
 }
 
+/// Identity of the log in a file; 0 without a header.
+pub(crate) fn read_id(file: &File) -> Result<u64> {
+    let mut block = Buf::zeroed(HEADER_SIZE)?;
+    if file.read_at(&mut block, 0)? < HEADER_SIZE {
+        return Ok(0);
+    }
+    let header = LogHeader::parse::<KernelDigest>(&block);
+    Ok(header.map_or(0, |(h, _)| h.short_id()))
+}
+
 /// The payload of a record, at `at` of what was read of a log, in memory that the disk can write from: in a log it lies at a multiple
 /// of 512, and encrypted disks, for instance, want one of their block size.
 fn payload(pipe: &Pipeline, read: &Arc<Buf>, at: usize, length: u32) -> Result<Slice> {
@@ -1026,6 +1036,7 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 );
                 repairs += 1;
                 ctx.sleep_ms(500);
+                continue;
             }
             // A place that can't be read.
             Err(e) if is_unreadable(e) && extent != Extent::Unknown && repairs < REPAIRS => {
@@ -1038,6 +1049,7 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                 fetch_again(&m, &s.at);
                 repairs += 1;
                 s.close();
+                continue;
             }
             Err(e) if e == ENOMEM => {
                 failed = true;
@@ -1046,6 +1058,8 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                     format_args!("no memory to replay {} at {}", s.at.log, s.at.pos),
                 )));
                 ctx.sleep_ms(500);
+                // Whether something follows here can't be known: more of this log may stand behind.
+                continue;
             }
             Err(e) => {
                 failed = true;
@@ -1057,6 +1071,10 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
                     ),
                 )));
                 ctx.sleep_ms(500);
+                // Whether something follows here can't be known: more of this log may stand behind.
+                if !paths::is_absent(e) {
+                    continue;
+                }
             }
         }
         if !limit.fetched || limit.complete && s.at.pos >= limit.end {
@@ -1097,7 +1115,11 @@ fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option
         return Some(own);
     }
     let may_leave = m.fetch.reach().may_leave(&s.at.log, s.at.pos);
-    successor(m, &s.at).filter(|_| may_leave)
+    let next = successor(m, &s.at).filter(|_| may_leave)?;
+    let here = paths::log(&m.name, &next).and_then(|p| crate::sys::dir::stat(&p));
+    let here = here.is_ok_and(|s| s.size > 0);
+    let asks = next.creator != m.me() && m.switch(format_args!("todo-{}/connect", m.me()));
+    m.fetch.may_go_on(&next, asks, here).then_some(next)
 }
 
 /// The log of this very host that goes on at `pos` of `log`, if it was written to. Rotation does not wait for write-back, so

@@ -172,6 +172,10 @@ fn listen(ctx: &ThreadCtx, env: &Arc<Env>, listener: &Listener, offset: u16) {
             crate::engine::text::warn_limited(format_args!(
                 "more than {MAX_STRANGERS} connections on one port that do not show the key of the cluster; the oldest one is ended"
             ));
+            if strangers().count() >= 2 * MAX_STRANGERS {
+                // They come faster than they end.
+                continue;
+            }
             if let Some(oldest) = strangers().next() {
                 oldest.socket.shutdown();
             }
@@ -584,9 +588,7 @@ impl Handler<'_> {
         };
         let id = if n == HEADER_SIZE {
             mars_core::log::LogHeader::parse::<crate::engine::digest::KernelDigest>(&head)
-                .map_or(0, |(h, _)| {
-                    h.log_id.first_chunk().map_or(0, |b| u64::from_le_bytes(*b))
-                })
+                .map_or(0, |(h, _)| h.short_id())
         } else {
             0
         };

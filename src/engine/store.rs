@@ -13,6 +13,10 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{
+        atomic::{
+            AtomicFlag,
+            Relaxed, //
+        },
         new_condvar,
         new_mutex,
         Arc,
@@ -99,6 +103,8 @@ pub(crate) struct Store {
     me: Name,
     clock: Arc<Clock>,
     instance: u64,
+    /// `/mars` was a mounted file system at the last scan. Else nothing is written: it would go to the file system below.
+    is_mounted: AtomicFlag,
     #[pin]
     writer: Mutex<()>,
     #[pin]
@@ -117,6 +123,7 @@ impl Store {
                 me,
                 clock,
                 instance: u64::from_le_bytes(instance),
+                is_mounted: AtomicFlag::new(true),
                 writer <- new_mutex!(()),
                 tree <- new_mutex!(Tree::new()),
                 changed <- new_condvar!(),
@@ -209,6 +216,9 @@ impl Store {
 
     /// Writes to the disk; makes the directory if need be.
     fn write(&self, path: &str, value: &str, stamp: LamportTime) -> Result {
+        if !self.is_mounted.load(Relaxed) {
+            return Err(ENODEV);
+        }
         let file = paths::absolute(path)?;
         let value = CString::try_from_fmt(format_args!("{value}"))?;
         inject::at!(LinkWrite)?;
@@ -387,6 +397,12 @@ impl Store {
     /// Reads the links of the whole tree from the disk: the tools write there. Gives whether anything changed. Only one
     /// thread may do this.
     pub(crate) fn scan(&self) -> Result<bool> {
+        // Somebody has unmounted it: that is no tree without any link.
+        let is_mounted = dir::is_mount_root(paths::ROOT)?;
+        self.is_mounted.store(is_mounted, Relaxed);
+        if !is_mounted {
+            return Err(ENODEV);
+        }
         self.tree.lock().begin_scan(b"")?;
         let mut dirs: KVec<KVec<u8>> = KVec::new();
         let mut r = self.scan_dir(b"", &mut dirs);

@@ -17,6 +17,7 @@
 //!
 //! C header: [`include/linux/sysctl.h`](srctree/include/linux/sysctl.h)
 
+use super::thread::NoIo;
 use core::{fmt, ptr::NonNull, slice};
 use kernel::{
     bindings,
@@ -209,6 +210,8 @@ unsafe extern "C" fn handle(
     len: *mut usize,
     pos: *mut bindings::loff_t,
 ) -> c_int {
+    // Locks are taken that threads of the I/O path take, too.
+    let _noio = NoIo::enter();
     from_result(|| {
         // SAFETY: `extra1` points at the line's entry; `Sysctl` keeps both until no call is under
         // way. `len` and `pos` are valid for the call.

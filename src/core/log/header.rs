@@ -100,6 +100,13 @@ pub struct LogHeader {
 }
 
 impl LogHeader {
+    /// [`Self::log_id`] as the protocol has it.
+    pub fn short_id(&self) -> u64 {
+        self.log_id
+            .first_chunk()
+            .map_or(0, |b| u64::from_le_bytes(*b))
+    }
+
     /// Whether it is that of log `name` of `resource`.
     pub fn is_of(&self, resource: &Name, name: &LogName) -> bool {
         self.resource == *resource && self.name() == *name

@@ -122,6 +122,10 @@ pub const ALL: &[(&str, &str)] = &[
         "a crash can forget that a host was primary",
     ),
     (
+        "same-name",
+        "the rest of a log that was cut off is taken for one of the same name that came later",
+    ),
+    (
         "claim-ignored",
         "a vacant role is taken although another host was taking it and is silent now",
     ),

@@ -8,15 +8,18 @@ use super::{
     Host,
 };
 use crate::{
+    defects::on,
     exec::{thread, Cond, Thread, MS},
     fs::{Errno, Node, Res},
+    truth::HEADER,
 };
 use mars_core::{
     fetch::{Doubt, FetchPlan, Task},
-    log::LogName,
+    log::{LogHeader, LogName, HEADER_SIZE},
     name::Name,
     succession::{is_passed, reported_end, Course, Purpose, Reach},
 };
+use mars_host_digest::HostDigest;
 use std::{cell::RefCell, rc::Rc};
 
 const FETCH_BYTES: u32 = 4 << 10;
@@ -29,6 +32,9 @@ struct Target {
     plan: FetchPlan,
     source: Name,
     epoch: u64,
+    id: u64,
+    is_confirmed: bool,
+    is_asked: bool,
 }
 
 #[derive(Default)]
@@ -100,6 +106,11 @@ impl Fetch {
             };
         }
         match &s.target {
+            Some(t) if t.log == *log && !t.is_confirmed => Available {
+                end: 0,
+                fetched: true,
+                complete: false,
+            },
             Some(t) if t.log == *log => Available {
                 end: t.plan.contiguous(),
                 fetched: true,
@@ -117,7 +128,9 @@ impl Fetch {
     pub async fn wait_news(&self, h: &Host, t: &Thread, log: &LogName, end: u64) {
         let known = {
             let s = self.state.borrow();
-            let more = |t: &Target| t.log != *log || t.plan.contiguous() > end && end != u64::MAX;
+            let more = |t: &Target| {
+                t.log != *log || t.is_confirmed && t.plan.contiguous() > end && end != u64::MAX
+            };
             s.target.as_ref().is_some_and(more)
         };
         if !t.should_stop() && !known {
@@ -130,6 +143,14 @@ impl Fetch {
         if elsewhere {
             t.sleep(&h.ex, 20 * MS).await;
         }
+    }
+
+    /// Whether replay may go on to a log, of which something may be here.
+    pub fn may_go_on(&self, log: &LogName, asks: bool, here: bool) -> bool {
+        let s = self.state.borrow();
+        let target = s.target.as_ref().filter(|t| t.log == *log);
+        let known = s.complete.iter().any(|(l, _)| l == log);
+        !asks || !here || known || target.is_some_and(|t| t.is_confirmed) || on("same-name")
     }
 
     /// Replay has gone on.
@@ -207,6 +228,14 @@ pub async fn choose(h: &Rc<Host>) {
     let (present, complete_now, epoch) = {
         let s = fetch.state.borrow();
         match &s.target {
+            Some(t) if !t.is_confirmed => {
+                let (log, source) = (t.log, t.source);
+                drop(s);
+                if pick_source(h, &log) != Some(source) {
+                    reconsider(h, &log);
+                }
+                return;
+            }
             Some(t) => (
                 Some((t.log, t.plan.contiguous(), t.source)),
                 t.plan.is_complete(),
@@ -365,6 +394,12 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
         h.torn.set(true);
         h.truncate(ino, end).await?;
     }
+    // What was replayed of already is known to be the right one.
+    let id = if from <= HEADER && end > 0 && !on("same-name") {
+        short_id(h.machine().fs.borrow().bytes(ino))
+    } else {
+        0
+    };
     let here = h.replay_link(&h.me).is_some_and(|l| l.log == log);
     let mut s = h.fetch.state.borrow_mut();
     if s.epoch != epoch {
@@ -389,6 +424,9 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
         plan,
         source,
         epoch: s.epoch,
+        id,
+        is_confirmed: id == 0 || repair,
+        is_asked: false,
     });
     drop(s);
     h.say(|| format!("fetches {log} from {end} at {source}"));
@@ -413,6 +451,29 @@ struct Job {
     ino: u32,
     source: Name,
     epoch: u64,
+    id: u64,
+}
+
+/// Identity of the log in a file.
+pub fn short_id(bytes: &[u8]) -> u64 {
+    let block = bytes.get(..HEADER_SIZE).unwrap_or(&[]);
+    LogHeader::parse::<HostDigest>(block).map_or(0, |(h, _)| h.short_id())
+}
+
+/// The local file has another log of this name, which is in no history any more: it is fetched anew.
+async fn throw_away(h: &Rc<Host>, job: &Job) -> Res<()> {
+    {
+        let mut s = h.fetch.state.borrow_mut();
+        if s.target.as_ref().is_none_or(|t| t.epoch != job.epoch) {
+            return Ok(());
+        }
+        s.target = None;
+        s.epoch += 1;
+    }
+    h.say(|| format!("throws away another {}", job.log));
+    h.truncate(job.ino, 0).await?;
+    h.kick.signal(&h.ex);
+    Ok(())
 }
 
 async fn work(t: &Thread, h: &Rc<Host>) {
@@ -452,16 +513,24 @@ async fn work(t: &Thread, h: &Rc<Host>) {
 fn next_job(h: &Host) -> Option<Job> {
     let mut s = h.fetch.state.borrow_mut();
     let t = s.target.as_mut()?;
-    let task = t.plan.next(FETCH_BYTES);
-    if task == Task::Idle {
+    // First of all, whether it is the same log.
+    let asks = !t.is_confirmed;
+    let task = if asks {
+        Task::Idle
+    } else {
+        t.plan.next(FETCH_BYTES)
+    };
+    if task == Task::Idle && (!asks || t.is_asked) {
         return None;
     }
+    t.is_asked = asks;
     Some(Job {
         task,
         log: t.log,
         ino: t.ino,
         source: t.source,
         epoch: t.epoch,
+        id: if t.is_confirmed { 0 } else { t.id },
     })
 }
 
@@ -471,7 +540,11 @@ fn give_back(h: &Host, job: &Job, avoid: bool) {
         s.avoid.push(job.source);
     }
     if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
-        t.plan.failed(job.task).expect("memory");
+        if job.task == Task::Idle {
+            t.is_asked = false;
+        } else {
+            t.plan.failed(job.task).expect("memory");
+        }
     }
     drop(s);
     h.fetch.changed.notify(&h.ex);
@@ -481,20 +554,32 @@ async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
     let (offset, max, wait_ms) = match job.task {
         Task::Read(s) => (s.start, s.len, 0),
         Task::Poll(pos) => (pos, FETCH_BYTES, LONG_POLL_MS),
-        Task::Idle => return Ok(()),
+        // Nothing is wanted but that it is the same log.
+        Task::Idle => (0, 0, 0),
     };
     let ask = Ask::Log {
         log: job.log,
         offset,
         max,
         wait_ms,
+        id: job.id,
     };
     let Answer::Log(reply) = conn.call(h, ask, wait_ms * MS).await? else {
         return Err(Errno::Net);
     };
+    let knows = job.source == job.log.creator || h.designated() == Some(job.source);
+    if matches!(reply, LogReply::Other) && knows {
+        return throw_away(h, job).await;
+    }
     let LogReply::Data { end, closed, data } = reply else {
         if h.designated() == Some(job.source) {
-            h.fetch.state.borrow_mut().gone = Some(job.log);
+            let mut s = h.fetch.state.borrow_mut();
+            s.gone = Some(job.log);
+            // Nobody can say more of what is here.
+            if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
+                t.is_confirmed = true;
+            }
+            drop(s);
             h.kick.signal(&h.ex);
         }
         return Err(Errno::NoEnt);
@@ -514,9 +599,11 @@ async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
     let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) else {
         return Ok(());
     };
+    t.is_confirmed = true;
     match job.task {
         Task::Read(span) => t.plan.arrived(span, len),
-        _ => t.plan.polled(offset, len),
+        Task::Poll(_) => t.plan.polled(offset, len),
+        Task::Idle => Ok(()),
     }
     .map_err(|_| Errno::Net)?;
     t.plan.source_end(end, closed);

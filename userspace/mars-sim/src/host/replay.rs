@@ -702,17 +702,23 @@ async fn follow(t: &Thread, mut s: Session) {
             Err(_) if s.is_in_doubt(extent) && repairs < REPAIRS => {
                 repairs += 1;
                 t.sleep(&h.ex, 500 * MS).await;
+                continue;
             }
             Err(Errno::Io) if extent != Extent::Unknown && repairs < REPAIRS => {
                 fetch_again(&h, &s.at).await;
                 repairs += 1;
                 s.replayer = None;
                 s.file = None;
+                continue;
             }
-            Err(_) => {
+            Err(e) => {
                 failed = true;
                 h.set_trouble(Some("defective-log"));
                 t.sleep(&h.ex, 500 * MS).await;
+                // Whether something follows here can't be known: more of this log may stand behind.
+                if e != Errno::NoEnt {
+                    continue;
+                }
             }
         }
         if !limit.fetched || limit.complete && s.at.pos >= limit.end {
@@ -751,8 +757,16 @@ async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
         return Some(own);
     }
     let may_leave = h.fetch.reach().may_leave(&s.at.log, s.at.pos);
-    h.search(&s.at.log, s.at.pos, Purpose::Replay)
-        .filter(|_| may_leave)
+    let next = h
+        .search(&s.at.log, s.at.pos, Purpose::Replay)
+        .filter(|_| may_leave)?;
+    let here = {
+        let fs = h.machine().fs.borrow();
+        let ino = fs.file(&h.log_path(&next));
+        ino.is_some_and(|ino| fs.size(ino) > 0)
+    };
+    let asks = next.creator != h.me && h.switch(&format!("todo-{}/connect", h.me));
+    h.fetch.may_go_on(&next, asks, here).then_some(next)
 }
 
 /// The log of this very host that goes on here, if it was written to. Rotation does not wait for write-back, so the disk may

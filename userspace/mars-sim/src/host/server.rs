@@ -6,7 +6,7 @@
 //! here: it delays, each connection for itself; it is cut, in one direction or both; connections are lost, with a
 //! request or its reply; replies are shorter than asked.
 
-use super::{dirty::Asked, store::Wire, sync, Host};
+use super::{dirty::Asked, fetch, store::Wire, sync, Host};
 use crate::{
     defects::on,
     exec::{thread, Cond, Ns, Thread, MS, SEC},
@@ -49,6 +49,8 @@ pub enum Ask {
         max: u32,
         /// Wait for more.
         wait_ms: u64,
+        /// Of what the client has; 0: of nothing.
+        id: u64,
     },
     /// Digests of the raw disk.
     Digest {
@@ -91,6 +93,8 @@ pub enum LogReply {
     },
     /// There is no such log.
     None,
+    /// Another one of that name.
+    Other,
 }
 
 /// A reply.
@@ -254,7 +258,19 @@ async fn answer(h: &Rc<Host>, client: &Name, ask: Ask) -> Answer {
             offset,
             max,
             wait_ms,
-        } => Answer::Log(log_read(h, &log, offset, max, wait_ms).await),
+            id,
+        } => {
+            let reply = log_read(h, &log, offset, max, wait_ms).await;
+            let fs = h.machine().fs.borrow();
+            let here = fs
+                .file(&h.log_path(&log))
+                .map_or(0, |ino| fetch::short_id(fs.bytes(ino)));
+            let other = id != 0 && here != 0 && id != here;
+            Answer::Log(match reply {
+                LogReply::Data { .. } if other => LogReply::Other,
+                reply => reply,
+            })
+        }
         Ask::Digest { offset, len } if h.attached.get().1 => {
             match sync::digests(h, offset, len).await {
                 Ok(d) => Answer::Bytes(d),
