@@ -5,6 +5,10 @@
 use kernel::{
     prelude::*,
     sync::{
+        atomic::{
+            AtomicFlag,
+            Relaxed, //
+        },
         new_spinlock,
         Arc,
         SpinLock, //
@@ -26,13 +30,18 @@ use crate::{
 pub(crate) struct Clock {
     #[pin]
     inner: SpinLock<lamport::Clock>,
+    /// See [`Self::trust`].
+    trusted: AtomicFlag,
 }
 
 impl Clock {
     /// A clock that has seen nothing yet.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
-            pin_init!(Self { inner <- new_spinlock!(lamport::Clock::new()) }),
+            pin_init!(Self {
+                inner <- new_spinlock!(lamport::Clock::new()),
+                trusted: AtomicFlag::new(false),
+            }),
             GFP_KERNEL,
         )
     }
@@ -42,6 +51,16 @@ impl Clock {
         let (sec, nsec) = time::real_now();
         let sec = sec.saturating_add_signed(inject::skew!());
         LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO)
+    }
+
+    /// A peer has told all it has, and nothing of it was too far ahead: this clock is not late. Or one was.
+    pub(crate) fn trust(&self, trusted: bool) {
+        self.trusted.store(trusted, Relaxed);
+    }
+
+    /// What was said of that last.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.trusted.load(Relaxed)
     }
 
     /// A stamp for something that happens now: later than everything seen so far.

@@ -18,6 +18,7 @@ use crate::{
         env::Env,
         inject,
         member::Member,
+        paths,
         peer::Peer,
         reserve,
         server::Server,
@@ -140,7 +141,7 @@ impl Cluster {
                 ));
             }
         };
-        if env.store.get("uuid").is_none() {
+        if env.store.get("uuid").is_none() || paths::need_mounted().is_err() {
             // Nothing is written before this host belongs to a cluster.
             return;
         }

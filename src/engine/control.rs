@@ -43,6 +43,7 @@ use mars_core::{
     succession::{
         is_consistent,
         next_number,
+        parse_sync_source,
         undecided,
         unheard_resize, //
     },
@@ -468,8 +469,11 @@ impl Control {
 
     fn share(&self, bdev: Option<Arc<BlockDevice>>, primary: bool) {
         let mut a = self.m.attached.lock();
-        a.bdev = bdev;
+        let before = core::mem::replace(&mut a.bdev, bdev);
         a.primary = primary;
+        drop(a);
+        // Closing a disk may wait for it.
+        drop(before);
     }
 
     fn detach(&mut self) {
@@ -513,7 +517,18 @@ impl Control {
             if let Some(done) =
                 undecided(done, Some(size)).filter(|_| m.is_led() && !self.split_brain)
             {
-                m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
+                let from = m.get(format_args!("syncfrom-{me}"));
+                let source = from.and_then(|v| parse_sync_source(v.as_bytes()));
+                // Complete, but not consistent yet.
+                let said = source.map_or(Ok(()), |(host, log)| {
+                    m.try_set(
+                        format_args!("syncfrom-{me}"),
+                        format_args!("{host},{log},{done}"),
+                    )
+                });
+                if said.is_ok() {
+                    m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
+                }
             }
         }
         let Running::Secondary(s) = &mut self.running else {

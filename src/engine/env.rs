@@ -53,6 +53,8 @@ use crate::{
 
 /// A former primary waits this long for its peers before it takes its role up again.
 const SETTLE_MS: u64 = 6_000;
+/// So long after its last word a peer whose clock is years ahead keeps this host from taking a role.
+const LATE_MS: u64 = 15 * 60_000;
 /// A peer that was not heard for longer than this is not asked first.
 const ALIVE_MS: u64 = 30_000;
 
@@ -313,11 +315,11 @@ impl Env {
         self.with_contact(host, |c| c.ahead = ahead);
     }
 
-    /// Whether that is so, or was when it was heard last, a short time ago.
+    /// Whether that is so, or was when it was heard last, not long ago.
     pub(crate) fn is_ahead(&self, host: &Name) -> bool {
         let ahead = |c: &Contact| c.name == *host && c.ahead;
         let known = self.cluster.lock().contacts.iter().any(ahead);
-        known && self.is_alive(host)
+        known && self.silence_ms(host).is_some_and(|ms| ms < LATE_MS)
     }
 
     fn has_merged(&self, host: &Name) -> bool {

@@ -209,9 +209,9 @@ impl Fetch {
     pub(crate) fn wait_news(&self, ctx: &ThreadCtx, log: &LogName, end: u64) {
         let mut s = self.state.lock();
         let known = |s: &State| {
-            s.target
-                .as_ref()
-                .is_some_and(|t| t.log != *log || t.is_confirmed && t.plan.contiguous() > end && end != u64::MAX)
+            s.target.as_ref().is_some_and(|t| {
+                t.log != *log || t.is_confirmed && t.plan.contiguous() > end && end != u64::MAX
+            })
         };
         if !ctx.should_stop() && !known(&s) {
             let _ = self
@@ -776,7 +776,10 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     let reply = conn.log_read(&request)?;
     match reply.status {
         LogStatus::Data | LogStatus::Nothing => (),
-        LogStatus::OtherLog if job.id != 0 && (job.source == job.log.creator || m.designated() == Some(job.source)) => {
+        LogStatus::OtherLog
+            if job.id != 0
+                && (job.source == job.log.creator || m.designated() == Some(job.source)) =>
+        {
             return throw_away(m, job)
         }
         LogStatus::NoLog | LogStatus::OtherLog => {
@@ -816,7 +819,11 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
         // The source said that it has these bytes and gave none.
         return Err(EAGAIN);
     }
-    let len = if job.task == Task::Idle { 0 } else { u32::try_from(data.len())? };
+    let len = if job.task == Task::Idle {
+        0
+    } else {
+        u32::try_from(data.len())?
+    };
     let (end, closed) = (reply.end, reply.closed);
     let mut s = m.fetch.state.lock();
     s.avoid.clear();

@@ -44,6 +44,10 @@ pub(crate) fn say(m: &Member) -> Result {
         None if m.is_in_gap() => return Ok(()),
         None => None,
     };
+    if gap.is_some() {
+        m.try_set(format_args!("actual-{me}/has-gap"), format_args!("1"))?;
+        paths::sync_actual_dir(&m.name, &me)?;
+    }
     if gap.is_some_and(|(base, _)| newest.log.number > base.number) {
         return Ok(());
     }
@@ -72,11 +76,14 @@ pub(crate) fn say(m: &Member) -> Result {
                 said
             );
         }
-        if !whole || is_base {
-            // Recovery says what is wrong.
+        paths::sync_resource_dir(&m.name)?;
+        if is_base && (whole || gap.is_some_and(|(_, most)| end >= most)) {
             break;
         }
-        paths::sync_resource_dir(&m.name)?;
+        if !whole {
+            // What can't be read may have been confirmed; recovery says what is wrong.
+            return Err(EIO);
+        }
         let own = log.number.checked_add(1).and_then(|n| m.version(n, &me));
         let Some(next) = own_next(&log, end, &me, own.as_ref().map(|(_, v)| v)) else {
             break;

@@ -246,8 +246,16 @@ impl LogFile {
         self.is_roomy = first > 0 && !is_short(self);
         inject::at!(LogCreateSync)?;
         self.file.sync()?;
-        if file::failed_syncs() != self.failed_syncs {
-            return Err(EIO);
+        let mut tries = 3;
+        while file::failed_syncs() != self.failed_syncs {
+            // A drive has told another file that it lost its cache.
+            if tries == 0 {
+                return Err(EIO);
+            }
+            tries -= 1;
+            self.failed_syncs = file::failed_syncs();
+            self.write(block, HEADER_SIZE, 0)?;
+            self.file.sync()?;
         }
         paths::sync_resource_dir(resource)?;
         inject::at!(LogCreated)?;

@@ -22,6 +22,16 @@ use crate::{
 /// Root of the tree; a mount point of its own.
 pub(crate) const ROOT: &CStr = c"/mars";
 
+/// `ENODEV` if somebody has unmounted `/mars`: an empty directory is no tree without any link, and what is written would go to the
+/// file system that it is on.
+pub(crate) fn need_mounted() -> Result {
+    if dir::is_mount_root(ROOT)? {
+        Ok(())
+    } else {
+        Err(ENODEV)
+    }
+}
+
 /// The cluster key: 64 hex digits, mode 0600, never replicated.
 pub(crate) const KEY: &CStr = c"/mars/cluster-key";
 

@@ -104,6 +104,7 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
                 Ok(true) => {
                     env.heard(&name);
                     env.set_ahead(&name, true);
+                    env.clock.trust(false);
                     env.report_peer(&name, Some("its clock is more than 30 days ahead of this host's, so what it says can't be taken; set the clocks right (if that does not help, reload the module there)"));
                 }
                 Ok(false) => {
@@ -117,6 +118,9 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
                         since = 0;
                     } else {
                         env.merged(&name);
+                        if whole {
+                            env.clock.trust(true);
+                        }
                     }
                 }
                 Err(_) => {

@@ -330,6 +330,10 @@ impl Session {
             Extent::Known(end) => end.min(size),
             Extent::Unknown => size,
         };
+        if self.m.fetch.may_have_lost() {
+            // All that was not on the disk by the last sync that counts; written once more below.
+            self.m.fetch.not_synced(&self.at.log, from, size);
+        }
         let again = self.m.fetch.unsynced(&self.at.log).filter(|p| *p < end);
         if let Some(first) = again {
             inject::at!(ReplayRewrite, first, 0)?;

@@ -13,10 +13,6 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{
-        atomic::{
-            AtomicFlag,
-            Relaxed, //
-        },
         new_condvar,
         new_mutex,
         Arc,
@@ -103,8 +99,6 @@ pub(crate) struct Store {
     me: Name,
     clock: Arc<Clock>,
     instance: u64,
-    /// `/mars` was a mounted file system at the last scan. Else nothing is written: it would go to the file system below.
-    is_mounted: AtomicFlag,
     #[pin]
     writer: Mutex<()>,
     #[pin]
@@ -123,7 +117,6 @@ impl Store {
                 me,
                 clock,
                 instance: u64::from_le_bytes(instance),
-                is_mounted: AtomicFlag::new(true),
                 writer <- new_mutex!(()),
                 tree <- new_mutex!(Tree::new()),
                 changed <- new_condvar!(),
@@ -204,7 +197,10 @@ impl Store {
         }
         let writer = self.writer.lock();
         let now = self.clock.now();
-        let stamp = self.tree.lock().stamp_for(path.as_bytes(), now);
+        let stamp = self
+            .tree
+            .lock()
+            .stamp_for(path.as_bytes(), now, self.clock.is_trusted());
         self.write(path, value, stamp)?;
         self.tree
             .lock()
@@ -216,9 +212,7 @@ impl Store {
 
     /// Writes to the disk; makes the directory if need be.
     fn write(&self, path: &str, value: &str, stamp: LamportTime) -> Result {
-        if !self.is_mounted.load(Relaxed) {
-            return Err(ENODEV);
-        }
+        paths::need_mounted()?;
         let file = paths::absolute(path)?;
         let value = CString::try_from_fmt(format_args!("{value}"))?;
         inject::at!(LinkWrite)?;
@@ -366,8 +360,13 @@ impl Store {
             Err(e) => return Err(e),
         }
         let text = core::str::from_utf8(&value).map_err(|_| EINVAL)?;
+        let trusted = self.clock.is_trusted();
+        let before = if trusted { LamportTime::ZERO } else { before };
         let now = self.clock.now().max(before);
-        let stamp = self.tree.lock().stamp_for(path.as_bytes(), now);
+        let stamp = self
+            .tree
+            .lock()
+            .stamp_for(path.as_bytes(), now, self.clock.is_trusted());
         self.write(path.as_str(), text, stamp)?;
         self.tree.lock().apply_local(path, &value, stamp)?;
         Ok(())
@@ -397,21 +396,18 @@ impl Store {
     /// Reads the links of the whole tree from the disk: the tools write there. Gives whether anything changed. Only one
     /// thread may do this.
     pub(crate) fn scan(&self) -> Result<bool> {
-        // Somebody has unmounted it: that is no tree without any link.
-        let is_mounted = dir::is_mount_root(paths::ROOT)?;
-        self.is_mounted.store(is_mounted, Relaxed);
-        if !is_mounted {
-            return Err(ENODEV);
-        }
+        paths::need_mounted()?;
         self.tree.lock().begin_scan(b"")?;
         let mut dirs: KVec<KVec<u8>> = KVec::new();
         let mut r = self.scan_dir(b"", &mut dirs);
         let mut i = 0;
-        while let (Ok(()), Some(d)) = (&r, dirs.get(i)) {
+        // What can't be read in one place must not hide all else.
+        while let Some(d) = dirs.get(i) {
             let mut prefix = KVec::new();
             prefix.extend_from_slice(d, GFP_KERNEL)?;
             i += 1;
-            r = self.scan_dir(&prefix, &mut dirs);
+            let one = self.scan_dir(&prefix, &mut dirs);
+            r = r.and(one);
         }
         let mut tree = self.tree.lock();
         if r.is_err() {

@@ -184,7 +184,14 @@ impl Workers {
         let told = m.get(format_args!("syncfrom-{me}"));
         let told = told.as_ref().map(Value::as_bytes);
         let newest = match told.and_then(parse_sync_source) {
-            Some((_, log)) if has_same_source(&m, &from)? => log,
+            // Not if the resource has become smaller meanwhile: a failover has cut off a resize.
+            Some((_, log))
+                if has_same_source(&m, &from)?
+                    && m.number(format_args!("syncstatus-{me}"))
+                        .is_some_and(|done| done < size) =>
+            {
+                log
+            }
             _ => {
                 let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
                 if !told.is_some_and(|v| was_whole(v, done)) {
@@ -454,7 +461,9 @@ fn need_same_link(m: &Member) -> Result {
     let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
     let began = m.sync.job.lock().as_ref().map(|j| place(j.link));
     let from = m.designated().ok_or(EAGAIN)?;
-    if began == Some(place(m.replay_link(&m.me()))) && has_same_source(m, &from)? {
+    let planned = m.sync.job.lock().as_ref().map(|j| j.plan.size());
+    let shrunk = m.size() < planned;
+    if !shrunk && began == Some(place(m.replay_link(&m.me()))) && has_same_source(m, &from)? {
         return Ok(());
     }
     m.sync.broken.store(true, Relaxed);
@@ -539,6 +548,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn, ctx: &ThreadCtx) -> Resu
     let size = size.ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
     m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
+    m.sync.suspect.store(false, Relaxed);
     m.set_trouble(None);
     let found = m.sync.job.lock().as_ref().map(|j| j.plan.stats());
     pr_info!(

@@ -18,7 +18,10 @@ pub mod value;
 pub mod view;
 
 use crate::{
-    lamport::LamportTime,
+    lamport::{
+        check_future,
+        LamportTime, //
+    },
     name::Name, //
 };
 use core::fmt;
@@ -233,11 +236,16 @@ impl Tree {
         self.by_path.get(at).and_then(|&slot| self.visible(slot))
     }
 
-    /// The stamp of a new value that is written here `now`: newer than what is there in any case. The clock of a host may have
-    /// lost years since it wrote that.
-    pub fn stamp_for(&self, path: &[u8], now: LamportTime) -> LamportTime {
-        self.find_node(path)
-            .map_or(now, |old| now.max(old.stamp.next()))
+    /// The stamp of a new value that is written here `now`: newer than what is there, since the clock of a host may have
+    /// lost years since it wrote that. But not if it is known that the clock is right now (`trusted`), and what is there comes from
+    /// a time when it was years ahead: others would go on refusing it.
+    pub fn stamp_for(&self, path: &[u8], now: LamportTime, trusted: bool) -> LamportTime {
+        match self.find_node(path) {
+            Some(old) if !trusted || check_future(old.stamp, now).is_ok() => {
+                now.max(old.stamp.next())
+            }
+            _ => now,
+        }
     }
 
     /// All entries in the order of their paths, tombstones included.
@@ -281,7 +289,9 @@ impl Tree {
         stamp: LamportTime,
     ) -> Result<LocalDecision, TreeError> {
         let decision = match self.entry(path.as_bytes()) {
-            Some(old) if old.stamp > stamp => return Ok(LocalDecision::Older),
+            Some(old) if old.stamp > stamp && check_future(old.stamp, stamp).is_ok() => {
+                return Ok(LocalDecision::Older)
+            }
             Some(old) if old.value == value => LocalDecision::Restamped,
             _ => LocalDecision::Changed,
         };

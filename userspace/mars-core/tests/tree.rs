@@ -506,3 +506,24 @@ fn a_walk_survives_failed_allocations() {
         assert_eq!(tree.iter().count(), second.len());
     });
 }
+
+#[test]
+fn given_an_own_value_from_another_time_when_written_anew_then_it_is_newer_or_the_clock_is_trusted()
+{
+    let year = |n: u64| t(n * 365 * 24 * 3600);
+    let p = path("resource-r/replay-alpha");
+    let mut tree = Tree::new();
+    tree.apply_local(&p, b"1", year(50)).unwrap();
+    // The battery of the clock is empty.
+    let stamp = tree.stamp_for(p.as_bytes(), year(40), false);
+    assert!(stamp > year(50) && stamp < year(51));
+    // The clock was years ahead, and is right now.
+    let stamp = tree.stamp_for(p.as_bytes(), year(40), true);
+    assert_eq!(stamp, year(40));
+    assert_eq!(
+        tree.apply_local(&p, b"2", stamp),
+        Ok(LocalDecision::Changed)
+    );
+    assert_eq!(tree.get(p.as_bytes()), Some(&b"2"[..]));
+    assert_eq!(tree.stamp_for(p.as_bytes(), year(41), true), year(41));
+}

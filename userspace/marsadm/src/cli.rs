@@ -6,7 +6,7 @@
 //! `Documentation/marsadm.md`.
 
 use clap::builder::styling::Styles;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Administer MARS: asynchronous replication of block devices over any distance.
@@ -402,15 +402,25 @@ impl ResourcesOne {
 /// Rewrites the original's forms that clap does not know: `force-primary`, `--generate-man DIR`.
 pub fn normalize(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
     let mut out = Vec::new();
+    let mut seen = false;
+    let commands = Cli::command();
+    let is_command = |word: &str| commands.find_subcommand(word).is_some();
     for arg in args {
         match arg.to_str() {
             Some("--generate-man") => out.push("generate-man".into()),
             Some("--generate-completion") => out.push("generate-completion".into()),
-            Some(word) if !out.is_empty() && word.starts_with("force-") => {
-                out.push("--force".into());
-                out.push(word.trim_start_matches("force-").into());
+            Some(word) => {
+                let forced = word
+                    .strip_prefix("force-")
+                    .filter(|w| !seen && is_command(w));
+                // Only the command: what comes behind it may be a name.
+                seen |= forced.is_some() || is_command(word);
+                match forced {
+                    Some(command) => out.extend(["--force".into(), command.into()]),
+                    None => out.push(arg),
+                }
             }
-            _ => out.push(arg),
+            None => out.push(arg),
         }
     }
     out

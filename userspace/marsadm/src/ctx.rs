@@ -75,6 +75,17 @@ impl Ctx {
         self.me != self.here
     }
 
+    /// Refuses `--host`: it is about what is on the disks of this host.
+    pub fn need_here(&self, what: &str) -> Result<()> {
+        if self.is_remote() {
+            return Err(Failure::usage(format!(
+                "{what} can't be done on behalf of another host: run it on '{}'",
+                self.me
+            )));
+        }
+        Ok(())
+    }
+
     /// Only root may change the tree.
     pub fn need_root(&self) -> Result<()> {
         if self.is_scratch() || nix::unistd::geteuid().is_root() {

@@ -16,6 +16,10 @@ pub async fn say(h: &Host) -> Res<()> {
         None if h.switch(&format!("actual-{}/has-gap", h.me)) => return Ok(()),
         None => None,
     };
+    if gap.is_some() {
+        h.try_put(&format!("actual-{}/has-gap", h.me), "1").await?;
+        h.sync_dir().await?;
+    }
     if gap.is_some_and(|(base, _)| newest.log.number > base.number) {
         return Ok(());
     }

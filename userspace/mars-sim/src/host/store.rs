@@ -37,7 +37,7 @@ impl Host {
         let checked = TreePath::parse(path.as_bytes()).expect("a path of the engine");
         let writer = self.writer.lock(&self.ex).await;
         let now = self.now();
-        let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now);
+        let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now, false);
         self.write_link(path, value, stamp).await?;
         let r = self
             .tree
@@ -89,7 +89,7 @@ impl Host {
                 String::from_utf8_lossy(own).into_owned()
             };
             let now = self.now();
-            let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now);
+            let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now, false);
             self.write_link(path, &own, stamp).await?;
             let _ = self
                 .tree

@@ -82,7 +82,13 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let from = h.designated().ok_or(Errno::NoEnt)?;
     let told = h.get(&format!("syncfrom-{me}"));
     let newest = match told.and_then(|v| parse_sync_source(v.as_bytes())) {
-        Some((_, log)) if has_same_source(h, &from) => log,
+        Some((_, log))
+            if has_same_source(h, &from)
+                && h.number(&format!("syncstatus-{me}"))
+                    .is_some_and(|done| done < size) =>
+        {
+            log
+        }
         _ => {
             h.try_put(&format!("syncstatus-{me}"), "0").await?;
             let history = h.history(&from);

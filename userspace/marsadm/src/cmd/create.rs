@@ -48,7 +48,8 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
         }
         if let Some(old) = res.maxnr {
             let old = u32::try_from(old).unwrap_or(u32::MAX);
-            if res.size.is_some() {
+            let used = |l: &crate::tree::model::LogFile| l.name.number >= old && l.size > 0;
+            if res.size.is_some() && !res.logs.iter().any(used) {
                 // An interrupted attempt to create it.
                 number = old;
             } else {

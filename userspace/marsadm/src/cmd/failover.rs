@@ -2,7 +2,7 @@
 
 //! primary --force: a failover without asking the old primary.
 
-use super::primary::{become_primary, end_of, old_primary};
+use super::primary::{become_primary, end_of, old_primary, still_good};
 use super::report_split;
 use super::switch::opened_by;
 use crate::ctx::Ctx;
@@ -48,6 +48,12 @@ pub fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     }
     if let Some(old) = old.as_deref().and_then(|h| res.member(h)) {
         loss(ctx, &res, own, old);
+    }
+    op.step(ctx, "designate")?;
+    still_good(ctx, name)?;
+    if let Some(size) = res.size.filter(|_| res.designated() != Some(&ctx.me)) {
+        // A resize that this host has not heard of is cut off with all else: with that size this disk would be incomplete.
+        ctx.store.set(&res.path("size"), &size.to_string())?;
     }
     become_primary(ctx, op, name, old.as_deref(), &deadline)
 }

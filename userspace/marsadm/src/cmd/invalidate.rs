@@ -17,6 +17,8 @@ use std::collections::BTreeSet;
 /// `invalidate`.
 pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
     let res = ctx.joined(name)?;
+    ctx.need_here("invalidate")?;
+    ctx.need_module("invalidate")?;
     report_split(&res);
     need_not_primary(ctx, &res, "invalidate")?;
     let primary = replica::source(ctx, &res)?.host.clone();
@@ -36,6 +38,8 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
             wait_detached(ctx, name)?;
         }
         op.step(ctx, "worthless")?;
+        // All that had to be waited for took its time: what is here may be the only good copy now.
+        need_source(ctx, name, &primary)?;
         let me = &ctx.me;
         ctx.store.set(&res.path(&format!("syncstatus-{me}")), "0")?;
         for key in ["syncpos", "verifystatus"] {
@@ -63,6 +67,23 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
         ));
         Ok(())
     })
+}
+
+/// Refuses unless `primary`, from which the disk is to be filled, says just now that it is primary.
+fn need_source(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
+    if !ctx.can_wait() {
+        return Ok(());
+    }
+    peers::ping(ctx, &[primary.to_owned()], true)?;
+    let res = ctx.resource(name)?;
+    need_not_primary(ctx, &res, "invalidate")?;
+    if res.designated() == Some(primary) && res.member(primary).is_some_and(|m| m.actual.primary) {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "meanwhile '{primary}' is not primary of '{name}' any more: nothing was given up here"
+    ))
+    .hint(format!("`marsadm up {name}` to go on as before")))
 }
 
 /// Refuses on the designated or actual primary.

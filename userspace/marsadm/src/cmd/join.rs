@@ -22,6 +22,7 @@ use mars_core::resource::block_size;
 pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
     let name = &args.resource;
     check_names(ctx, args)?;
+    ctx.need_here("join-resource")?;
     ctx.need_mountpoint()?;
     let me = &ctx.me;
     let device = args.device.as_deref().unwrap_or(name);

@@ -46,6 +46,17 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         ));
         return Ok(());
     }
+    let led = res
+        .real_members()
+        .any(|m| m.host != *me && m.actual.primary);
+    let was_primary = res.designated() == Some(me) || res.last_primary.as_deref() == Some(me);
+    if ctx.is_remote() && was_primary && !led && res.real_members().any(|m| m.host != *me) {
+        // What it has written, and was fetched, would be deleted before anybody has replayed it.
+        return Err(Failure::refused(format!(
+            "'{me}' was primary of '{name}', and nobody else is primary yet"
+        ))
+        .hint(format!("first `marsadm pause-fetch {name}` and `marsadm primary --force {name}` on the host to keep")));
+    }
     if !ctx.opt.force {
         invalidate::need_not_primary(ctx, &res, "leaving").map_err(|f| {
             // The last member may give up its role by itself.
@@ -102,9 +113,9 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         }
         op.step(ctx, "device")?;
         ctx.store.delete(&own("device"))?;
-        if res.designated() == Some(me) {
-            ctx.store
-                .set(&res.path("primary"), crate::tree::model::NOBODY)?;
+        let now = ctx.resource(name)?;
+        if now.designated() == Some(me) {
+            primary::vacate(ctx, &now)?;
         }
         ctx.store.trigger(Trigger::Full)?;
         out::info(format_args!(

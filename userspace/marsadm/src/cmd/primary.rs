@@ -45,7 +45,7 @@ pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
         return Err(Failure::refused(format!(
             "the clock of a member of '{name}' is more than 30 days ahead of this host's: what was decided there can't be known here"
         ))
-        .hint("set the clocks right; the kernel log names the host. If it is that one which is wrong, it may also be switched off: after half a minute of silence it does not count"));
+        .hint("set the clocks right; the kernel log names the host. If it is that one which is wrong, it may also be switched off: after a quarter of an hour of silence it does not count"));
     }
     if ctx.opt.force {
         operation(ctx, name, |op| failover::forced(ctx, op, name))
@@ -82,7 +82,7 @@ fn need_good_replica(ctx: &Ctx, res: &Resource, own: &Member) -> Result<()> {
 }
 
 /// Asks once more, after all that had to be waited for: the resource may have grown meanwhile.
-fn still_good(ctx: &Ctx, name: &str) -> Result<()> {
+pub fn still_good(ctx: &Ctx, name: &str) -> Result<()> {
     let res = ctx.resource(name)?;
     need_good_replica(ctx, &res, ctx.own(&res)?)
 }
@@ -109,6 +109,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     let old = old_primary(ctx, &res);
     if res.designated() == Some(&ctx.me) {
         // Designated already, for instance by an interrupted run: only the effect is missing.
+        op.step(ctx, "designate")?;
         return become_primary(ctx, op, name, old.as_deref(), &deadline);
     }
     if let Some(old) = &old {
@@ -151,6 +152,10 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     let heard = released
         .and_then(|()| heard(ctx, name, claim, rival.as_deref(), &deadline))
         .and_then(|()| still_good(ctx, name));
+    let heard = heard.and_then(|()| {
+        op.step(ctx, "designate")?;
+        need_claim(&ctx.resource(name)?, claim)
+    });
     if let Err(failure) = heard {
         let lost = ctx.resource(name)?.primary_stamp != claim;
         return Err(match &had {
@@ -497,7 +502,6 @@ pub fn become_primary(
     old: Option<&str>,
     deadline: &Deadline,
 ) -> Result<()> {
-    op.step(ctx, "designate")?;
     let res = ctx.resource(name)?;
     if res.designated() != Some(&ctx.me) {
         if let Some(last) = res.last_primary.as_deref().or(old).filter(|l| *l != ctx.me) {
@@ -562,6 +566,13 @@ fn wait_primary(ctx: &Ctx, name: &str, deadline: &Deadline) -> Result<()> {
     })
 }
 
+/// Nobody is designated any more; but whoever was made primary elsewhere meanwhile, unheard, stays it.
+pub fn vacate(ctx: &Ctx, res: &Resource) -> Result<()> {
+    let weak = LamportTime::weak(res.primary_stamp, ctx.store.now(), ctx.me.as_bytes());
+    ctx.store
+        .set_at(&res.path("primary"), NOBODY, Stamp::At(weak))
+}
+
 /// `secondary`.
 pub fn secondary(ctx: &Ctx, name: &str) -> Result<()> {
     let res = ctx.joined(name)?;
@@ -579,7 +590,7 @@ pub fn secondary(ctx: &Ctx, name: &str) -> Result<()> {
     } else if res.designated().is_some() {
         need_closed(ctx, &res, own)?;
         ctx.store.ensure(&res.path(CLAIM), NOBODY)?;
-        ctx.store.set(&res.path("primary"), NOBODY)?;
+        vacate(ctx, &res)?;
     }
     ctx.store.trigger(Trigger::Remote)?;
     if !ctx.can_wait() {

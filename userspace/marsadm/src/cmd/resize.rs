@@ -31,6 +31,7 @@ fn need_primary(ctx: &Ctx, res: &Resource) -> Result<()> {
 /// `resize RESOURCE [SIZE]`.
 pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
     let res = ctx.joined(name)?;
+    ctx.need_here("resize")?;
     ctx.need_module("resize")?;
     report_split(&res);
     need_primary(ctx, &res)?;
