@@ -104,10 +104,16 @@ impl Op {
         if let Some(file) = &mut self.file {
             let path = &self.path;
             let text = serde_json::to_string(&self.record).unwrap_or_default() + "\n";
-            file.rewind()
-                .and_then(|()| file.set_len(0))
-                .and_then(|()| file.write_all(text.as_bytes()))
-                .and_then(|()| file.sync_data())
+            let len = text.len() as u64;
+            // Cut last: without room the record of the step before stays.
+            let mut write = || {
+                file.rewind()
+                    .and_then(|()| file.write_all(text.as_bytes()))
+                    .and_then(|()| file.set_len(len))
+                    .and_then(|()| file.sync_data())
+            };
+            write()
+                .or_else(|e| ctx.store.make_room(e).and_then(|()| write()))
                 .trying(|| format!("cannot write the journal {}", path.display()))?;
         }
         if let Ok(at) = std::env::var(INJECT) {

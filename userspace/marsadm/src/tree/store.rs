@@ -218,6 +218,27 @@ impl Store {
         self.set(rel, value)
     }
 
+    /// After an error for lack of space: gives up what the module keeps in `/mars/reserve` for the worst moment. The module
+    /// takes it again when there is room.
+    ///
+    /// # Errors
+    ///
+    /// `e`, if it was another one, or nothing is kept.
+    pub fn make_room(&self, e: io::Error) -> io::Result<()> {
+        let full = matches!(
+            e.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        let reserve = self.root.join("reserve");
+        let kept = fs::metadata(&reserve).is_ok_and(|m| m.is_file() && m.len() > 0);
+        if !full || !kept {
+            return Err(e);
+        }
+        let file = fs::OpenOptions::new().write(true).open(&reserve)?;
+        file.set_len(0)?;
+        file.sync_all()
+    }
+
     /// Writes a value.
     pub fn set_at(&self, rel: &str, value: &str, stamp: Stamp) -> Result<()> {
         check_value(rel, value)?;
@@ -269,7 +290,8 @@ impl Store {
             }
             fs::rename(&temp, &path)
         };
-        make().map_err(|e| {
+        let made = make().or_else(|e| self.make_room(e).and_then(|()| make()));
+        made.map_err(|e| {
             let _ = fs::remove_file(&temp);
             let mut f = Failure::io(format_args!("cannot write {}", path.display()), &e);
             match e.kind() {
