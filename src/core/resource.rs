@@ -46,7 +46,7 @@ pub struct Observed {
     pub designated: Designated,
     /// Somebody holds `/dev/mars/<resource>` open.
     pub opened: bool,
-    /// The backing disk has been filled by a sync (`syncstatus-<me>` = `size`).
+    /// The backing disk has been filled by a sync (`succession::is_synced`).
     pub synced: bool,
     /// The replay position has reached `syncpos-<me>`, so that the disk is a state which the primary once had.
     pub consistent: bool,

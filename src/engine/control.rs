@@ -155,14 +155,14 @@ struct Control {
     unsaid: bool,
     /// When it was written who is designated, as of the last look.
     seen: Option<LamportTime>,
+    /// What was said last of that.
+    said: Option<LamportTime>,
     /// See [`Self::is_late`], as of the last look.
     is_late: bool,
     /// Nothing moves until an administrator has decided, as of the last look.
     split_brain: bool,
     /// Since when the resource is larger than this primary's disk is complete (monotonic).
     larger: Option<u64>,
-    /// What was said last of that.
-    said: Option<LamportTime>,
     /// Since when a primary's map could help this replica, whose logs are gone (monotonic).
     lacking: Option<(Name, DroppedLink, u64)>,
     pace: Pace<Option<(LogName, u64)>>,

@@ -438,7 +438,6 @@ fn open_file(path: &CString, create: bool) -> Result<(File, bool)> {
     Ok((File::open(path, flags, 0o600)?, false))
 }
 
-#[inline(never)]
 /// What the file says of a gap, also while the disk is not attached. `None`: there is no map; `Some(None)`: no gap is open; else
 /// the log before the gap, and where it ends.
 ///
@@ -462,6 +461,7 @@ pub(crate) fn open_gap(m: &Member) -> Result<Option<Option<(LogName, u64)>>> {
     }))
 }
 
+#[inline(never)]
 fn load_header(m: &Member, id: u64, blocks: &[u8]) -> Result<Option<KBox<DirtyMap>>> {
     match DirtyMap::load::<KernelDigest>(&m.name, &m.me(), id, blocks)? {
         Some(map) => Ok(Some(KBox::new(map, GFP_KERNEL)?)),

@@ -143,8 +143,8 @@ pub(crate) struct LogFile {
 
 impl LogFile {
     /// Starts log `number` of `resource`: creates the file (or takes an empty one that `marsadm log-rotate` left) and
-    /// writes its header durably. Its batches begin at multiples of `block` at least. `gap`: it does not go on where the log before ends. `memory_short`: it shall do for a while
-    /// without the journal.
+    /// writes its header durably. `gap`: it does not go on where the log before ends. `memory_short`: it shall do for a while
+    /// without the journal. Its batches begin at multiples of `block` bytes at least.
     ///
     /// # Errors
     ///
