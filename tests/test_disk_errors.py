@@ -16,6 +16,7 @@ from marscase import progress
 from marscase import refused
 from marscase import settled
 from marscase import starve
+from marscase import starve_to_death
 from marscase import state_of
 from marscase import wait_state
 from marscase.faults import DEAD
@@ -268,7 +269,7 @@ def test_the_primary_s_disk_fails_in_emergency_mode(mars_hosts):
     cluster((a, b), disk.dev, b.disk("data").dev)
     write(a, 0, 20)
     marscluster.wait_synced((a, b))
-    starve(a)
+    starve_to_death(a)
     write(a, 1)
 
     # A flush waits for the disk, and is complete when the data is on it.

@@ -202,7 +202,12 @@ def state_of(host: Host) -> str:
 
 
 def wait_state(host: Host, word: str, timeout: float = 60) -> None:
-    wait_until(lambda: state_of(host).split(" ")[0] == word, timeout, f"state {word} on {host.name}", 0.3)
+    def look():
+        state = state_of(host)
+        assert state.split(" ")[0] == word, f"the state is {state!r}"
+        return True
+
+    wait_until(look, timeout, f"state {word} on {host.name}", 0.3)
 
 
 # Takes the last byte of /mars, also those kept for root; what is there already stays.
@@ -220,6 +225,12 @@ def starve(host: Host) -> None:
         return state_of(host).split(" ")[0] == "emergency"
 
     wait_until(look, 60, f"state emergency on {host.name}", 1.0)
+
+
+def starve_to_death(host: Host) -> None:
+    """Like [`starve`], and takes also what MARS gives up for its own links then: not a byte is left."""
+    starve(host)
+    host.run(f"sync; truncate -s 0 /mars/reserve; {FILL}; {FILL}", check=False, timeout=60)
 
 
 def free(host: Host) -> None:

@@ -485,6 +485,9 @@ impl Ctx {
         if !v.good(&me) {
             return Err("the replica is incomplete or not consistent");
         }
+        if v.flag(&format!("actual-{me}/is-late")) {
+            return Err("the clock of a member is far ahead");
+        }
         let old = self.old_primary(&v);
         if force {
             if v.flag(&format!("todo-{me}/connect")) && v.designated() != Some(me) {

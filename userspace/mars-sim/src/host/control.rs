@@ -429,7 +429,7 @@ impl Control {
             .await
             .map_err(|_| "no-space")?;
         if !on("primary-undurable") {
-            h.sync_dir().await.map_err(|_| "disk-error")?;
+            h.sync_actual_dir().await.map_err(|_| "disk-error")?;
         }
         let pipe = Pipeline::new(&h, Policy::primary());
         let h2 = h.clone();
@@ -707,6 +707,7 @@ impl Control {
         let gap = h.dirty.is_open(&h).await;
         let short = role == Role::Primary && self.shortage.is_some();
         for (key, on) in [
+            ("is-late", h.is_late()),
             ("is-emergency", gap && role == Role::Primary),
             ("has-emergency", short),
         ] {

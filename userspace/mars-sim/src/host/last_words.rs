@@ -18,7 +18,7 @@ pub async fn say(h: &Host) -> Res<()> {
     };
     if gap.is_some() {
         h.try_put(&format!("actual-{}/has-gap", h.me), "1").await?;
-        h.sync_dir().await?;
+        h.sync_actual_dir().await?;
     }
     if gap.is_some_and(|(base, _)| newest.log.number > base.number) {
         return Ok(());

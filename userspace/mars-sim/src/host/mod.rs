@@ -379,7 +379,7 @@ impl Host {
                         // the file has, and others bring the version link back.
                         let key = format!("actual-{}/has-gap", self.me);
                         self.try_put(&key, "1").await.ok()?;
-                        self.sync_dir().await.ok()?;
+                        self.sync_actual_dir().await.ok()?;
                     }
                     self.set_version(&next, HEADER).await.ok()?;
                 }
@@ -527,7 +527,7 @@ impl Host {
 
     /// Every peer was heard, or had enough time to be; and none of them says what can't be taken here.
     pub fn is_settled(&self) -> bool {
-        if self.members().iter().any(|h| self.is_ahead(h)) {
+        if self.is_late() {
             return false;
         }
         if self.ex.now() - self.started > SETTLE {
@@ -551,6 +551,11 @@ impl Host {
     /// Whether the clock of `host`, which was heard lately, is too far ahead of ours for what it says to be taken.
     fn is_ahead(&self, host: &Name) -> bool {
         self.is_alive(host) && self.contacts.borrow().get(host).is_some_and(|c| c.ahead)
+    }
+
+    /// Whether that of any member is.
+    pub fn is_late(&self) -> bool {
+        self.members().iter().any(|h| self.is_ahead(h))
     }
 
     /// Something came from `host`.
@@ -585,9 +590,18 @@ impl Host {
 
     /// Makes names in the directory of the resource durable.
     pub async fn sync_dir(&self) -> Res<()> {
+        self.sync(DIR).await
+    }
+
+    /// Makes what this host says of itself durable.
+    pub async fn sync_actual_dir(&self) -> Res<()> {
+        self.sync(&format!("{DIR}/actual-{}", self.me)).await
+    }
+
+    async fn sync(&self, dir: &str) -> Res<()> {
         let upto = self.machine().fs.borrow().sync_dir();
         self.fs_io().await?;
-        self.machine().fs.borrow_mut().dir_synced(upto, DIR);
+        self.machine().fs.borrow_mut().dir_synced(upto, dir);
         Ok(())
     }
 
