@@ -1231,10 +1231,14 @@ impl Control {
         let m = &self.m;
         let me = m.me();
         let state = |word: &str, text: core::fmt::Arguments<'_>| {
-            m.set(
+            let r = m.try_set(
                 format_args!("actual-{me}/state"),
                 format_args!("{word}{text}"),
-            )
+            );
+            if r.is_err_and(|e| e == ENOSPC || e == EDQUOT) {
+                // A sentence needs a block of its own, one word does not: it is told also when not a byte is left.
+                m.set(format_args!("actual-{me}/state"), format_args!("{word}"));
+            }
         };
         let code = |n: i32| m.set(format_args!("actual-{me}/replay-code"), format_args!("{n}"));
         let trouble = m.trouble.lock();

@@ -213,7 +213,7 @@ def wait_state(host: Host, word: str, timeout: float = 60) -> None:
 # Takes the last byte of /mars, also those kept for root; what is there already stays.
 FILL = "; ".join(
     f"dd if=/dev/zero of=/mars/{name} bs={size} oflag=append conv=notrunc status=none"
-    for name, size in (("filler", "1M"), ("filler2", "4k"))
+    for name, size in (("filler", "1M"), ("filler2", "4k"), ("filler3", "1k"))
 ) + "; sync"
 
 
@@ -235,7 +235,7 @@ def starve_to_death(host: Host) -> None:
 
 def free(host: Host) -> None:
     """Gives /mars its room back."""
-    host.run("rm -f /mars/filler /mars/filler2; sync")
+    host.run("rm -f /mars/filler*; sync")
 
 
 def progress(seconds: float) -> None:

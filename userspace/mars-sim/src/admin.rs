@@ -629,7 +629,8 @@ impl Ctx {
             (Some(have), Some(end)) => crate::host::reach(&have, &end.0, end.1),
             _ => false,
         };
-        if (!has_all || v.is_primary(old)) && !self.h.is_alive(old) {
+        let designated = v.designated() == Some(*old);
+        if (designated || !has_all || v.is_primary(old)) && !self.h.is_alive(old) {
             return Err("the old primary does not answer");
         }
         Ok(())

@@ -248,8 +248,10 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
     };
     need_no_gap(old)?;
     need_closed(ctx, &res, old)?;
-    // A silent host that was primary may still be; one that is none any more only matters for what it has written.
-    if !has_all_of(own, old) || old.actual.primary || old.actual.if_on {
+    // A silent host that was primary may still be, and one that is designated may have become primary since it was heard; one
+    // that is neither only matters for what it has written.
+    let designated = res.designated() == Some(&old.host);
+    if designated || !has_all_of(own, old) || old.actual.primary || old.actual.if_on {
         peers::need_alive(ctx, &old.host, "it may still be primary, or its last writes may not have arrived here").map_err(|f| {
             f.hint(format!(
                 "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
