@@ -15,6 +15,8 @@ pub(super) struct Flight {
     pub(super) id: u64,
     pub(super) start: u64,
     pub(super) end: u64,
+    /// A flush has failed meanwhile, see [`Flights::doubt`].
+    pub(super) doubtful: bool,
     /// Bytes that were superseded since; the I/O still holds their memory.
     orphaned: usize,
 }
@@ -73,6 +75,7 @@ impl Flights {
             id,
             start,
             end,
+            doubtful: false,
             orphaned: 0,
         };
         let at = self.first_behind(start);
@@ -84,6 +87,14 @@ impl Flights {
         if let Some(f) = self.sorted.iter_mut().find(|f| f.id == id) {
             f.orphaned = f.orphaned.saturating_add(to_usize(bytes));
             self.orphaned = self.orphaned.saturating_add(to_usize(bytes));
+        }
+    }
+
+    /// A flush has failed: the drive may have had the data of each of these already, in the cache that it has lost, although
+    /// nobody was told yet that the I/O has ended.
+    pub(super) fn doubt(&mut self) {
+        for f in &mut self.sorted {
+            f.doubtful = true;
         }
     }
 

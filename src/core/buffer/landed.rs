@@ -55,7 +55,7 @@ impl<B: Clone> WriteBuffer<B> {
     }
 
     /// The flush has ended. What was written before it began is finished now; or, if it failed, everything that was
-    /// written up to now will be given out by [`WriteBuffer::plan`] once more.
+    /// written up to now, or is in flight, will be given out by [`WriteBuffer::plan`] once more.
     pub fn flush_end(&mut self, ok: bool) {
         let Some(mut until) = self.landed.flushing.take() else {
             return;
@@ -63,6 +63,7 @@ impl<B: Clone> WriteBuffer<B> {
         if !ok {
             until = self.landed.queue.next();
             self.oldest = 0;
+            self.flights.doubt();
         }
         let Self {
             index,

@@ -169,7 +169,8 @@ impl<B: Clone> WriteBuffer<B> {
         Ok(run.map_or(Found::Nothing, Found::Run))
     }
 
-    /// I/O `id` has ended. What it wrote is finished after the next flush; what it could not write will be planned again.
+    /// I/O `id` has ended. What it wrote is finished after the next flush; what it could not write, or what a flush that failed
+    /// meanwhile may have lost, will be planned again.
     pub fn io_done(&mut self, id: u64, ok: bool) {
         let Some(flight) = self.flights.remove(id) else {
             return;
@@ -183,7 +184,7 @@ impl<B: Clone> WriteBuffer<B> {
             ..
         } = self;
         // Without the memory to note that a flush is needed it counts as not written.
-        let how = if ok && landed.queue.reserve().is_ok() {
+        let how = if ok && !flight.doubtful && landed.queue.reserve().is_ok() {
             landed.queue.push(Landing {
                 id,
                 start: flight.start,

@@ -422,13 +422,14 @@ fn given_a_flush_that_failed_when_planning_then_all_since_the_last_good_one_is_w
     b.flush_end(false);
     check(&b);
     assert_eq!((b.written_position(), b.landed_bytes()), (at(10), 0));
+    // The disk may have had this one, too, when it lost its cache.
     b.io_done(ios[2].id, true);
     let again: Vec<_> = plan(&mut b, 8);
     let shape: Vec<_> = again
         .iter()
         .map(|io| (io.offset, io.fragments.iter().map(|f| f.data[0]).collect()))
         .collect();
-    assert_eq!(shape, [(8, vec![2]), (32, vec![5, 3])]);
+    assert_eq!(shape, [(8, vec![2]), (32, vec![5, 3]), (64, vec![4])]);
     for io in again {
         b.io_done(io.id, true);
     }

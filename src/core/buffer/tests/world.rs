@@ -38,6 +38,8 @@ struct Io {
     id: u64,
     offset: usize,
     bytes: Vec<u8>,
+    /// The disk had it before a flush failed, and has lost it with that.
+    lost: bool,
 }
 
 pub(super) struct World {
@@ -285,6 +287,7 @@ impl World {
                 id: io.id,
                 offset,
                 bytes,
+                lost: false,
             });
         }
     }
@@ -294,9 +297,9 @@ impl World {
             return;
         }
         let io = self.in_flight.remove(which % self.in_flight.len());
-        if ok {
+        if ok && !io.lost {
             self.written.push((io.offset, io.bytes));
-        } else {
+        } else if !ok {
             // Some of it may be there all the same.
             for (i, v) in io.bytes.iter().enumerate() {
                 if self.random(2) == 0 {
@@ -323,11 +326,12 @@ impl World {
                 self.stable[o..o + b.len()].copy_from_slice(&b);
             }
         } else {
-            // The disk has lost its cache, or some of it, and says so once.
-            let in_flight = core::mem::take(&mut self.in_flight);
+            // The disk has lost its cache, or some of it, and says so once. Some of what nobody was told yet was there, too.
             self.stable = self.crash_image();
-            self.in_flight = in_flight;
             self.written.clear();
+            for i in 0..self.in_flight.len() {
+                self.in_flight[i].lost |= self.random(2) == 0;
+            }
         }
         self.buffer.flush_end(ok);
     }
