@@ -1307,6 +1307,13 @@ impl Control {
 }
 
 fn log_failed(name: &LogName, e: Error) -> Reason {
+    if e == EEXIST {
+        // It must not be removed, nor another one get its name: whoever has replayed it would take that for the same.
+        return fail(
+            "waiting",
+            format_args!("log {name} is here already, from a history that was cut off and that another member still has: this host can't become primary. Run 'marsadm secondary' here, then 'marsadm invalidate' on that member (or let it leave), and then here"),
+        );
+    }
     fail(
         "no-space",
         format_args!("log {name} can't be started: {e:?}; is /mars full or read-only?"),

@@ -72,6 +72,10 @@ use crate::{
             Reserves, //
         },
         event::Event,
+        file::{
+            failed_syncs,
+            note_failed_sync, //
+        },
         thread::{
             Thread,
             ThreadCtx, //
@@ -80,6 +84,8 @@ use crate::{
     }, //
 };
 
+/// So often in a row what was written is written again because something else could not be made durable.
+const DOUBTS: u32 = 3;
 /// A disk that fails for so long is not waited for by who wants to be done with it.
 const DRAIN_MS: u64 = 5_000;
 /// A disk or log that fails, and makes no room for so long, fails writes.
@@ -660,6 +666,10 @@ struct WriteBack<'a> {
     last_flush: u64,
     /// The disk does what it says about zeros.
     can_zero: bool,
+    /// As it was when a flush ended last, see [`Self::is_in_doubt`].
+    failed_syncs: u64,
+    /// So often, in a row, a flush did not count because of that.
+    doubts: u32,
 }
 
 fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(LogPos) -> bool) {
@@ -669,6 +679,8 @@ fn run(ctx: &ThreadCtx, pipe: &Pipeline, group: IoGroup<Tag>, publish: impl Fn(L
         flushing: false,
         last_flush: time::mono_ns(),
         can_zero: true,
+        failed_syncs: failed_syncs(),
+        doubts: 0,
     };
     let mut plan: KVec<WritebackIo<Slice>> = KVec::new();
     while !ctx.should_stop() {
@@ -902,10 +914,29 @@ impl WriteBack<'_> {
         }
     }
 
+    /// Whether something else on this host could not be made durable since the last flush ended. It may be on the same drive,
+    /// which tells one only that it has lost its cache. Not for ever: a `/mars` that fails does not hold up a good disk.
+    fn is_in_doubt(&mut self) -> bool {
+        let now = failed_syncs();
+        let failed = core::mem::replace(&mut self.failed_syncs, now) != now;
+        self.doubts = if failed && self.doubts < DOUBTS {
+            self.doubts.saturating_add(1)
+        } else {
+            0
+        };
+        self.doubts > 0
+    }
+
     /// A flush has ended. If it failed, the core gives out again what the disk may have lost; the replay position stays
     /// where it is until that is durable.
     fn flushed(&mut self, result: Result) {
         let pipe = self.pipe;
+        if result.is_err() && !pipe.with(|s| s.flush_failed) {
+            note_failed_sync();
+        }
+        if self.is_in_doubt() && result.is_ok() {
+            return pipe.with(|s| s.buffer.flush_end(false));
+        }
         pipe.with(|s| {
             s.buffer.flush_end(result.is_ok());
             let again = core::mem::replace(&mut s.flush_failed, result.is_err());

@@ -93,6 +93,8 @@ const GATHER_BYTES: u64 = 1 << 20;
 const GATHER_MS: u64 = 50;
 /// How often a damaged place is fetched again before an administrator is asked.
 const REPAIRS: u32 = 3;
+/// After so many rounds, of two seconds each, it is tried again: a member that has a good copy may have come back.
+const ROUNDS: u32 = 33;
 
 /// Where a replay is.
 #[derive(Clone, Copy, Debug)]
@@ -1159,7 +1161,7 @@ fn damaged_from(at: &At) -> u64 {
 }
 
 fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
-    if repairs < REPAIRS && defect.may_be_repaired() {
+    if repairs % ROUNDS < REPAIRS && defect.may_be_repaired() {
         pr_warn!(
             "{}: {:?} is damaged: {:?}; fetching it again from there\n",
             m.name.as_str(),

@@ -543,6 +543,10 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn, ctx: &ThreadCtx) -> Resu
     crate::engine::paths::sync_resource_dir(&m.name)?;
     inject::at!(SyncDurable)?;
     need_same_link(m)?;
+    // Another host may have been made primary meanwhile.
+    if !may_start(m) {
+        return Err(EAGAIN);
+    }
     // What was compared: if the resource has grown meanwhile, the rest comes next.
     let size = m.sync.job.lock().as_ref().map(|j| j.plan.size());
     let size = size.ok_or(EINVAL)?;

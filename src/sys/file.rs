@@ -50,17 +50,20 @@ pub(crate) struct OpenFlags {
 /// See [`failed_syncs`].
 static FAILED_SYNCS: Atomic<u64> = Atomic::new(0);
 
-/// How many syncs of files and directories have failed since the module was loaded. When one did, a drive may have lost what
-/// was in its cache from anybody, and says so only once.
+/// How many syncs of files and directories, and first flushes in a row of a backing disk, have failed since the module was
+/// loaded. When one did, a drive may have lost what was in its cache from anybody, and says so only once.
 pub(crate) fn failed_syncs() -> u64 {
     FAILED_SYNCS.load(Relaxed)
 }
 
+/// Counts a flush that failed.
+pub(crate) fn note_failed_sync() {
+    FAILED_SYNCS.fetch_add(1, Relaxed);
+}
+
 /// Counts a sync that failed.
 pub(super) fn synced(ret: c_int) -> Result {
-    to_result(ret).inspect_err(|_| {
-        FAILED_SYNCS.fetch_add(1, Relaxed);
-    })
+    to_result(ret).inspect_err(|_| note_failed_sync())
 }
 
 /// The number of bytes that C reports, or its error.
