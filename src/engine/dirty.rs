@@ -167,6 +167,10 @@ impl Dirty {
         };
         let found = if there {
             let (file, direct) = open_file(&path, false)?;
+            // What the disk has, for good: the next header is written beside the one that is found. If that had only been in a
+            // cache since an attach that failed, a loss of power could leave neither.
+            file.datasync()?;
+            file.drop_cache(0, file.size());
             load(m, id, &file)?.map(|map| (file, direct, map))
         } else {
             None

@@ -131,7 +131,13 @@ impl Dirty {
         let path = format!("{DIR}/{NAME}");
         let there = h.machine().fs.borrow().file(&path);
         let found = match there {
-            Some(ino) => load(h, id, ino).await?.map(|map| (ino, map)),
+            Some(ino) => {
+                if !on("map-from-cache") {
+                    h.sync_file(ino, true).await?;
+                    h.machine().fs.borrow_mut().drop_cache(ino);
+                }
+                load(h, id, ino).await?.map(|map| (ino, map))
+            }
             None => None,
         };
         if let Some((ino, mut map)) = found {
