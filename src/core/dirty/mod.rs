@@ -509,17 +509,14 @@ impl DirtyMap {
         !self.is_used() && self.header.all
     }
 
-    /// Has all of the file written again, so that nothing damaged stays in it, every block is known to be writable, and what
-    /// was read of it is durable: it may have come from a cache, after a flush of an earlier run had failed. A map that is not
-    /// used is cleared.
+    /// Has all of the file written again, so that nothing damaged stays in it, and every block is known to be writable. A map
+    /// that is not used is cleared.
     pub fn refresh(&mut self) {
         if !self.is_used() && !self.header.all {
             self.clear();
         }
-        if !defect!("map-from-cache") {
-            self.header_unsaved = true;
-            self.unsaved.iter_mut().for_each(|u| *u = true);
-        }
+        self.header_unsaved = true;
+        self.unsaved.iter_mut().for_each(|u| *u = true);
     }
 
     /// Whether something has to be written.

@@ -115,7 +115,7 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     (
         "map-from-cache",
-        "a dirty map that was read is taken for durable",
+        "a dirty map that was read is taken for durable, and its other copy written",
     ),
     (
         "primary-undurable",
