@@ -7,6 +7,7 @@
 
 use crate::{
     defect::defect,
+    lamport::LamportTime,
     log::{
         chain::VersionPoint,
         LogName,
@@ -330,6 +331,13 @@ pub fn own_next(at: &LogName, pos: u64, me: &Name, own: Option<&VersionLink>) ->
         number: at.number.checked_add(1)?,
         creator: *me,
     })
+}
+
+/// Whether a log that is here was made before the log that it goes on behind, by the stamps in their headers: then it is another
+/// one of that name, from a history that was cut off. `now` is the wall clock: what a clock that was far ahead has stamped says
+/// nothing, since others do not believe it.
+pub fn is_stale(made: LamportTime, before: LamportTime, now: LamportTime) -> bool {
+    made < before && before <= now
 }
 
 /// How far `log` was durable here, according to this host's own version link of that number: there it must be good.
@@ -687,5 +695,14 @@ mod tests {
         assert!(is_forward(Some(link(2, 9)), 2, 9));
         assert!(!is_forward(Some(link(2, 9)), 2, 8) && !is_forward(Some(link(2, 0)), 1, 9));
         assert!(is_passed(1, &link(2, 0)) && !is_passed(2, &link(2, 500)));
+    }
+
+    #[test]
+    fn given_a_log_that_is_older_than_the_one_before_it_when_asked_then_it_is_stale() {
+        let t = LamportTime::from_nanos;
+        assert!(is_stale(t(4), t(5), t(9)));
+        assert!(!is_stale(t(5), t(5), t(9)) && !is_stale(t(6), t(5), t(9)));
+        // The clock of whoever made the log before was ahead.
+        assert!(!is_stale(t(4), t(50), t(9)));
     }
 }

@@ -210,7 +210,7 @@ impl Fetch {
         let mut s = self.state.lock();
         let known = |s: &State| {
             s.target.as_ref().is_some_and(|t| {
-                t.log != *log || t.is_confirmed && t.plan.contiguous() > end && end != u64::MAX
+                t.is_confirmed && (t.log != *log || t.plan.contiguous() > end && end != u64::MAX)
             })
         };
         if !ctx.should_stop() && !known(&s) {
@@ -218,7 +218,7 @@ impl Fetch {
                 .changed
                 .wait_interruptible_timeout(&mut s, msecs_to_jiffies(500));
         }
-        let elsewhere = s.target.as_ref().is_some_and(|t| t.log != *log);
+        let elsewhere = known(&s) && s.target.as_ref().is_some_and(|t| t.log != *log);
         drop(s);
         if elsewhere {
             ctx.sleep_ms(20);
@@ -693,23 +693,34 @@ fn next_job(m: &Member) -> Option<Job> {
 /// The local file has another log of this name, which is in no history any more: it is fetched anew.
 #[cold]
 fn throw_away(m: &Arc<Member>, job: &Job) -> Result {
-    {
+    // Until it is cut it stays one that is not confirmed, and that nobody else asks for: nobody may take it for the right one.
+    let epoch = {
         let mut s = m.fetch.state.lock();
-        if s.target.as_ref().is_none_or(|t| t.epoch != job.epoch) {
+        let epoch = s.epoch.wrapping_add(1);
+        let target = s.target.as_mut().filter(|t| t.epoch == job.epoch);
+        let Some(t) = target else {
             return Ok(());
-        }
-        // Before anything is cut: nobody may take it for the right one meanwhile.
-        s.target = None;
-        s.epoch = s.epoch.wrapping_add(1);
-    }
+        };
+        t.epoch = epoch;
+        s.epoch = epoch;
+        epoch
+    };
     pr_info!(
         "{}: the local {:?} is another log of this name, from a history that was cut off; fetching it anew\n",
         m.name.as_str(),
         job.log
     );
-    job.file.truncate(0)?;
+    let cut = job.file.truncate(0);
+    let mut s = m.fetch.state.lock();
+    if let Some(t) = s.target.as_mut().filter(|t| t.epoch == epoch) {
+        t.is_asked = false;
+        if cut.is_ok() {
+            s.target = None;
+        }
+    }
+    drop(s);
     m.kick.signal();
-    Ok(())
+    cut
 }
 
 fn give_back(m: &Arc<Member>, job: &Job, avoid: bool) {
@@ -775,6 +786,12 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
     inject::at!(FetchRequest, offset, 0)?;
     let reply = conn.log_read(&request)?;
     match reply.status {
+        // Who has nothing of it, or does not know either which one that is, has not said that it is the same.
+        LogStatus::Data | LogStatus::Nothing
+            if job.task == Task::Idle && (reply.log_id != job.id || reply.end == 0) =>
+        {
+            return Err(EAGAIN)
+        }
         LogStatus::Data | LogStatus::Nothing => (),
         LogStatus::OtherLog
             if job.id != 0
@@ -784,13 +801,17 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
         }
         LogStatus::NoLog | LogStatus::OtherLog => {
             if m.designated() == Some(job.source) {
+                // Nobody can say more of what is here, where the primary has gone on behind it. One that has only begun, or is
+                // about to, is none that anybody can have yet.
+                let is_past = matches!(m.course(&job.log), Course::EndsAt(_));
                 let mut s = m.fetch.state.lock();
                 s.gone = Some(job.log);
-                // Nobody can say more of what is here.
-                if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
+                let target = s.target.as_mut().filter(|t| t.epoch == job.epoch);
+                if let Some(t) = target.filter(|_| is_past) {
                     t.is_confirmed = true;
                 }
                 drop(s);
+                m.fetch.changed.notify_all();
                 m.kick.signal();
             }
             return Err(ENOENT);

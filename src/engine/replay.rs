@@ -26,6 +26,7 @@ use mars_core::{
         LogPos, //
     },
     dirty::Recovery,
+    lamport::LamportTime,
     log::{
         EndFinder,
         EndReason,
@@ -45,6 +46,7 @@ use mars_core::{
         Replayer, //
     },
     succession::{
+        is_stale,
         own_next,
         Purpose,
         Search, //
@@ -59,6 +61,7 @@ use crate::{
             Ahead,
             Window, //
         },
+        clock::Clock,
         digest::KernelDigest,
         inject,
         logfile::has_batches,
@@ -74,6 +77,10 @@ use crate::{
     sys::{
         bdev::BlockDevice,
         buf::Buf,
+        dir::{
+            self,
+            EntryKind, //
+        },
         file::{
             File,
             OpenFlags, //
@@ -91,6 +98,8 @@ const CHUNK: usize = 1 << 20;
 /// Less than this is made durable only so often.
 const GATHER_BYTES: u64 = 1 << 20;
 const GATHER_MS: u64 = 50;
+/// Who waits so long for a word on the identity of a log says so.
+const UNCONFIRMED_MS: u64 = 10_000;
 /// How often a damaged place is fetched again before an administrator is asked.
 const REPAIRS: u32 = 3;
 /// After so many rounds, of two seconds each, it is tried again: a member that has a good copy may have come back.
@@ -158,6 +167,8 @@ struct Session {
     ahead: Option<Ahead>,
     /// Up to this limit that has failed.
     no_ahead: Option<u64>,
+    /// The next log is here, and nobody has confirmed it since.
+    unconfirmed: Option<(LogName, u64)>,
 }
 
 impl Session {
@@ -202,6 +213,7 @@ impl Session {
             following,
             ahead: None,
             no_ahead: None,
+            unconfirmed: None,
         })
     }
 
@@ -583,6 +595,25 @@ impl Session {
         Ok(())
     }
 
+    /// Replay can't go on to `next`, of which nobody has said yet whether the local file is the right one.
+    #[cold]
+    fn wait_for_word(&mut self, next: &LogName) {
+        let now = time::mono_ns();
+        let (_, since) = *self.unconfirmed.get_or_insert((*next, now));
+        if self.at.log.creator == self.m.me() {
+            // Fetching only looks at the next log when this one, which is ours, has nothing behind its end.
+            if let Some(file) = self.file.as_ref().filter(|f| f.size() > self.at.pos) {
+                let _ = file.truncate(self.at.pos).and_then(|()| file.sync());
+            }
+        }
+        if now.saturating_sub(since) > UNCONFIRMED_MS * 1_000_000 {
+            self.m.set_trouble(Some((
+                "waiting",
+                format_args!("whether the local {next} is the right one, or another of that name from a history that was cut off, can only say who has it, and none of them answers; it goes on by itself when one does"),
+            )));
+        }
+    }
+
     /// Waits until everything admitted is on the disk, then publishes the position.
     #[inline(never)]
     fn settle(&self, give_up: impl Fn() -> bool) -> Result {
@@ -853,7 +884,10 @@ fn run_to_end(s: &mut Session, ctx: &ThreadCtx) -> Result {
         let header = u64::try_from(HEADER_SIZE)?;
         let next = own
             .filter(|n| has_log(m, n) || m.said_end(n) > header)
-            .or_else(|| successor(m, &s.at).filter(|n| has_log(m, n)));
+            .or_else(|| {
+                let next = successor(m, &s.at).filter(|n| has_log(m, n));
+                next.filter(|n| n.creator == m.me() || !is_other(m, &s.at.log, n))
+            });
         match next {
             Some(n) => s.switch(n)?,
             None => break,
@@ -1122,10 +1156,45 @@ fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option
     }
     let may_leave = m.fetch.reach().may_leave(&s.at.log, s.at.pos);
     let next = successor(m, &s.at).filter(|_| may_leave)?;
-    let here = paths::log(&m.name, &next).and_then(|p| crate::sys::dir::stat(&p));
-    let here = here.is_ok_and(|s| s.size > 0);
-    let asks = next.creator != m.me() && m.switch(format_args!("todo-{}/connect", m.me()));
-    m.fetch.may_go_on(&next, asks, here).then_some(next)
+    let own = next.creator == m.me();
+    let here = paths::log(&m.name, &next).and_then(|p| dir::stat(&p));
+    let here = here.is_ok_and(|s| s.kind == EntryKind::File && s.size > 0);
+    let asks = !own && m.switch(format_args!("todo-{}/connect", m.me()));
+    let stale = || here && !own && is_other(m, &s.at.log, &next);
+    if m.fetch.may_go_on(&next, asks, here) && (asks || !stale()) {
+        if s.unconfirmed.take().is_some() {
+            m.set_trouble(None);
+        }
+        return Some(next);
+    }
+    s.wait_for_word(&next);
+    None
+}
+
+/// Whether the local file of `next` is another log of that name than the one that goes on behind `log`, as far as that can be
+/// seen here.
+fn is_other(m: &Member, log: &LogName, next: &LogName) -> bool {
+    let stale = made(m, log)
+        .zip(made(m, next))
+        .is_some_and(|(before, made)| is_stale(made, before, Clock::real()));
+    if stale {
+        crate::sys::log::log_warn!(
+            "{}: the local {:?} is older than {:?}: it is another log of that name, from a history that was cut off, and not replayed\n",
+            m.name.as_str(),
+            next,
+            log
+        );
+    }
+    stale
+}
+
+/// When a log was made, by its local file.
+fn made(m: &Member, log: &LogName) -> Option<LamportTime> {
+    let file = File::open(&paths::log(&m.name, log).ok()?, OpenFlags::default(), 0o600).ok()?;
+    let mut block = Buf::zeroed(HEADER_SIZE).ok()?;
+    file.read_at(&mut block, 0).ok()?;
+    let (header, _) = LogHeader::parse::<KernelDigest>(&block).ok()?;
+    Some(header.created)
 }
 
 /// The log of this very host that goes on at `pos` of `log`, if it was written to. Rotation does not wait for write-back, so

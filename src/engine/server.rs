@@ -469,6 +469,10 @@ impl Handler<'_> {
             self.gather(ctx, LOG_SPACING_MS);
             (end, closed) = durable_end(&member, &log, m.offset, 0).unwrap_or((end, closed));
         }
+        if m.log_id != 0 {
+            // Which log it is: what the file says now.
+            self.log = None;
+        }
         if let Err(e) = self.open_log(&member, &log) {
             self.log = None;
             let status = if paths::is_absent(e) {
@@ -564,11 +568,10 @@ impl Handler<'_> {
 
     #[inline(never)]
     fn open_log(&mut self, member: &Member, log: &LogName) -> Result {
-        if self
-            .log
-            .as_ref()
-            .is_some_and(|o| o.resource == member.name && o.log == *log && o.id != 0)
-        {
+        // One that is gone may come again, as another log.
+        if self.log.as_ref().is_some_and(|o| {
+            o.resource == member.name && o.log == *log && o.id != 0 && !o.file.is_unlinked()
+        }) {
             return Ok(());
         }
         let path = paths::log(&member.name, log)?;

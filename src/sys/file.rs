@@ -274,6 +274,12 @@ impl File {
         synced(unsafe { generated::mars_c_file_sync(self.file.as_ptr(), false) })
     }
 
+    /// Whether it has no name any more.
+    pub(crate) fn is_unlinked(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { generated::mars_c_file_is_unlinked(self.file.as_ptr()) }
+    }
+
     /// Drops the range from the page cache; what is dirty is only sent on its way.
     pub(crate) fn drop_cache(&self, pos: u64, len: u64) {
         // SAFETY: By the type invariant. Only a hint: errors have no consequence.

@@ -1163,6 +1163,11 @@ int mars_c_file_drop_cache(struct file *file, u64 pos, u64 len)
 	return vfs_fadvise(file, pos, len, POSIX_FADV_DONTNEED);
 }
 
+bool mars_c_file_is_unlinked(struct file *file)
+{
+	return !file_inode(file)->i_nlink;
+}
+
 /* --- names --- */
 
 struct file *mars_c_dir_open(const char *path)

@@ -162,6 +162,7 @@ int mars_c_file_sync(struct file *file, bool data_only);
 bool mars_c_file_can_flush_device(struct file *file);
 int mars_c_file_flush_device(struct file *file);
 int mars_c_file_drop_cache(struct file *file, u64 pos, u64 len);
+bool mars_c_file_is_unlinked(struct file *file);
 
 /* --- names; all paths are absolute --- */
 
