@@ -118,6 +118,10 @@ pub const ALL: &[(&str, &str)] = &[
         "a dirty map that was read is taken for durable, and its other copy written",
     ),
     (
+        "stale-namesake",
+        "with fetching off, any log of the right name is replayed",
+    ),
+    (
         "primary-undurable",
         "a crash can forget that a host was primary",
     ),

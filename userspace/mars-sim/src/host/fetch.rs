@@ -129,7 +129,7 @@ impl Fetch {
         let known = {
             let s = self.state.borrow();
             let more = |t: &Target| {
-                t.log != *log || t.is_confirmed && t.plan.contiguous() > end && end != u64::MAX
+                t.is_confirmed && (t.log != *log || t.plan.contiguous() > end && end != u64::MAX)
             };
             s.target.as_ref().is_some_and(more)
         };
@@ -138,7 +138,8 @@ impl Fetch {
         }
         let elsewhere = {
             let s = self.state.borrow();
-            s.target.as_ref().is_some_and(|t| t.log != *log)
+            let other = |t: &Target| t.log != *log && t.is_confirmed;
+            s.target.as_ref().is_some_and(other)
         };
         if elsewhere {
             t.sleep(&h.ex, 20 * MS).await;
@@ -462,18 +463,30 @@ pub fn short_id(bytes: &[u8]) -> u64 {
 
 /// The local file has another log of this name, which is in no history any more: it is fetched anew.
 async fn throw_away(h: &Rc<Host>, job: &Job) -> Res<()> {
+    let epoch = {
+        let mut s = h.fetch.state.borrow_mut();
+        let epoch = s.epoch + 1;
+        let target = s.target.as_mut().filter(|t| t.epoch == job.epoch);
+        let Some(t) = target else {
+            return Ok(());
+        };
+        t.epoch = epoch;
+        s.epoch = epoch;
+        epoch
+    };
+    h.say(|| format!("throws away another {}", job.log));
+    let cut = h.truncate(job.ino, 0).await;
     {
         let mut s = h.fetch.state.borrow_mut();
-        if s.target.as_ref().is_none_or(|t| t.epoch != job.epoch) {
-            return Ok(());
+        if let Some(t) = s.target.as_mut().filter(|t| t.epoch == epoch) {
+            t.is_asked = false;
+            if cut.is_ok() {
+                s.target = None;
+            }
         }
-        s.target = None;
-        s.epoch += 1;
     }
-    h.say(|| format!("throws away another {}", job.log));
-    h.truncate(job.ino, 0).await?;
     h.kick.signal(&h.ex);
-    Ok(())
+    cut
 }
 
 async fn work(t: &Thread, h: &Rc<Host>) {
@@ -571,19 +584,31 @@ async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
     if matches!(reply, LogReply::Other) && knows {
         return throw_away(h, job).await;
     }
-    let LogReply::Data { end, closed, data } = reply else {
+    let LogReply::Data {
+        end,
+        closed,
+        id,
+        data,
+    } = reply
+    else {
         if h.designated() == Some(job.source) {
+            let is_past = matches!(h.course(&job.log), Course::EndsAt(_));
             let mut s = h.fetch.state.borrow_mut();
             s.gone = Some(job.log);
-            // Nobody can say more of what is here.
-            if let Some(t) = s.target.as_mut().filter(|t| t.epoch == job.epoch) {
+            let target = s.target.as_mut().filter(|t| t.epoch == job.epoch);
+            if let Some(t) = target.filter(|_| is_past) {
                 t.is_confirmed = true;
             }
             drop(s);
+            h.fetch.changed.notify(&h.ex);
             h.kick.signal(&h.ex);
         }
         return Err(Errno::NoEnt);
     };
+    let said = id == job.id && end > 0;
+    if job.task == Task::Idle && !said {
+        return Err(Errno::Again);
+    }
     if !data.is_empty() {
         h.write_file(job.ino, offset, &data).await?;
     } else if matches!(job.task, Task::Read(_)) {

@@ -18,7 +18,7 @@ use mars_core::{
     dirty::Recovery,
     log::{EndFinder, EndStep, LogContext, LogHeader, LogName, ScanPos, HEADER_SIZE},
     replay::{Extent, Next, Replayer},
-    succession::{own_next, reported_end, Purpose},
+    succession::{is_stale, own_next, reported_end, Purpose},
     tree::value::ReplayLink,
     writeback::Policy,
 };
@@ -598,7 +598,8 @@ async fn run_to_end(s: &mut Session, t: &Thread) -> Res<()> {
         if next.is_none() {
             next = h.search(&s.at.log, s.at.pos, Purpose::Replay);
             if let Some(n) = next {
-                if !has_log(&h, &n).await {
+                let stale = n.creator != h.me && is_other(&h, &s.at.log, &n);
+                if stale || !has_log(&h, &n).await {
                     next = None;
                 }
             }
@@ -766,8 +767,33 @@ async fn successor_after_drain(s: &mut Session, t: &Thread) -> Option<LogName> {
         let ino = fs.file(&h.log_path(&next));
         ino.is_some_and(|ino| fs.size(ino) > 0)
     };
-    let asks = next.creator != h.me && h.switch(&format!("todo-{}/connect", h.me));
-    h.fetch.may_go_on(&next, asks, here).then_some(next)
+    let own = next.creator == h.me;
+    let asks = !own && h.switch(&format!("todo-{}/connect", h.me));
+    let stale = || here && !own && is_other(&h, &s.at.log, &next);
+    if h.fetch.may_go_on(&next, asks, here) && (asks || !stale()) {
+        return Some(next);
+    }
+    if let Some(ino) = s.file.filter(|_| s.at.log.creator == h.me) {
+        if h.machine().fs.borrow().size(ino) as u64 > s.at.pos {
+            let _ = h.truncate(ino, s.at.pos).await;
+            let _ = h.sync_file(ino, false).await;
+        }
+    }
+    None
+}
+
+/// Whether the local file of `next` is another log of that name than the one that goes on behind `log`.
+fn is_other(h: &Host, log: &LogName, next: &LogName) -> bool {
+    let made = |log: &LogName| {
+        let fs = h.machine().fs.borrow();
+        let block = fs.bytes(fs.file(&h.log_path(log))?).get(..HEADER_SIZE)?;
+        let (header, _) = LogHeader::parse::<HostDigest>(block).ok()?;
+        Some(header.created)
+    };
+    let stale = made(log)
+        .zip(made(next))
+        .is_some_and(|(before, made)| is_stale(made, before, h.real()));
+    stale && !on("stale-namesake")
 }
 
 /// The log of this very host that goes on here, if it was written to. Rotation does not wait for write-back, so the disk may

@@ -88,6 +88,8 @@ pub enum LogReply {
         end: u64,
         /// The log will not grow.
         closed: bool,
+        /// Identity of the file; 0 if there is none.
+        id: u64,
         /// The bytes.
         data: Vec<u8>,
     },
@@ -268,6 +270,14 @@ async fn answer(h: &Rc<Host>, client: &Name, ask: Ask) -> Answer {
             let other = id != 0 && here != 0 && id != here;
             Answer::Log(match reply {
                 LogReply::Data { .. } if other => LogReply::Other,
+                LogReply::Data {
+                    end, closed, data, ..
+                } => LogReply::Data {
+                    end,
+                    closed,
+                    id: here,
+                    data,
+                },
                 reply => reply,
             })
         }
@@ -321,6 +331,7 @@ async fn log_read(h: &Rc<Host>, log: &LogName, offset: u64, max: u32, wait_ms: u
         return LogReply::Data {
             end,
             closed,
+            id: 0,
             data: Vec::new(),
         };
     }
@@ -329,12 +340,18 @@ async fn log_read(h: &Rc<Host>, log: &LogName, offset: u64, max: u32, wait_ms: u
             return LogReply::Data {
                 end,
                 closed,
+                id: 0,
                 data: (*b).clone(),
             };
         }
     }
     match h.read_file(ino, offset, want).await {
-        Ok(data) if !data.is_empty() => LogReply::Data { end, closed, data },
+        Ok(data) if !data.is_empty() => LogReply::Data {
+            end,
+            closed,
+            id: 0,
+            data,
+        },
         _ => LogReply::None,
     }
 }
