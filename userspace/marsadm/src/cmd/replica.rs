@@ -60,7 +60,7 @@ pub fn source<'a>(ctx: &Ctx, res: &'a Resource) -> Result<&'a Member> {
 /// Refused while the designated primary is not primary: its position may still be in a log that is not the one that it goes on
 /// with. And if it can't become primary, what is here may be the only good copy.
 pub fn need_primary(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
-    if !ctx.can_wait() {
+    if !ctx.store.module_loaded() {
         return Ok(());
     }
     let is_primary = || -> Result<bool> {
