@@ -7,7 +7,7 @@
 //! it removes what is left.
 
 use super::switch::running;
-use super::{invalidate, operation, primary, replica};
+use super::{invalidate, operation, peers, primary, replica};
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
@@ -220,25 +220,13 @@ fn has_remains(ctx: &Ctx, res: &Resource) -> bool {
 
 /// `delete-resource`.
 pub fn delete_resource(ctx: &Ctx, name: &str) -> Result<()> {
+    ctx.resource(name)?;
+    let why = format!("'{name}' may have a member, or be in use");
+    let asked = peers::need_all(ctx, "delete-resource", &why);
     let res = ctx.resource(name)?;
-    let members: Vec<&str> = res.real_members().map(|m| m.host.as_str()).collect();
-    if !members.is_empty() && !ctx.opt.force {
-        return Err(Failure::refused(format!("resource '{name}' still has members: {}", members.join(", "))).hint(
-            format!("on each: `marsadm down {name}` and `marsadm leave-resource {name}`; for a host that is lost, here: \
-                     `marsadm leave-resource {name} --host=HOST --force`"),
-        ));
-    }
-    let alive: Vec<&str> = res
-        .actual_primaries()
-        .iter()
-        .map(|m| m.host.as_str())
-        .collect();
-    if !alive.is_empty() {
-        return Err(
-            Failure::refused(format!("'{name}' is in use on {}", alive.join(", ")))
-                .hint(format!("`marsadm down {name}` there first")),
-        );
-    }
+    need_unused(ctx, &res)?;
+    // Only now: what is known says more.
+    asked?;
     operation(ctx, name, |op| {
         op.step(ctx, "tombstones")?;
         ctx.store.delete(&res.path("size"))?;
@@ -265,4 +253,30 @@ pub fn delete_resource(ctx: &Ctx, name: &str) -> Result<()> {
         out::info(format_args!("resource '{name}' is deleted"));
         Ok(())
     })
+}
+
+/// Refuses while a resource has members, or is in use.
+fn need_unused(ctx: &Ctx, res: &Resource) -> Result<()> {
+    let name = &res.name;
+    let members: Vec<&str> = res.real_members().map(|m| m.host.as_str()).collect();
+    if !members.is_empty() && !ctx.opt.force {
+        return Err(Failure::refused(format!("resource '{name}' still has members: {}", members.join(", "))).hint(
+            format!("on each: `marsadm down {name}` and `marsadm leave-resource {name}`; for a host that is lost, here: \
+                     `marsadm leave-resource {name} --host=HOST --force`"),
+        ));
+    }
+    let alive: Vec<&str> = res
+        .actual_primaries()
+        .iter()
+        .map(|m| m.host.as_str())
+        .collect();
+    if !alive.is_empty() {
+        return Err(
+            Failure::refused(format!("'{name}' is in use on {}", alive.join(", "))).hint(format!(
+                "`marsadm down {name}` there first; if that host is lost, here: \
+                     `marsadm leave-resource {name} --host=HOST --force`"
+            )),
+        );
+    }
+    Ok(())
 }

@@ -296,3 +296,45 @@ fn a_primary_that_does_not_log_can_neither_be_copied_nor_be_followed() {
     });
     c.adm("hostb", "primary mydata").ok();
 }
+
+/// What only a silent host knows is not decided without it: that it has a resource of this name, or is primary of it.
+#[test]
+fn resources_are_neither_made_nor_deleted_behind_the_back_of_a_silent_host() {
+    let c = Cluster::of(&["hosta", "hostb"]);
+    let create = format!("create-resource mydata {}", c.disk("hosta"));
+    c.kernel().silent.insert("hostb".into());
+    c.adm("hosta", &create)
+        .failed(2, &["hostb did not answer", "may exist", "--force"]);
+    assert!(!c.path("").exists(), "nothing was made");
+    c.adm("hosta", &format!("{create} --force")).ok();
+    // It is known here: no need to ask.
+    c.adm("hosta", &create).failed(2, &["exists already"]);
+    for line in ["secondary mydata", "down mydata", "leave-resource mydata"] {
+        c.adm("hosta", line).ok();
+    }
+    c.adm("hosta", "delete-resource mydata")
+        .failed(2, &["hostb did not answer", "may have a member", "--force"]);
+    assert!(c.get("size").is_some());
+    c.kernel().silent.clear();
+    c.adm("hosta", "delete-resource mydata").ok();
+}
+
+#[test]
+fn a_resource_is_made_without_the_module_only_where_nobody_has_to_be_asked() {
+    let c = Cluster::bare();
+    c.adm("hosta", "create-cluster --ip 10.0.0.1").ok();
+    let create = |name: &str, host: &str| format!("create-resource {name} {}", c.disk(host));
+    c.adm("hosta", &create("mydata", "hosta")).ok();
+    c.tree.set("ips/ip-hostb", "10.0.0.2");
+    c.adm("hosta", &create("other", "hostb"))
+        .failed(4, &["several hosts", "modprobe mars", "--force"]);
+    c.adm("hosta", "delete-resource mydata")
+        .failed(2, &["still has members: hosta"]);
+    for key in ["data", "device"] {
+        std::fs::remove_file(c.path(&format!("{key}-hosta"))).unwrap();
+    }
+    c.adm("hosta", "delete-resource mydata")
+        .failed(4, &["several hosts", "modprobe mars"]);
+    c.adm("hosta", &format!("{} --force", create("other", "hostb")))
+        .ok();
+}
