@@ -338,3 +338,45 @@ fn a_resource_is_made_without_the_module_only_where_nobody_has_to_be_asked() {
     c.adm("hosta", &format!("{} --force", create("other", "hostb")))
         .ok();
 }
+
+/// What a silent host said last, that it is primary or has everything, does not count.
+#[test]
+fn nobody_leaves_because_of_what_a_silent_host_said() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    c.create();
+    for host in ["hostb", "hostc"] {
+        let line = format!("join-resource mydata {}", c.disk(host));
+        c.adm(host, &line).ok();
+        c.settle(host);
+    }
+    c.adm("hostb", "down mydata").ok();
+    let leave = "leave-resource mydata --window 1";
+    // It may be primary by now.
+    c.kernel().silent.insert("hostb".into());
+    std::thread::sleep(Duration::from_millis(1100));
+    c.adm("hostc", &format!("{leave} --host=hostb"))
+        .failed(2, &["'hostb' does not answer", "may be primary", "--force"]);
+    // The primary dies, and its word that it is primary with it.
+    c.kernel().silent = ["hosta".to_owned()].into();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(c.get("actual-hosta/is-primary").unwrap(), "1");
+    c.adm("hostb", leave)
+        .failed(2, &["hosta does not answer", "no running primary answers"]);
+    c.adm("hostc", &format!("{leave} --host=hosta --force"))
+        .failed(
+            2,
+            &["nobody else who answers is primary", "primary --force"],
+        );
+    // Neither does it lead when it was not designated any more.
+    c.tree.set("resource-mydata/primary", "hostc");
+    c.tree
+        .set("resource-mydata/userspace/last-primary", "hostc");
+    c.kernel().lazy.insert("hostc".into());
+    c.adm("hostb", &format!("{leave} --host=hostc --force"))
+        .failed(2, &["'hostc' was primary", "nobody else who answers"]);
+    for host in ["hosta", "hostb", "hostc"] {
+        assert!(c.get(&format!("data-{host}")).is_some(), "{host}");
+    }
+    c.kernel().silent.clear();
+    c.kernel().lazy.clear();
+}
