@@ -31,6 +31,7 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
             ),
         );
     }
+    replica::need_not_last_log(ctx, &res, "invalidate")?;
     operation(ctx, name, |op| {
         op.step(ctx, "off")?;
         all_off(ctx, &res)?;

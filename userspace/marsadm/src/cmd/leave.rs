@@ -98,6 +98,7 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
             }
         }
     }
+    replica::need_not_last_log(ctx, &res, "leaving")?;
     operation(ctx, name, |op| {
         op.step(ctx, "member")?;
         if !ctx.opt.force {

@@ -7,8 +7,9 @@ use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
 use crate::tree::model::{Member, Resource};
+use crate::tree::split::splits;
 use crate::tree::store::Trigger;
-use crate::tree::values::{LogName, Position};
+use crate::tree::values::{LogName, Position, VersionValue};
 use std::collections::BTreeSet;
 
 /// How often the start is chosen again when the primary deletes logs meanwhile.
@@ -182,6 +183,57 @@ pub fn drop_versions(ctx: &Ctx, res: &Resource, keep: &BTreeSet<u32>) -> Result<
         if host.as_str() == ctx.me && name.ends_with(&suffix) && !keep.contains(&number) {
             ctx.store.delete(&res.path(&name))?;
         }
+    }
+    Ok(())
+}
+
+/// Refused where a living member that is behind has yet to fetch a log that no other one ever had: without this host's copy, and
+/// its history, which says where that log ends, it can't go on.
+pub fn need_not_last_log(ctx: &Ctx, res: &Resource, what: &str) -> Result<()> {
+    let Some(own) = res.member(&ctx.me) else {
+        return Ok(());
+    };
+    let others = || res.real_members().filter(|m| m.host != ctx.me);
+    // What comes after a split brain was cut off: nobody is to go on with it.
+    let parted = splits(res)
+        .iter()
+        .filter(|s| s.a == ctx.me || s.b == ctx.me)
+        .map(|s| s.number)
+        .min();
+    let common = |number: u32| parted.is_none_or(|n| number < n);
+    let here = |log: &LogName| ctx.is_remote() || res.logs.iter().any(|l| l.name == *log);
+    let has = |m: &Member, log: &LogName| {
+        let passed = m.replay.as_ref().is_some_and(|p| p.log.number > log.number);
+        let named = |v: &VersionValue| v.link.this.log == *log;
+        passed
+            && m.began.is_none_or(|n| n <= log.number)
+            && m.versions.get(&log.number).is_some_and(named)
+    };
+    for m in others().filter(|m| ctx.is_alive(&m.host)) {
+        let at = [&m.replay, &m.fetch_pos].into_iter().flatten();
+        let Some(next) = at.map(|p| p.log.number).max() else {
+            continue;
+        };
+        let logs = own.versions.values().map(|v| v.link.this.log);
+        let missing = logs
+            .filter(|log| log.number >= next && common(log.number) && has(own, log) && here(log))
+            .find(|log| !others().any(|x| has(x, log)));
+        let Some(log) = missing else { continue };
+        let text = format!(
+            "'{}' still needs {log} of '{}', which no other member has but '{}'",
+            m.host, res.name, ctx.me
+        );
+        if ctx.opt.force {
+            out::warn(format_args!(
+                "{text}; forced: it will have to be invalidated"
+            ));
+            continue;
+        }
+        return Err(Failure::refused(format!("{text}: {what} would take it away")).hint(format!(
+            "wait until `marsadm view {0}` shows that it has caught up (`marsadm up {0}` there, if it is paused); or --force, and \
+             then `marsadm invalidate {0}` there",
+            res.name
+        )));
     }
     Ok(())
 }

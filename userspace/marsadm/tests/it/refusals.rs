@@ -380,3 +380,36 @@ fn nobody_leaves_because_of_what_a_silent_host_said() {
     c.kernel().silent.clear();
     c.kernel().lazy.clear();
 }
+
+/// hostc joined late, and never had what hostb, which is behind, has to replay next.
+#[test]
+fn the_only_copy_of_a_log_that_somebody_needs_is_not_given_up() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    let join = |host: &str| {
+        let line = format!("join-resource mydata {}", c.disk(host));
+        c.adm(host, &line).ok();
+        c.settle(host);
+    };
+    c.create();
+    join("hostb");
+    c.adm("hostb", "pause-replay mydata").ok();
+    for number in 1..3 {
+        c.write("hosta", number, 9000);
+        c.adm("hosta", "log-rotate mydata").ok();
+        let next = format!("log-{:09}-hosta,0,0", number + 1);
+        c.until("next log", || c.get("replay-hosta").as_ref() == Some(&next));
+    }
+    join("hostc");
+    c.adm("hostc", "primary mydata").ok();
+    c.settle("hosta");
+    let words = ["'hostb' still needs log-000000001-hosta", "no other member"];
+    c.adm("hosta", "invalidate mydata").failed(2, &words);
+    c.adm("hosta", "down mydata").ok();
+    c.adm("hosta", "leave-resource mydata").failed(2, &words);
+    assert!(c.path("log-000000002-hosta").is_file());
+    // As soon as it has caught up, nobody needs them.
+    c.adm("hostb", "up mydata").ok();
+    c.settle("hostb");
+    c.adm("hosta", "leave-resource mydata").ok();
+    assert_eq!(c.get("data-hosta"), None);
+}
