@@ -198,6 +198,11 @@ pub fn cron(ctx: &Ctx, name: &str, limits: &Limits) -> Result<()> {
         }
         delete_old(ctx, &res, None, true)?;
     }
+    purge_resource(ctx, name, limits)
+}
+
+/// The tombstones of a resource, also of what is left of a deleted one.
+fn purge_resource(ctx: &Ctx, name: &str, limits: &Limits) -> Result<()> {
     let dir = format!("resource-{name}");
     purge(ctx, &dir, limits)?;
     for sub in ctx.store.list(&dir) {
@@ -223,7 +228,7 @@ pub fn purge_global(ctx: &Ctx, limits: &Limits) -> Result<()> {
     // Resources that nobody here belongs to any more are visited for their tombstones, too.
     let mine = ctx.store.resources_of(&ctx.me);
     for name in ctx.store.resources().iter().filter(|n| !mine.contains(n)) {
-        cron(ctx, name, limits)?;
+        purge_resource(ctx, name, limits)?;
     }
     Ok(())
 }
