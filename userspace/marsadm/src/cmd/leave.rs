@@ -235,13 +235,14 @@ fn forget_actual(ctx: &Ctx, dir: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether links of the host are left, after an interrupted run.
+/// Whether links of the host are left, after an interrupted run, or logs that nobody wants.
 fn has_remains(ctx: &Ctx, res: &Resource) -> bool {
+    let logs = || !replica::unnamed_own_logs(ctx, res).is_empty();
     OWN.iter().chain(&["device"]).any(|key| {
         ctx.store
             .get(&res.path(&format!("{key}-{}", ctx.me)))
             .is_some()
-    })
+    }) || logs()
 }
 
 /// `delete-resource`.

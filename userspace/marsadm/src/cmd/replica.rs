@@ -238,26 +238,33 @@ pub fn need_not_last_log(ctx: &Ctx, res: &Resource, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Tombstones the logs written by this host that no other member's history or position names.
+/// Whether a member's history or position names a log.
+pub fn names_log(member: &Member, log: &LogName) -> bool {
+    let in_link = |v: &VersionValue| {
+        v.link.this.log == *log || v.link.previous.is_some_and(|p| p.log == *log)
+    };
+    member.replay.as_ref().is_some_and(|p| p.log == *log) || member.versions.values().any(in_link)
+}
+
+/// The logs written by this host that no other member's history or position names.
+pub fn unnamed_own_logs(ctx: &Ctx, res: &Resource) -> Vec<LogName> {
+    let named = |log: &LogName| {
+        let mut others = res.real_members().filter(|m| m.host != ctx.me);
+        others.any(|m| names_log(m, log))
+    };
+    let mine = res.logs.iter().map(|l| l.name);
+    mine.filter(|log| log.creator.as_str() == ctx.me && !named(log))
+        .collect()
+}
+
+/// Tombstones these logs.
 pub fn purge_own_logs(ctx: &Ctx, res: &Resource) -> Result<()> {
-    let mut needed: BTreeSet<LogName> = BTreeSet::new();
-    for member in res.real_members().filter(|m| m.host != ctx.me) {
-        needed.extend(member.replay.as_ref().map(|p| p.log));
-        for v in member.versions.values() {
-            needed.insert(v.link.this.log);
-            needed.extend(v.link.previous.map(|p| p.log));
-        }
-    }
-    let mine = res
-        .logs
-        .iter()
-        .filter(|l| l.name.creator.as_str() == ctx.me);
-    for log in mine.filter(|l| !needed.contains(&l.name)) {
+    for log in unnamed_own_logs(ctx, res) {
         out::verbose(
             1,
-            format_args!("{} is in nobody's history any more: deleted", log.name),
+            format_args!("{log} is in nobody's history any more: deleted"),
         );
-        ctx.store.delete(&res.path(&log.name.to_string()))?;
+        ctx.store.delete(&res.path(&log.to_string()))?;
     }
     Ok(())
 }

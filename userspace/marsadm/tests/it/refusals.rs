@@ -413,3 +413,42 @@ fn the_only_copy_of_a_log_that_somebody_needs_is_not_given_up() {
     c.adm("hosta", "leave-resource mydata").ok();
     assert_eq!(c.get("data-hosta"), None);
 }
+
+/// The hint says what helps.
+#[test]
+fn remains_of_a_split_brain_are_removed_before_joining_again() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    c.create();
+    let join = |host: &str| format!("join-resource mydata {}", c.disk(host));
+    c.adm("hostc", &join("hostc")).ok();
+    c.settle("hostc");
+    let log = c.path("log-000000007-hostb");
+    fs::write(&log, "data").unwrap();
+    // hostc has followed it.
+    c.kernel().lazy.insert("hostc".into());
+    let version = c.get("version-000000001-hosta").unwrap();
+    let theirs = version.replacen("log-000000001-hosta", "log-000000007-hostb", 1);
+    c.tree
+        .set("resource-mydata/version-000000007-hostc", &theirs);
+    c.adm("hostb", &join("hostb")).failed(
+        2,
+        &[
+            "log-000000007-hostb",
+            "history of hostc",
+            "invalidate mydata",
+        ],
+    );
+    let ran = c.adm("hostb", "leave-resource mydata").ok();
+    assert!(ran.out.contains("nothing to do"), "{ran:#?}");
+    fs::remove_file(c.path("version-000000007-hostc")).unwrap();
+    c.adm("hostb", &join("hostb")).failed(
+        2,
+        &[
+            "log-000000007-hostb",
+            "HINT: `marsadm leave-resource mydata` here",
+        ],
+    );
+    c.adm("hostb", "leave-resource mydata").ok();
+    assert_eq!(c.raw("log-000000007-hostb").unwrap(), ".deleted");
+    c.adm("hostb", &join("hostb")).ok();
+}
