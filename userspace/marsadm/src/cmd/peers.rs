@@ -93,13 +93,16 @@ pub fn need_alive(ctx: &Ctx, host: &str, why: &str) -> Result<()> {
     if ctx.is_alive(host) || !ctx.store.module_loaded() {
         return Ok(());
     }
+    Err(silent(ctx, host, why))
+}
+
+/// A peer whose word is needed does not answer.
+pub fn silent(ctx: &Ctx, host: &str, why: &str) -> Failure {
     let silence = ctx.silence(&ctx.store.host(host), ctx.store.now());
     let since = silence.map_or_else(
         || "it was never heard".into(),
         |s| format!("silent for {} s", s.as_secs()),
     );
-    Err(
-        Failure::refused(format!("host '{host}' does not answer ({since}): {why}"))
-            .hint(advice(&[host.to_owned()])),
-    )
+    Failure::refused(format!("host '{host}' does not answer ({since}): {why}"))
+        .hint(advice(&[host.to_owned()]))
 }

@@ -252,6 +252,32 @@ fn a_silent_host_that_was_primary_may_still_be() {
     assert_eq!(c.get("primary").unwrap(), "hosta");
 }
 
+/// Nobody can unmount there what a dead host had mounted.
+#[test]
+fn a_dead_primary_whose_device_was_open_is_told_to_be_silent() {
+    let c = Cluster::pair();
+    c.open("hosta", 1);
+    c.kernel().silent.insert("hosta".into());
+    // Long before the window is over: it was asked just now.
+    for _ in 0..2 {
+        let ran = c.adm("hostb", "primary mydata").failed(
+            2,
+            &[
+                "'hosta' does not answer",
+                "last heard",
+                "opened by mount(412)",
+                "pause-fetch mydata",
+                "primary --force mydata",
+            ],
+        );
+        assert!(!ran.err.contains("close it"), "{ran:#?}");
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+    c.adm("hostb", "pause-fetch mydata").ok();
+    c.adm("hostb", "primary --force mydata").ok();
+}
+
 #[test]
 fn a_host_that_gave_up_the_role_before_it_went_away_is_not_needed() {
     let c = Cluster::pair();
