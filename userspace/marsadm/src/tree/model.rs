@@ -366,7 +366,8 @@ impl Store {
             sync_pos_bytes: actual("sync-pos").and_then(|v| v.parse().ok()),
             syncstatus: own("syncstatus").and_then(|v| v.parse().ok()),
             syncfrom: own("syncfrom"),
-            began: own("skip-check").and_then(|v| v.parse().ok()),
+            began: own("skip-check")
+                .and_then(|v| v.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()),
             syncpos: own("syncpos").as_deref().and_then(Position::parse_replay),
             actsize: own("actsize").and_then(|v| v.parse().ok()),
             versions: BTreeMap::new(),
