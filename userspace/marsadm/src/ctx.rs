@@ -108,7 +108,16 @@ impl Ctx {
                 root.display()
             )));
         }
-        if !self.is_scratch() && (meta.uid() != 0 || meta.mode() & 0o777 != 0o700) {
+        let wrong = meta.uid() != 0 || meta.mode() & 0o777 != 0o700;
+        if self.is_scratch() || !wrong {
+            return Ok(());
+        }
+        if self.store.is_dry_run() {
+            out::info(format_args!(
+                "would repair owner or mode of {}",
+                root.display()
+            ));
+        } else {
             out::warn(format_args!(
                 "{}: owner or mode was wrong, repaired to root, 0700",
                 root.display()

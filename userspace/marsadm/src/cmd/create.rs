@@ -5,7 +5,7 @@
 //! Interrupted: `data-<host>` is written last but one. Without it the host is no member, nothing has an effect, and the
 //! command is run again; with it only the attach switch may be missing, which running it again (or `up`) sets.
 
-use super::operation;
+use super::{operation, peers};
 use crate::cli::DiskArgs;
 use crate::ctx::{check_name, parse_size, Ctx};
 use crate::error::{Failure, Result};
@@ -36,16 +36,18 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
                 return resume(ctx, name);
             }
         }
-        let members: Vec<&str> = res.real_members().map(|m| m.host.as_str()).collect();
-        if !members.is_empty() && !ctx.opt.force {
-            return Err(Failure::refused(format!(
-                "resource '{name}' exists already, with the members {}",
-                members.join(", ")
-            ))
-            .hint(format!(
-                "`marsadm join-resource {name} DISK` adds a member; or choose another name"
-            )));
-        }
+    }
+    // What is known here needs no question.
+    if !ctx.opt.force {
+        need_new(ctx, name)?;
+    }
+    let why = format!("a resource '{name}' may exist");
+    peers::need_all(ctx, "create-resource", &why)?;
+    match need_new(ctx, name) {
+        Err(f) if ctx.opt.force => out::warn(format_args!("{f}; forced")),
+        other => other?,
+    }
+    if let Some(res) = ctx.store.resource(name) {
         if let Some(old) = res.maxnr {
             let old = u32::try_from(old).unwrap_or(u32::MAX);
             let used = |l: &crate::tree::model::LogFile| l.name.number >= old && l.size > 0;
@@ -121,6 +123,24 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
         ));
         wait_device(ctx, name)
     })
+}
+
+/// Refuses if there is a resource of this name.
+fn need_new(ctx: &Ctx, name: &str) -> Result<()> {
+    let Some(res) = ctx.store.resource(name) else {
+        return Ok(());
+    };
+    let members: Vec<&str> = res.real_members().map(|m| m.host.as_str()).collect();
+    if members.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "resource '{name}' exists already, with the members {}",
+        members.join(", ")
+    ))
+    .hint(format!(
+        "`marsadm join-resource {name} DISK` adds a member; or choose another name"
+    )))
 }
 
 /// The same command again: completes what is missing.

@@ -31,6 +31,7 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
             ),
         );
     }
+    replica::need_not_last_log(ctx, &res, "invalidate")?;
     operation(ctx, name, |op| {
         op.step(ctx, "off")?;
         all_off(ctx, &res)?;
@@ -71,9 +72,6 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
 
 /// Refuses unless `primary`, from which the disk is to be filled, says just now that it is primary.
 fn need_source(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
-    if !ctx.can_wait() {
-        return Ok(());
-    }
     peers::ping(ctx, &[primary.to_owned()], true)?;
     let res = ctx.resource(name)?;
     need_not_primary(ctx, &res, "invalidate")?;

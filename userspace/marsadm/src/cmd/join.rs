@@ -147,14 +147,32 @@ fn no_newer_remains(ctx: &Ctx, res: &Resource, primary: &str) -> Result<()> {
         .logs
         .iter()
         .find(|l| l.name.creator.as_str() == ctx.me && l.name.number >= current && l.size > 0);
-    match newer {
-        Some(log) if !ctx.opt.force => Err(Failure::refused(format!(
-            "there is a log {} of this host, as new as the primary's: remains of an earlier split brain?",
-            log.name
-        ))
-        .hint(format!("`marsadm leave-resource {} --force` removes what is left", res.name))),
-        _ => Ok(()),
-    }
+    let Some(log) = newer.filter(|_| !ctx.opt.force) else {
+        return Ok(());
+    };
+    // As long as a history leads to it, it is not removed.
+    let others = res.real_members().filter(|m| m.host != ctx.me);
+    let holders: Vec<&str> = others
+        .filter(|m| replica::names_log(m, &log.name))
+        .map(|m| m.host.as_str())
+        .collect();
+    let first = if holders.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "it is in the history of {}: `marsadm invalidate {}` there first; then ",
+            holders.join(", "),
+            res.name
+        )
+    };
+    Err(Failure::refused(format!(
+        "there is a log {} of this host, as new as the primary's: remains of an earlier split brain?",
+        log.name
+    ))
+    .hint(format!(
+        "{first}`marsadm leave-resource {}` here removes what is left",
+        res.name
+    )))
 }
 
 /// The same command again.

@@ -7,7 +7,7 @@
 //! it removes what is left.
 
 use super::switch::running;
-use super::{invalidate, operation, primary, replica};
+use super::{invalidate, operation, peers, primary, replica};
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
@@ -46,14 +46,19 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
         ));
         return Ok(());
     }
+    let answers = ask_members(ctx, &res)?;
+    let res = ctx.resource(name)?;
+    let own = res.members.get(me);
     let led = res
         .real_members()
-        .any(|m| m.host != *me && m.actual.primary);
-    let was_primary = res.designated() == Some(me) || res.last_primary.as_deref() == Some(me);
+        .any(|m| m.host != *me && m.actual.primary && answers(&m.host));
+    let was_primary = res.designated() == Some(me)
+        || res.last_primary.as_deref() == Some(me)
+        || own.is_some_and(|m| m.actual.primary);
     if ctx.is_remote() && was_primary && !led && res.real_members().any(|m| m.host != *me) {
         // What it has written, and was fetched, would be deleted before anybody has replayed it.
         return Err(Failure::refused(format!(
-            "'{me}' was primary of '{name}', and nobody else is primary yet"
+            "'{me}' was primary of '{name}', and nobody else who answers is primary yet"
         ))
         .hint(format!("first `marsadm pause-fetch {name}` and `marsadm primary --force {name}` on the host to keep")));
     }
@@ -64,7 +69,13 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
                 "or, to give up the resource: `marsadm secondary {name}`, `marsadm down {name}`"
             ))
         })?;
-        need_not_last_copy(&res, me)?;
+        if ctx.is_remote() && !answers(me) {
+            return Err(Failure::refused(format!(
+                "'{me}' does not answer: it may be primary of '{name}' by now, or have what no other member has"
+            ))
+            .hint("if that host is lost: --force; else run it there"));
+        }
+        need_not_last_copy(&res, me, &answers)?;
         if let Some(own) = own {
             let mut on: Vec<&str> = running(own);
             let t = own.todo;
@@ -87,6 +98,7 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
             }
         }
     }
+    replica::need_not_last_log(ctx, &res, "leaving")?;
     operation(ctx, name, |op| {
         op.step(ctx, "member")?;
         if !ctx.opt.force {
@@ -135,9 +147,18 @@ pub fn leave_resource(ctx: &Ctx, name: &str) -> Result<()> {
     })
 }
 
+/// Asks the members for news, and says who answers: what a silent one said last may not be true any more.
+fn ask_members<'a>(ctx: &'a Ctx, res: &Resource) -> Result<impl Fn(&str) -> bool + 'a> {
+    let mut asked: Vec<String> = res.real_members().map(|m| m.host.clone()).collect();
+    // One that is left behind by force is not asked; and on its own host, nobody.
+    asked.retain(|h| *h != ctx.here && !(ctx.opt.force && (*h == ctx.me || !ctx.is_remote())));
+    let silent = peers::ping(ctx, &asked, false)?;
+    Ok(move |host: &str| ctx.is_alive(host) && !silent.iter().any(|h| h == host))
+}
+
 /// Refused where nobody else has what is here, while others are left who would need it: a sync that is not complete could never
 /// be completed, a log that is missing or damaged elsewhere never be fetched.
-fn need_not_last_copy(res: &Resource, me: &str) -> Result<()> {
+fn need_not_last_copy(res: &Resource, me: &str, answers: &impl Fn(&str) -> bool) -> Result<()> {
     let Some(own) = res.member(me).filter(|m| m.is_consistent(res.size)) else {
         return Ok(());
     };
@@ -147,7 +168,7 @@ fn need_not_last_copy(res: &Resource, me: &str) -> Result<()> {
             m.state_word(),
             "defective-log" | "split-brain" | "disk-error"
         );
-        m.is_consistent(res.size) && !stuck && primary::has_all_of(m, own)
+        answers(&m.host) && m.is_consistent(res.size) && !stuck && primary::has_all_of(m, own)
     };
     // Who is to become primary may yet need something for that, unless it was and is in a log of its own; once it is, its word is
     // all that counts.
@@ -157,15 +178,20 @@ fn need_not_last_copy(res: &Resource, me: &str) -> Result<()> {
     };
     let designated = others().find(|m| res.designated() == Some(m.host.as_str()));
     let good = match designated {
-        Some(p) => p.actual.primary || own_log(p) && has_it(p),
+        Some(p) => answers(&p.host) && p.actual.primary || own_log(p) && has_it(p),
         None => others().next().is_none() || others().any(has_it),
     };
     if good {
         return Ok(());
     }
-    let rest: Vec<&str> = others().map(|m| m.host.as_str()).collect();
+    let rest: Vec<String> = others()
+        .map(|m| match answers(&m.host) {
+            true => m.host.clone(),
+            false => format!("{} does not answer", m.host),
+        })
+        .collect();
     Err(Failure::refused(format!(
-        "'{me}' may have data of '{}' that no other member has whole ({}): there is no running primary, and leaving could \
+        "'{me}' may have data of '{}' that no other member has whole ({}): no running primary answers, and leaving could \
          make theirs useless",
         res.name,
         rest.join(", ")
@@ -209,36 +235,25 @@ fn forget_actual(ctx: &Ctx, dir: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether links of the host are left, after an interrupted run.
+/// Whether links of the host are left, after an interrupted run, or logs that nobody wants.
 fn has_remains(ctx: &Ctx, res: &Resource) -> bool {
+    let logs = || !replica::unnamed_own_logs(ctx, res).is_empty();
     OWN.iter().chain(&["device"]).any(|key| {
         ctx.store
             .get(&res.path(&format!("{key}-{}", ctx.me)))
             .is_some()
-    })
+    }) || logs()
 }
 
 /// `delete-resource`.
 pub fn delete_resource(ctx: &Ctx, name: &str) -> Result<()> {
+    ctx.resource(name)?;
+    let why = format!("'{name}' may have a member, or be in use");
+    let asked = peers::need_all(ctx, "delete-resource", &why);
     let res = ctx.resource(name)?;
-    let members: Vec<&str> = res.real_members().map(|m| m.host.as_str()).collect();
-    if !members.is_empty() && !ctx.opt.force {
-        return Err(Failure::refused(format!("resource '{name}' still has members: {}", members.join(", "))).hint(
-            format!("on each: `marsadm down {name}` and `marsadm leave-resource {name}`; for a host that is lost, here: \
-                     `marsadm leave-resource {name} --host=HOST --force`"),
-        ));
-    }
-    let alive: Vec<&str> = res
-        .actual_primaries()
-        .iter()
-        .map(|m| m.host.as_str())
-        .collect();
-    if !alive.is_empty() {
-        return Err(
-            Failure::refused(format!("'{name}' is in use on {}", alive.join(", ")))
-                .hint(format!("`marsadm down {name}` there first")),
-        );
-    }
+    need_unused(ctx, &res)?;
+    // Only now: what is known says more.
+    asked?;
     operation(ctx, name, |op| {
         op.step(ctx, "tombstones")?;
         ctx.store.delete(&res.path("size"))?;
@@ -265,4 +280,30 @@ pub fn delete_resource(ctx: &Ctx, name: &str) -> Result<()> {
         out::info(format_args!("resource '{name}' is deleted"));
         Ok(())
     })
+}
+
+/// Refuses while a resource has members, or is in use.
+fn need_unused(ctx: &Ctx, res: &Resource) -> Result<()> {
+    let name = &res.name;
+    let members: Vec<&str> = res.real_members().map(|m| m.host.as_str()).collect();
+    if !members.is_empty() && !ctx.opt.force {
+        return Err(Failure::refused(format!("resource '{name}' still has members: {}", members.join(", "))).hint(
+            format!("on each: `marsadm down {name}` and `marsadm leave-resource {name}`; for a host that is lost, here: \
+                     `marsadm leave-resource {name} --host=HOST --force`"),
+        ));
+    }
+    let alive: Vec<&str> = res
+        .actual_primaries()
+        .iter()
+        .map(|m| m.host.as_str())
+        .collect();
+    if !alive.is_empty() {
+        return Err(
+            Failure::refused(format!("'{name}' is in use on {}", alive.join(", "))).hint(format!(
+                "`marsadm down {name}` there first; if that host is lost, here: \
+                     `marsadm leave-resource {name} --host=HOST --force`"
+            )),
+        );
+    }
+    Ok(())
 }

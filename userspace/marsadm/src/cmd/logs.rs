@@ -198,6 +198,11 @@ pub fn cron(ctx: &Ctx, name: &str, limits: &Limits) -> Result<()> {
         }
         delete_old(ctx, &res, None, true)?;
     }
+    purge_resource(ctx, name, limits)
+}
+
+/// The tombstones of a resource, also of what is left of a deleted one.
+fn purge_resource(ctx: &Ctx, name: &str, limits: &Limits) -> Result<()> {
     let dir = format!("resource-{name}");
     purge(ctx, &dir, limits)?;
     for sub in ctx.store.list(&dir) {
@@ -223,7 +228,7 @@ pub fn purge_global(ctx: &Ctx, limits: &Limits) -> Result<()> {
     // Resources that nobody here belongs to any more are visited for their tombstones, too.
     let mine = ctx.store.resources_of(&ctx.me);
     for name in ctx.store.resources().iter().filter(|n| !mine.contains(n)) {
-        cron(ctx, name, limits)?;
+        purge_resource(ctx, name, limits)?;
     }
     Ok(())
 }
@@ -233,12 +238,16 @@ fn purge(ctx: &Ctx, dir: &str, limits: &Limits) -> Result<()> {
     let now = ctx.store.now();
     let keep = limits.keep_backup_hours.saturating_mul(3600);
     let old = |t: LamportTime, secs: u64| t.plus_secs(secs) < now;
-    // What is older than the last word of every peer has arrived everywhere; silent peers count for `keep` at most.
-    let seen = super::peers::others(ctx)
-        .iter()
-        .map(|h| ctx.store.host(h).time.unwrap_or(LamportTime::ZERO))
-        .min()
-        .unwrap_or(now);
+    // What is older than the last word of every peer has arrived everywhere; peers that are silent, or say that they don't
+    // hear this host, count for `keep` at most.
+    let deaf = format!("peer-{}", ctx.here);
+    let told = |h: &String| {
+        let host = ctx.store.host(h);
+        let hears = !host.messages.iter().any(|(key, _)| *key == deaf);
+        host.time.filter(|_| hears).unwrap_or(LamportTime::ZERO)
+    };
+    let others = super::peers::others(ctx);
+    let seen = others.iter().map(told).min().unwrap_or(now);
     for name in ctx.store.list(dir) {
         let path = format!("{dir}/{name}");
         let Some(Entry::Link(value, stamp)) = ctx.store.entry(&path) else {

@@ -50,6 +50,28 @@ pub fn ping(ctx: &Ctx, peers: &[String], strict: bool) -> Result<Vec<String>> {
     Ok(missing)
 }
 
+/// Asks all peers, because what only one of them knows decides about `what`. Refused while one is silent; with `--force`, only
+/// a warning. A host without peers needs nobody.
+pub fn need_all(ctx: &Ctx, what: &str, why: &str) -> Result<()> {
+    let peers = others(ctx);
+    if peers.is_empty() {
+        return Ok(());
+    }
+    if !ctx.opt.force {
+        ctx.need_module(&format!("{what} in a cluster of several hosts"))
+            .map_err(|f| f.hint("or, if all other hosts are lost: --force"))?;
+    }
+    let silent = ping(ctx, &peers, false)?;
+    if silent.is_empty() || ctx.opt.force {
+        return Ok(());
+    }
+    Err(
+        Failure::refused(format!("{} did not answer: {why} there", silent.join(", ")))
+            .hint(advice(&silent))
+            .hint("if it is known that this is not so, or the host is lost: --force"),
+    )
+}
+
 fn advice(missing: &[String]) -> String {
     format!(
         "on {}: is the host up, the module loaded (`lsmod | grep mars`), and port 7777 reachable from here?",
@@ -68,16 +90,19 @@ pub fn wait_cluster(ctx: &Ctx) -> Result<()> {
 
 /// Fails unless a peer whose word is needed is alive.
 pub fn need_alive(ctx: &Ctx, host: &str, why: &str) -> Result<()> {
-    if ctx.is_alive(host) || !ctx.can_wait() {
+    if ctx.is_alive(host) || !ctx.store.module_loaded() {
         return Ok(());
     }
+    Err(silent(ctx, host, why))
+}
+
+/// A peer whose word is needed does not answer.
+pub fn silent(ctx: &Ctx, host: &str, why: &str) -> Failure {
     let silence = ctx.silence(&ctx.store.host(host), ctx.store.now());
     let since = silence.map_or_else(
         || "it was never heard".into(),
         |s| format!("silent for {} s", s.as_secs()),
     );
-    Err(
-        Failure::refused(format!("host '{host}' does not answer ({since}): {why}"))
-            .hint(advice(&[host.to_owned()])),
-    )
+    Failure::refused(format!("host '{host}' does not answer ({since}): {why}"))
+        .hint(advice(&[host.to_owned()]))
 }

@@ -113,10 +113,11 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         op.step(ctx, "designate")?;
         return become_primary(ctx, op, name, old.as_deref(), &deadline);
     }
-    if let Some(old) = &old {
-        peers::ping(ctx, std::slice::from_ref(old), false)?;
-    }
-    preconditions(ctx, name, old.as_deref())?;
+    let silent = match &old {
+        Some(old) => peers::ping(ctx, std::slice::from_ref(old), false)?,
+        None => Vec::new(),
+    };
+    preconditions(ctx, name, old.as_deref(), silent.is_empty())?;
     if let Some(old) = &old {
         op.step(ctx, "catch-up")?;
         caught_up(ctx, name, old, None, &deadline)?;
@@ -167,8 +168,8 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     become_primary(ctx, op, name, old.as_deref(), &deadline)
 }
 
-/// All that must hold before a planned handover, told in one go.
-fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
+/// All that must hold before a planned handover, told in one go; `answered` says whether the old primary did just now.
+fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>, answered: bool) -> Result<()> {
     let res = ctx.resource(name)?;
     let own = ctx.own(&res)?;
     let splits = splits(&res);
@@ -228,6 +229,9 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
         .real_members()
         .find(|m| m.actual.primary && m.host != ctx.me && Some(m.host.as_str()) != old);
     if let Some(third) = third {
+        if !speaks(ctx, &third.host) {
+            return Err(may_be_primary(ctx, name, third));
+        }
         return Err(Failure::refused(format!(
             "'{}' is primary of '{name}', too: {}",
             third.host,
@@ -239,26 +243,41 @@ fn preconditions(ctx: &Ctx, name: &str, old: Option<&str>) -> Result<()> {
         return Err(Failure::refused(format!(
             "'{other}' was taking the primary role of '{name}', and does not answer: it may be primary now"
         ))
-        .hint(format!(
-            "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
-        )));
+        .hint(if_lost(name)));
     }
     let Some(old) = old.and_then(|h| res.member(h)) else {
         return Ok(());
     };
-    need_no_gap(old)?;
-    need_closed(ctx, &res, old)?;
     // A silent host that was primary may still be, and one that is designated may have become primary since it was heard; one
-    // that is neither only matters for what it has written.
+    // that is neither only matters for what it has written. What it said last of its device and its /mars is no matter: nobody can
+    // do anything about that there.
     let designated = res.designated() == Some(&old.host);
-    if designated || !has_all_of(own, old) || old.actual.primary || old.actual.if_on {
-        peers::need_alive(ctx, &old.host, "it may still be primary, or its last writes may not have arrived here").map_err(|f| {
-            f.hint(format!(
-                "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
-            ))
-        })?;
+    let a = &old.actual;
+    let role = a.primary || a.if_on || a.open_count > 0 || a.emergency || a.gap;
+    if !(answered && ctx.is_alive(&old.host)) && (designated || role || !has_all_of(own, old)) {
+        return Err(may_be_primary(ctx, name, old));
     }
-    Ok(())
+    need_no_gap(old)?;
+    need_closed(ctx, &res, old)
+}
+
+/// A host that does not answer may be primary, whatever it said last.
+fn may_be_primary(ctx: &Ctx, name: &str, m: &Member) -> Failure {
+    let mut why =
+        "it may still be primary, or its last writes may not have arrived here".to_owned();
+    if m.actual.open_count > 0 {
+        why.push_str(&format!("; when it was last heard, {}", opened_by(ctx, m)));
+    }
+    if m.actual.emergency || m.actual.gap {
+        why.push_str("; it was in emergency mode, and what it has written since then is in no log");
+    }
+    peers::silent(ctx, &m.host, &why).hint(if_lost(name))
+}
+
+fn if_lost(name: &str) -> String {
+    format!(
+        "if that host is lost: `marsadm pause-fetch {name}`, then `marsadm primary --force {name}`"
+    )
 }
 
 /// The end of what a member has logged, as far as is known.
@@ -325,6 +344,9 @@ fn caught_up(
         }
         deadline.fail_if_stuck(own)?;
         if old.actual.open_count > 0 && !released {
+            if !ctx.is_alive(&old.host) {
+                return Err(may_be_primary(ctx, name, old));
+            }
             need_closed(ctx, res, old)?;
         }
         let (Some(have), Some(end)) = (&own.replay, end_of(old)) else {

@@ -7,8 +7,9 @@ use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
 use crate::tree::model::{Member, Resource};
+use crate::tree::split::splits;
 use crate::tree::store::Trigger;
-use crate::tree::values::{LogName, Position};
+use crate::tree::values::{LogName, Position, VersionValue};
 use std::collections::BTreeSet;
 
 /// How often the start is chosen again when the primary deletes logs meanwhile.
@@ -60,7 +61,7 @@ pub fn source<'a>(ctx: &Ctx, res: &'a Resource) -> Result<&'a Member> {
 /// Refused while the designated primary is not primary: its position may still be in a log that is not the one that it goes on
 /// with. And if it can't become primary, what is here may be the only good copy.
 pub fn need_primary(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
-    if !ctx.can_wait() {
+    if !ctx.store.module_loaded() {
         return Ok(());
     }
     let is_primary = || -> Result<bool> {
@@ -186,26 +187,84 @@ pub fn drop_versions(ctx: &Ctx, res: &Resource, keep: &BTreeSet<u32>) -> Result<
     Ok(())
 }
 
-/// Tombstones the logs written by this host that no other member's history or position names.
-pub fn purge_own_logs(ctx: &Ctx, res: &Resource) -> Result<()> {
-    let mut needed: BTreeSet<LogName> = BTreeSet::new();
-    for member in res.real_members().filter(|m| m.host != ctx.me) {
-        needed.extend(member.replay.as_ref().map(|p| p.log));
-        for v in member.versions.values() {
-            needed.insert(v.link.this.log);
-            needed.extend(v.link.previous.map(|p| p.log));
-        }
-    }
-    let mine = res
-        .logs
+/// Refused where a living member that is behind has yet to fetch a log that no other one ever had: without this host's copy, and
+/// its history, which says where that log ends, it can't go on.
+pub fn need_not_last_log(ctx: &Ctx, res: &Resource, what: &str) -> Result<()> {
+    let Some(own) = res.member(&ctx.me) else {
+        return Ok(());
+    };
+    let others = || res.real_members().filter(|m| m.host != ctx.me);
+    // What comes after a split brain was cut off: nobody is to go on with it.
+    let parted = splits(res)
         .iter()
-        .filter(|l| l.name.creator.as_str() == ctx.me);
-    for log in mine.filter(|l| !needed.contains(&l.name)) {
+        .filter(|s| s.a == ctx.me || s.b == ctx.me)
+        .map(|s| s.number)
+        .min();
+    let common = |number: u32| parted.is_none_or(|n| number < n);
+    let here = |log: &LogName| ctx.is_remote() || res.logs.iter().any(|l| l.name == *log);
+    let has = |m: &Member, log: &LogName| {
+        let passed = m.replay.as_ref().is_some_and(|p| p.log.number > log.number);
+        let named = |v: &VersionValue| v.link.this.log == *log;
+        passed
+            && m.began.is_none_or(|n| n <= log.number)
+            && m.versions.get(&log.number).is_some_and(named)
+    };
+    for m in others().filter(|m| ctx.is_alive(&m.host)) {
+        let at = [&m.replay, &m.fetch_pos].into_iter().flatten();
+        let Some(next) = at.map(|p| p.log.number).max() else {
+            continue;
+        };
+        let logs = own.versions.values().map(|v| v.link.this.log);
+        let missing = logs
+            .filter(|log| log.number >= next && common(log.number) && has(own, log) && here(log))
+            .find(|log| !others().any(|x| has(x, log)));
+        let Some(log) = missing else { continue };
+        let text = format!(
+            "'{}' still needs {log} of '{}', which no other member has but '{}'",
+            m.host, res.name, ctx.me
+        );
+        if ctx.opt.force {
+            out::warn(format_args!(
+                "{text}; forced: it will have to be invalidated"
+            ));
+            continue;
+        }
+        return Err(Failure::refused(format!("{text}: {what} would take it away")).hint(format!(
+            "wait until `marsadm view {0}` shows that it has caught up (`marsadm up {0}` there, if it is paused); or --force, and \
+             then `marsadm invalidate {0}` there",
+            res.name
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a member's history or position names a log.
+pub fn names_log(member: &Member, log: &LogName) -> bool {
+    let in_link = |v: &VersionValue| {
+        v.link.this.log == *log || v.link.previous.is_some_and(|p| p.log == *log)
+    };
+    member.replay.as_ref().is_some_and(|p| p.log == *log) || member.versions.values().any(in_link)
+}
+
+/// The logs written by this host that no other member's history or position names.
+pub fn unnamed_own_logs(ctx: &Ctx, res: &Resource) -> Vec<LogName> {
+    let named = |log: &LogName| {
+        let mut others = res.real_members().filter(|m| m.host != ctx.me);
+        others.any(|m| names_log(m, log))
+    };
+    let mine = res.logs.iter().map(|l| l.name);
+    mine.filter(|log| log.creator.as_str() == ctx.me && !named(log))
+        .collect()
+}
+
+/// Tombstones these logs.
+pub fn purge_own_logs(ctx: &Ctx, res: &Resource) -> Result<()> {
+    for log in unnamed_own_logs(ctx, res) {
         out::verbose(
             1,
-            format_args!("{} is in nobody's history any more: deleted", log.name),
+            format_args!("{log} is in nobody's history any more: deleted"),
         );
-        ctx.store.delete(&res.path(&log.name.to_string()))?;
+        ctx.store.delete(&res.path(&log.to_string()))?;
     }
     Ok(())
 }

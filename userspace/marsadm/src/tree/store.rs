@@ -14,7 +14,7 @@ use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{utimensat, UtimensatFlags};
 use nix::sys::time::TimeSpec;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{symlink, DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -75,6 +75,8 @@ pub struct Store {
     dry_run: bool,
     last: Cell<LamportTime>,
     dirty: RefCell<BTreeSet<PathBuf>>,
+    /// What a dry run would have left so far: its later steps decide by that, as those of a real one do.
+    planned: RefCell<BTreeMap<String, Option<Entry>>>,
 }
 
 impl Store {
@@ -86,6 +88,7 @@ impl Store {
             dry_run,
             last: Cell::new(LamportTime::ZERO),
             dirty: RefCell::default(),
+            planned: RefCell::default(),
         }
     }
 
@@ -130,6 +133,9 @@ impl Store {
 
     /// What stands at a path; `None` if nothing. A tombstone is a link like any other here.
     pub fn entry(&self, rel: &str) -> Option<Entry> {
+        if let Some(planned) = self.planned.borrow().get(rel) {
+            return planned.clone();
+        }
         let path = self.path(rel);
         let meta = fs::symlink_metadata(&path).ok()?;
         let stamp = stamp_of(&meta);
@@ -171,25 +177,44 @@ impl Store {
 
     /// Names in a directory, sorted; hidden ones are left out. A missing directory is empty.
     pub fn list(&self, rel: &str) -> Vec<String> {
-        let Ok(dir) = fs::read_dir(self.path(rel)) else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = dir
+        let mut names: BTreeSet<String> = fs::read_dir(self.path(rel))
+            .into_iter()
+            .flatten()
             .filter_map(|e| e.ok()?.file_name().into_string().ok())
             .filter(|n| !n.starts_with('.'))
             .collect();
-        names.sort();
-        names
+        for (path, entry) in self.planned.borrow().iter() {
+            let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+            if dir == rel && entry.is_some() {
+                names.insert(name.to_owned());
+            } else if dir == rel {
+                names.remove(name);
+            }
+        }
+        names.into_iter().collect()
+    }
+
+    /// Remembers what a dry run would do.
+    fn plan(&self, rel: &str, entry: Option<Entry>) {
+        let mut planned = self.planned.borrow_mut();
+        for (end, _) in rel.match_indices('/') {
+            let dir = rel.get(..end).unwrap_or_default();
+            if !self.path(dir).is_dir() {
+                planned.insert(dir.to_owned(), Some(Entry::Dir));
+            }
+        }
+        planned.insert(rel.to_owned(), entry);
     }
 
     /// Makes a directory with its parents.
     pub fn mkdir(&self, rel: &str) -> Result<()> {
         let path = self.path(rel);
-        if path.is_dir() {
+        if path.is_dir() || self.entry(rel) == Some(Entry::Dir) {
             return Ok(());
         }
         if self.dry_run {
             out::info(format_args!("would create directory {}", path.display()));
+            self.plan(rel, Some(Entry::Dir));
             return Ok(());
         }
         // A tombstone, or what is left of a file, makes room.
@@ -259,6 +284,7 @@ impl Store {
                 "would create symlink {} -> {value}",
                 path.display()
             ));
+            self.plan(rel, Some(Entry::Link(value.to_owned(), time)));
             return Ok(());
         }
         out::verbose(2, format_args!("{} -> {value} ({time})", path.display()));
@@ -326,6 +352,7 @@ impl Store {
         }
         if self.dry_run {
             out::info(format_args!("would create file {}", path.display()));
+            self.plan(rel, Some(Entry::File(0, self.now())));
             return Ok(());
         }
         let name = path
@@ -350,7 +377,10 @@ impl Store {
     pub fn purge(&self, rel: &str) -> Result<()> {
         let path = self.path(rel);
         if self.dry_run {
-            out::info(format_args!("would remove {}", path.display()));
+            if self.entry(rel).is_some() {
+                out::info(format_args!("would remove {}", path.display()));
+                self.plan(rel, None);
+            }
             return Ok(());
         }
         match fs::remove_file(&path) {

@@ -321,7 +321,10 @@ fn role(res: &Resource, m: &Member) -> &'static str {
 pub fn remedy(res: &Resource, m: &Member) -> Option<String> {
     let name = &res.name;
     Some(match m.state_word() {
-        "disk-error" => "repair or reconnect the disk; the module tries again by itself".into(),
+        "disk-error" => format!(
+            "repair or reconnect the disk {} (or that of /mars: the kernel log says which); the module tries again by itself",
+            m.disk.as_deref().unwrap_or_default()
+        ),
         // It can't be invalidated: it may be the one with the data.
         "defective-log" if res.designated() == Some(&m.host) => format!(
             "while fetching is on (`marsadm resume-fetch {name}` on '{0}'), the log is fetched again from whoever has it. If nobody \
@@ -338,12 +341,48 @@ pub fn remedy(res: &Resource, m: &Member) -> Option<String> {
             "free space in /mars on '{}', e.g. `marsadm log-delete-all all`",
             m.host
         ),
+        "stopping" if m.state_reason().is_none() => {
+            format!("close the device on '{}': its role ends then", m.host)
+        }
         _ if is_orphan(res, m) => {
             format!(
                 "the logs that '{0}' needs are gone: `marsadm invalidate {name}` on '{0}'",
                 m.host
             )
         }
+        "waiting" if m.state_reason().is_none() => format!(
+            "{}the kernel log of '{1}' says what it waits for (`dmesg | grep mars`). Where /mars is full, there is no room for the \
+             reason: `marsadm log-delete-all all` there, or a larger /mars",
+            waits_for(res, m).map(|t| t + "; else ").unwrap_or_default(),
+            m.host
+        ),
         _ => return None,
     })
+}
+
+/// What a member probably waits for, that does not say it.
+fn waits_for(res: &Resource, m: &Member) -> Option<String> {
+    let name = &res.name;
+    if m.actual.late {
+        return Some("set the clocks of the members right".into());
+    }
+    let Some(primary) = res.designated() else {
+        return Some(format!(
+            "nobody is designated: `marsadm primary {name}` on the host with the data"
+        ));
+    };
+    if primary == m.host {
+        let whole = m.is_consistent(res.size);
+        return (!whole).then(|| {
+            format!("its disk is not consistent: let another member become primary (`marsadm primary {name}` there)")
+        });
+    }
+    let theirs = res.member(primary)?;
+    if theirs.actual.emergency {
+        return Some(format!("free space in /mars on the primary '{primary}'"));
+    }
+    if !theirs.actual.primary {
+        return Some(format!("'{primary}' has to become primary first"));
+    }
+    (!m.todo.sync).then(|| format!("`marsadm resume-sync {name}` on '{}'", m.host))
 }

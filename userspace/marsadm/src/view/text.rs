@@ -90,7 +90,7 @@ fn resource(ctx: &Ctx, f: &Found) {
             res.primary.as_deref().unwrap_or(NOBODY)
         ));
         for (m, s) in &f.members {
-            peer(m, s, ctx);
+            peer(f, m, s, ctx);
         }
         return split(f);
     };
@@ -108,7 +108,7 @@ fn resource(ctx: &Ctx, f: &Found) {
     ));
     details(f, own, own_state);
     for (m, s) in f.members.iter().skip(1) {
-        peer(m, s, ctx);
+        peer(f, m, s, ctx);
     }
     split(f);
 }
@@ -144,7 +144,7 @@ fn device(ctx: &Ctx, own: &Member) {
 }
 
 /// A line for a member elsewhere.
-fn peer(m: &Member, s: &State, ctx: &Ctx) {
+fn peer(f: &Found, m: &Member, s: &State, ctx: &Ctx) {
     let behind = match (s.lag.sync_bytes, s.lag.replay_bytes) {
         (Some(n), _) if n > 0 => format!(" {} to sync", human(n)),
         (_, Some(n)) if n > 0 && !m.actual.primary => format!(" {} behind", human(n)),
@@ -161,6 +161,8 @@ fn peer(m: &Member, s: &State, ctx: &Ctx) {
     ));
     if let Some(reason) = m.state_reason() {
         line(format_args!("      {}: {reason}", m.state_word()));
+    } else if let Some(remedy) = remedy(&f.res, m).filter(|_| f.splits.is_empty()) {
+        line(format_args!("      {} -> {remedy}", m.state_word()));
     }
 }
 
@@ -216,6 +218,9 @@ fn details(f: &Found, own: &Member, s: &State) {
         line(format_args!("    {}: {reason}", own.state_word()));
     }
     if let Some(remedy) = remedy(res, own).filter(|_| f.splits.is_empty()) {
+        if own.state_reason().is_none() {
+            line(format_args!("    {}", own.state_word()));
+        }
         line(format_args!("    -> {remedy}"));
     }
     for (key, text) in &own.actual.errors {

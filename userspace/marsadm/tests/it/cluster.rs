@@ -148,6 +148,67 @@ fn a_dry_run_writes_nothing() {
     assert_eq!(c.get("todo-hostb/attach").unwrap(), "1");
 }
 
+/// Everything below `/mars` but what the kernels say: names, values, times.
+fn everything(c: &Cluster) -> Vec<String> {
+    fn walk(dir: &std::path::Path, out: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            let meta = fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                out.push(path.display().to_string());
+                walk(&path, out);
+            } else if !path.to_str().unwrap().contains("/actual-") {
+                let value = fs::read_link(&path).unwrap_or_default();
+                let time = meta.modified().unwrap();
+                out.push(format!("{} {value:?} {time:?}", path.display()));
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(&c.tree.0, &mut out);
+    out.sort();
+    out
+}
+
+#[test]
+fn a_dry_run_tells_all_that_a_real_run_writes() {
+    for command in ["join-resource mydata DISK", "invalidate mydata"] {
+        let c = Cluster::of(&["hosta", "hostb"]);
+        c.create();
+        c.write("hosta", 1, 9000);
+        let line = command.replace("DISK", &c.disk("hostb"));
+        c.kernel().hold_sync = true;
+        if command == "invalidate mydata" {
+            c.adm(
+                "hostb",
+                &format!("join-resource mydata {}", c.disk("hostb")),
+            )
+            .ok();
+        }
+        let before = everything(&c);
+        let dry = c.adm("hostb", &format!("{line} --dry-run")).ok();
+        assert_eq!(everything(&c), before, "{command}");
+        let real = c.adm("hostb", &format!("{line} -v -v")).ok();
+        let root = c.tree.0.to_str().unwrap();
+        let links = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter_map(|l| {
+                let l = l.get(l.find(root)?..)?;
+                l.contains(" -> ")
+                    .then(|| l.split(" (").next().unwrap().to_owned())
+            });
+            lines.collect()
+        };
+        assert_eq!(links(&dry.out), links(&real.out), "{command}");
+        assert!(links(&dry.out).len() > 10, "{dry:#?}");
+    }
+    // What would be refused is refused.
+    let c = Cluster::pair();
+    c.kernel().silent.insert("hosta".into());
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    c.adm("hostb", "invalidate mydata --dry-run --window 1")
+        .failed(2, &["does not answer"]);
+}
+
 #[test]
 fn raw_links_are_read_and_written_with_care() {
     let c = Cluster::pair();

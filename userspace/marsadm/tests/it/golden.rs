@@ -207,6 +207,41 @@ fn cron_rotates_deletes_and_purges() {
 }
 
 #[test]
+fn cron_clears_what_a_deleted_resource_leaves() {
+    let c = Cluster::of(&["hosta", "hostb"]);
+    c.create();
+    for line in ["secondary", "down", "leave-resource", "delete-resource"] {
+        c.adm("hosta", &format!("{line} mydata")).ok();
+    }
+    c.adm("hosta", "cron").ok();
+    assert_eq!(c.raw("size").unwrap(), ".deleted", "too young");
+    c.adm("hostb", "cron --keep-backup-hours 0").ok();
+    assert_eq!(c.raw("size"), None);
+    assert_eq!(c.raw("todo-hosta/attach"), None);
+    assert_eq!(c.get("maxnr").unwrap(), "1");
+    c.adm("hosta", "cron mydata").failed(2, &["does not exist"]);
+}
+
+/// That a peer is heard does not mean that it hears.
+#[test]
+fn a_tombstone_stays_while_a_peer_can_not_hear_of_it() {
+    let c = Cluster::pair();
+    c.kernel()
+        .lazy
+        .extend(["hosta".to_owned(), "hostb".to_owned()]);
+    let path = "resource-mydata/userspace/note";
+    c.adm("hosta", &format!("set-link .deleted {path}")).ok();
+    let deaf = "actual-hostb/msg-peer-hosta";
+    c.tree.set(deaf, "1.000000000 1.000000000 no route to host");
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    c.adm("hosta", "cron --window 1").ok();
+    assert_eq!(c.raw("userspace/note").unwrap(), ".deleted");
+    c.tree.set(deaf, "OK");
+    c.adm("hosta", "cron --window 1").ok();
+    assert_eq!(c.raw("userspace/note"), None);
+}
+
+#[test]
 fn a_planned_handover_goes_through_none_and_nothing_is_lost() {
     let c = Cluster::pair();
     c.write("hosta", 1, 12_345);

@@ -252,6 +252,32 @@ fn a_silent_host_that_was_primary_may_still_be() {
     assert_eq!(c.get("primary").unwrap(), "hosta");
 }
 
+/// Nobody can unmount there what a dead host had mounted.
+#[test]
+fn a_dead_primary_whose_device_was_open_is_told_to_be_silent() {
+    let c = Cluster::pair();
+    c.open("hosta", 1);
+    c.kernel().silent.insert("hosta".into());
+    // Long before the window is over: it was asked just now.
+    for _ in 0..2 {
+        let ran = c.adm("hostb", "primary mydata").failed(
+            2,
+            &[
+                "'hosta' does not answer",
+                "last heard",
+                "opened by mount(412)",
+                "pause-fetch mydata",
+                "primary --force mydata",
+            ],
+        );
+        assert!(!ran.err.contains("close it"), "{ran:#?}");
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    assert_eq!(c.get("primary").unwrap(), "hosta");
+    c.adm("hostb", "pause-fetch mydata").ok();
+    c.adm("hostb", "primary --force mydata").ok();
+}
+
 #[test]
 fn a_host_that_gave_up_the_role_before_it_went_away_is_not_needed() {
     let c = Cluster::pair();
@@ -295,4 +321,160 @@ fn a_primary_that_does_not_log_can_neither_be_copied_nor_be_followed() {
         c.get("actual-hosta/is-emergency").as_deref() == Some("0")
     });
     c.adm("hostb", "primary mydata").ok();
+}
+
+/// What only a silent host knows is not decided without it: that it has a resource of this name, or is primary of it.
+#[test]
+fn resources_are_neither_made_nor_deleted_behind_the_back_of_a_silent_host() {
+    let c = Cluster::of(&["hosta", "hostb"]);
+    let create = format!("create-resource mydata {}", c.disk("hosta"));
+    c.kernel().silent.insert("hostb".into());
+    c.adm("hosta", &create)
+        .failed(2, &["hostb did not answer", "may exist", "--force"]);
+    assert!(!c.path("").exists(), "nothing was made");
+    c.adm("hosta", &format!("{create} --force")).ok();
+    // It is known here: no need to ask.
+    c.adm("hosta", &create).failed(2, &["exists already"]);
+    for line in ["secondary mydata", "down mydata", "leave-resource mydata"] {
+        c.adm("hosta", line).ok();
+    }
+    c.adm("hosta", "delete-resource mydata")
+        .failed(2, &["hostb did not answer", "may have a member", "--force"]);
+    assert!(c.get("size").is_some());
+    c.kernel().silent.clear();
+    c.adm("hosta", "delete-resource mydata").ok();
+}
+
+#[test]
+fn a_resource_is_made_without_the_module_only_where_nobody_has_to_be_asked() {
+    let c = Cluster::bare();
+    c.adm("hosta", "create-cluster --ip 10.0.0.1").ok();
+    let create = |name: &str, host: &str| format!("create-resource {name} {}", c.disk(host));
+    c.adm("hosta", &create("mydata", "hosta")).ok();
+    c.tree.set("ips/ip-hostb", "10.0.0.2");
+    c.adm("hosta", &create("other", "hostb"))
+        .failed(4, &["several hosts", "modprobe mars", "--force"]);
+    c.adm("hosta", "delete-resource mydata")
+        .failed(2, &["still has members: hosta"]);
+    for key in ["data", "device"] {
+        std::fs::remove_file(c.path(&format!("{key}-hosta"))).unwrap();
+    }
+    c.adm("hosta", "delete-resource mydata")
+        .failed(4, &["several hosts", "modprobe mars"]);
+    c.adm("hosta", &format!("{} --force", create("other", "hostb")))
+        .ok();
+}
+
+/// What a silent host said last, that it is primary or has everything, does not count.
+#[test]
+fn nobody_leaves_because_of_what_a_silent_host_said() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    c.create();
+    for host in ["hostb", "hostc"] {
+        let line = format!("join-resource mydata {}", c.disk(host));
+        c.adm(host, &line).ok();
+        c.settle(host);
+    }
+    c.adm("hostb", "down mydata").ok();
+    let leave = "leave-resource mydata --window 1";
+    // It may be primary by now.
+    c.kernel().silent.insert("hostb".into());
+    std::thread::sleep(Duration::from_millis(1100));
+    c.adm("hostc", &format!("{leave} --host=hostb"))
+        .failed(2, &["'hostb' does not answer", "may be primary", "--force"]);
+    // The primary dies, and its word that it is primary with it.
+    c.kernel().silent = ["hosta".to_owned()].into();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(c.get("actual-hosta/is-primary").unwrap(), "1");
+    c.adm("hostb", leave)
+        .failed(2, &["hosta does not answer", "no running primary answers"]);
+    c.adm("hostc", &format!("{leave} --host=hosta --force"))
+        .failed(
+            2,
+            &["nobody else who answers is primary", "primary --force"],
+        );
+    // Neither does it lead when it was not designated any more.
+    c.tree.set("resource-mydata/primary", "hostc");
+    c.tree
+        .set("resource-mydata/userspace/last-primary", "hostc");
+    c.kernel().lazy.insert("hostc".into());
+    c.adm("hostb", &format!("{leave} --host=hostc --force"))
+        .failed(2, &["'hostc' was primary", "nobody else who answers"]);
+    for host in ["hosta", "hostb", "hostc"] {
+        assert!(c.get(&format!("data-{host}")).is_some(), "{host}");
+    }
+    c.kernel().silent.clear();
+    c.kernel().lazy.clear();
+}
+
+/// hostc joined late, and never had what hostb, which is behind, has to replay next.
+#[test]
+fn the_only_copy_of_a_log_that_somebody_needs_is_not_given_up() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    let join = |host: &str| {
+        let line = format!("join-resource mydata {}", c.disk(host));
+        c.adm(host, &line).ok();
+        c.settle(host);
+    };
+    c.create();
+    join("hostb");
+    c.adm("hostb", "pause-replay mydata").ok();
+    for number in 1..3 {
+        c.write("hosta", number, 9000);
+        c.adm("hosta", "log-rotate mydata").ok();
+        let next = format!("log-{:09}-hosta,0,0", number + 1);
+        c.until("next log", || c.get("replay-hosta").as_ref() == Some(&next));
+    }
+    join("hostc");
+    c.adm("hostc", "primary mydata").ok();
+    c.settle("hosta");
+    let words = ["'hostb' still needs log-000000001-hosta", "no other member"];
+    c.adm("hosta", "invalidate mydata").failed(2, &words);
+    c.adm("hosta", "down mydata").ok();
+    c.adm("hosta", "leave-resource mydata").failed(2, &words);
+    assert!(c.path("log-000000002-hosta").is_file());
+    // As soon as it has caught up, nobody needs them.
+    c.adm("hostb", "up mydata").ok();
+    c.settle("hostb");
+    c.adm("hosta", "leave-resource mydata").ok();
+    assert_eq!(c.get("data-hosta"), None);
+}
+
+/// The hint says what helps.
+#[test]
+fn remains_of_a_split_brain_are_removed_before_joining_again() {
+    let c = Cluster::of(&["hosta", "hostb", "hostc"]);
+    c.create();
+    let join = |host: &str| format!("join-resource mydata {}", c.disk(host));
+    c.adm("hostc", &join("hostc")).ok();
+    c.settle("hostc");
+    let log = c.path("log-000000007-hostb");
+    fs::write(&log, "data").unwrap();
+    // hostc has followed it.
+    c.kernel().lazy.insert("hostc".into());
+    let version = c.get("version-000000001-hosta").unwrap();
+    let theirs = version.replacen("log-000000001-hosta", "log-000000007-hostb", 1);
+    c.tree
+        .set("resource-mydata/version-000000007-hostc", &theirs);
+    c.adm("hostb", &join("hostb")).failed(
+        2,
+        &[
+            "log-000000007-hostb",
+            "history of hostc",
+            "invalidate mydata",
+        ],
+    );
+    let ran = c.adm("hostb", "leave-resource mydata").ok();
+    assert!(ran.out.contains("nothing to do"), "{ran:#?}");
+    fs::remove_file(c.path("version-000000007-hostc")).unwrap();
+    c.adm("hostb", &join("hostb")).failed(
+        2,
+        &[
+            "log-000000007-hostb",
+            "HINT: `marsadm leave-resource mydata` here",
+        ],
+    );
+    c.adm("hostb", "leave-resource mydata").ok();
+    assert_eq!(c.raw("log-000000007-hostb").unwrap(), ".deleted");
+    c.adm("hostb", &join("hostb")).ok();
 }

@@ -195,3 +195,45 @@ fn what_the_module_has_to_say_is_shown() {
         "peer-hostb"
     );
 }
+
+/// Without room in `/mars` the module only says the word.
+#[test]
+fn a_bare_word_is_told_with_what_to_do() {
+    let c = Cluster::pair();
+    for (word, remedy) in [
+        ("disk-error", "repair or reconnect the disk /"),
+        ("defective-log", "`marsadm invalidate mydata` on 'hostb'"),
+        ("no-history", "`marsadm invalidate mydata` on 'hostb'"),
+        ("split-brain", "`marsadm invalidate mydata`"),
+        ("no-space", "free space in /mars on 'hostb'"),
+        ("emergency", "free space in /mars on 'hostb'"),
+        ("stopping", "close the device on 'hostb'"),
+        ("waiting", "the kernel log of 'hostb' says"),
+    ] {
+        let key = ("mydata".to_owned(), "hostb".to_owned());
+        c.kernel().state.insert(key, word.into());
+        c.until(word, || {
+            c.get("actual-hostb/state").as_deref() == Some(word)
+        });
+        for host in ["hosta", "hostb"] {
+            let ran = c.adm(host, "view mydata").ok();
+            let told = ran
+                .out
+                .lines()
+                .any(|l| l.contains(" -> ") && l.contains(remedy));
+            assert!(
+                told && ran.out.contains(&format!("  {word}")),
+                "{}",
+                ran.out
+            );
+            let json = c.json(host)["resources"][0]["members"].clone();
+            let members = json.as_array().unwrap();
+            let b = members.iter().find(|m| m["host"] == "hostb").unwrap();
+            assert!(b["remedy"].as_str().unwrap().contains(remedy), "{b}");
+        }
+    }
+    // The tool says what it can see.
+    c.adm("hosta", "secondary mydata").ok();
+    let ran = c.adm("hostb", "view mydata").ok();
+    assert!(ran.out.contains("-> nobody is designated"), "{}", ran.out);
+}
