@@ -233,6 +233,13 @@ fn sync_target(value: &[u8]) -> Option<u64> {
     parse_u64(value.splitn(3, |b| *b == b',').nth(2)?)
 }
 
+/// Whether a disk, of which `done` bytes are synced, was complete, so that a sync only has to look at what the resource has grown
+/// by: `syncfrom` of its host.
+pub fn only_grows(syncfrom: &[u8], done: u64) -> bool {
+    was_whole(syncfrom, done)
+        || sync_target(syncfrom).is_some_and(|wanted| done > 0 && done >= wanted)
+}
+
 /// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
 pub fn vouches(log: &LogName, theirs: &[VersionLink], history: &[VersionLink]) -> bool {
     theirs.iter().any(|v| v.this.log == *log)
@@ -704,5 +711,15 @@ mod tests {
         assert!(!is_stale(t(5), t(5), t(9)) && !is_stale(t(6), t(5), t(9)));
         // The clock of whoever made the log before was ahead.
         assert!(!is_stale(t(4), t(50), t(9)));
+    }
+
+    #[test]
+    fn given_a_disk_that_was_complete_when_the_resource_grows_then_only_that_is_looked_at() {
+        assert!(only_grows(b"done,64", 64));
+        assert!(only_grows(b"a,log-000000002-a,64", 64));
+        assert!(only_grows(b"a,log-000000002-a,64", 70));
+        // Half of a sync, or none at all.
+        assert!(!only_grows(b"a,log-000000002-a,64", 32));
+        assert!(!only_grows(b"a,log-000000002-a,64", 0) && !only_grows(b"done,64", 32));
     }
 }

@@ -9,7 +9,13 @@
 use kernel::{
     prelude::*,
     str::CString,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
 };
 
 use mars_core::{
@@ -59,7 +65,10 @@ use crate::{
         fetch,
         inject,
         last_words,
-        logfile::LogFile,
+        logfile::{
+            has_batches,
+            LogFile, //
+        },
         logger,
         member::{
             Member,
@@ -81,6 +90,11 @@ use crate::{
         disk::{
             Disk,
             DiskParams, //
+        },
+        file::{
+            note_failed_sync,
+            File,
+            OpenFlags, //
         },
         thread::{
             Thread,
@@ -159,6 +173,10 @@ struct Control {
     said: Option<LamportTime>,
     /// See [`Self::is_late`], as of the last look.
     is_late: bool,
+    /// What the log that was made last takes for the unit of all members' disks, see [`Member::log_block`].
+    log_block: Atomic<u32>,
+    /// Last words are not tried before; monotonic nanoseconds.
+    words_at: u64,
     /// Nothing moves until an administrator has decided, as of the last look.
     split_brain: bool,
     /// Since when the resource is larger than this primary's disk is complete (monotonic).
@@ -186,6 +204,8 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             said: None,
             dropping: None,
             is_late: false,
+            log_block: Atomic::new(0),
+            words_at: 0,
             split_brain: false,
             larger: None,
             lacking: None,
@@ -228,15 +248,25 @@ impl Control {
         if !self.unsaid {
             return;
         }
+        let now = time::mono_ns();
+        if now < self.words_at {
+            return;
+        }
         // Else recovery has said it.
         if self.role() != Role::Primary {
             if let Err(e) = last_words::say(&self.m) {
-                crate::sys::log::log_warn!(
-                    "{}: how far the logs of this host go after a crash can't be told: {:?}; until then it counts as primary\n",
-                    self.m.name.as_str(),
-                    e
-                );
-                return;
+                if !self.m.is_led() {
+                    crate::sys::log::log_warn!(
+                        "{}: how far the logs of this host go after a crash can't be told: {:?}; until then it counts as primary\n",
+                        self.m.name.as_str(),
+                        e
+                    );
+                    self.words_at = now.saturating_add(RETRY_MS.saturating_mul(1_000_000));
+                    return;
+                }
+                // Another host was made primary by force: what was not heard of this one is cut off, and it has to be able to
+                // join that one.
+                pr_err!("{}: how far the logs of this host go after a crash can't be told: {:?}; another host is primary now\n", self.m.name.as_str(), e);
             }
         }
         self.unsaid = false;
@@ -397,12 +427,15 @@ impl Control {
             }
             Err(reason) => {
                 self.retry_at = time::mono_ns().saturating_add(RETRY_MS.saturating_mul(1_000_000));
-                pr_err!(
-                    "{}: {}: {}\n",
-                    self.m.name.as_str(),
-                    reason.word,
-                    reason.text()
-                );
+                let known = |f: &Reason| f.word == reason.word && f.text() == reason.text();
+                if !self.failure.as_ref().is_some_and(known) {
+                    pr_err!(
+                        "{}: {}: {}\n",
+                        self.m.name.as_str(),
+                        reason.word,
+                        reason.text()
+                    );
+                }
                 self.failure = Some(reason);
             }
         }
@@ -656,6 +689,9 @@ impl Control {
             number,
             creator: me,
         };
+        if has_own_from(&m, number) {
+            return Err(log_failed(&name, EEXIST));
+        }
         let log = self.first_log(&bdev, &end, name)?;
         if log.is_some() {
             let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
@@ -721,6 +757,7 @@ impl Control {
         // What this disk has counts from here on, also of what a crash left in its cache.
         let flushed = inject::at!(FirstFlush).and_then(|()| bdev.flush());
         flushed.map_err(|e| {
+            note_failed_sync();
             fail(
                 "disk-error",
                 format_args!("the disk can't be flushed: {e:?}"),
@@ -763,6 +800,7 @@ impl Control {
         let uuid = m.env.uuid()?;
         let block = m.log_block();
         let log = LogFile::create(&m.name, name, uuid.to_bytes(), m.now(), gap, short, block)?;
+        self.log_block.store(block, Relaxed);
         Ok(KBox::new(log, GFP_KERNEL)?)
     }
 
@@ -1011,7 +1049,9 @@ impl Control {
             m.env.space.space().total,
             m.env.space.level(),
         );
-        if asked || end >= limit || m.progress.wants_next() {
+        // Somebody has joined whose disk writes larger units than the batches of this log keep apart.
+        let coarser = m.log_block() > self.log_block.load(Relaxed);
+        if asked || coarser || end >= limit || m.progress.wants_next() {
             // Since the last time the logger may have given up another.
             m.progress.close_left();
             let log = self.create_log(next, false)?;
@@ -1037,12 +1077,17 @@ impl Control {
         let now = time::mono_ns();
         let since = *self.larger.get_or_insert(now);
         if now.saturating_sub(since) > LARGER_MS * 1_000_000 {
-            pr_warn!(
-                "{}: a resize that was decided elsewhere before a failover is void; the resource has {} bytes\n",
-                m.name.as_str(),
-                size
-            );
-            m.set(format_args!("size"), format_args!("{size}"));
+            if m.try_set(format_args!("size"), format_args!("{size}"))
+                .is_ok()
+            {
+                pr_warn!(
+                    "{}: a resize that was decided elsewhere before a failover is void; the resource has {} bytes\n",
+                    m.name.as_str(),
+                    size
+                );
+            } else {
+                self.larger = Some(now);
+            }
         }
     }
 
@@ -1304,6 +1349,20 @@ impl Control {
             _ => state("secondary", format_args!("")),
         }
     }
+}
+
+/// Whether a log of this host with the number `from`, or a later one, was written to: that of the next rotation counts, too.
+#[inline(never)]
+fn has_own_from(m: &Member, from: u32) -> bool {
+    let mut found = false;
+    space::for_each_log(m, |log, size| {
+        let is_own = log.creator == m.me() && log.number >= from && size > 0;
+        found |= is_own
+            && paths::log(&m.name, &log)
+                .and_then(|path| File::open(&path, OpenFlags::default(), 0o600))
+                .is_ok_and(|file| has_batches(&file, &m.name, &log));
+    });
+    found
 }
 
 fn log_failed(name: &LogName, e: Error) -> Reason {

@@ -931,7 +931,7 @@ impl WriteBack<'_> {
     /// where it is until that is durable.
     fn flushed(&mut self, result: Result) {
         let pipe = self.pipe;
-        if result.is_err() && !pipe.with(|s| s.flush_failed) {
+        if result.is_err_and(|e| e != ENOMEM) && !pipe.with(|s| s.flush_failed) {
             note_failed_sync();
         }
         if self.is_in_doubt() && result.is_ok() {

@@ -154,7 +154,7 @@ pub(crate) fn verdict(m: &Member, stopped_ms: Option<u64>) -> Verdict {
 }
 
 /// Calls `f` with each log file and its size.
-fn for_each_log(m: &Member, mut f: impl FnMut(LogName, u64)) {
+pub(crate) fn for_each_log(m: &Member, mut f: impl FnMut(LogName, u64)) {
     let mut found: KVec<LogName> = KVec::new();
     let _ = paths::resource(&m.name).and_then(|path| {
         dir::list(&path, |name, kind| {

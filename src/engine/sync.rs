@@ -28,10 +28,14 @@ use mars_core::{
         Bits,
         Geometry, //
     },
-    log::LogName,
+    log::{
+        LogName,
+        HEADER_SIZE, //
+    },
     name::Name,
     succession::{
         has_before,
+        only_grows,
         parse_sync_source,
         was_whole,
         wrote_all_since, //
@@ -78,6 +82,10 @@ use crate::{
     sys::{
         bdev::BlockDevice,
         buf::Buf,
+        file::{
+            failed_syncs,
+            note_failed_sync, //
+        },
         thread::{
             Thread,
             ThreadCtx, //
@@ -124,6 +132,8 @@ pub(crate) struct Sync {
     running: Atomic<u32>,
     /// A flush of the disk failed: all ends, and begins again at what was durable before.
     broken: AtomicFlag,
+    /// As it was at the last good flush, or when the sync began.
+    failed_syncs: Atomic<u64>,
     /// Since then the disk may show what it does not have: what compares equal is written, too.
     suspect: AtomicFlag,
 }
@@ -137,6 +147,7 @@ impl Sync {
                 transferred: Atomic::new(0),
                 running: Atomic::new(0),
                 broken: AtomicFlag::new(false),
+                failed_syncs: Atomic::new(0),
                 suspect: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
@@ -183,6 +194,14 @@ impl Workers {
         let from = m.designated().ok_or(ENOENT)?;
         let told = m.get(format_args!("syncfrom-{me}"));
         let told = told.as_ref().map(Value::as_bytes);
+        let header = u64::try_from(HEADER_SIZE)?;
+        let before_gap = |l: ReplayLink| l.pos <= header && !m.has_passed_gap(&l.log);
+        let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
+        if told.is_some_and(|v| only_grows(v, done)) && m.replay_link(&me).is_some_and(before_gap) {
+            // At the end it will be said that replay may begin in this log, also if there is a gap before it: then what was
+            // written in the gap has to be looked for everywhere.
+            m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+        }
         let newest = match told.and_then(parse_sync_source) {
             // Not if the resource has become smaller meanwhile: a failover has cut off a resize.
             Some((_, log))
@@ -223,6 +242,7 @@ impl Workers {
             need: m.gap_to_pass(),
             map: None,
         });
+        m.sync.failed_syncs.store(failed_syncs(), Relaxed);
         m.sync.transferred.store(0, Relaxed);
         m.sync.broken.store(false, Relaxed);
         // All former workers are gone; one that was stopped before it ran has not counted itself out.
@@ -362,7 +382,18 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
 /// Flushes the disk. A flush that failed may have lost any block since the last good one, and the next one would not tell:
 /// so everything since then is compared again.
 fn flush(m: &Member, bdev: &BlockDevice) -> Result {
-    inject::at!(SyncFlush).and_then(|()| bdev.flush()).inspect_err(|e| {
+    let before = m.sync.failed_syncs.load(Relaxed);
+    let mut r = inject::at!(SyncFlush).and_then(|()| bdev.flush());
+    if r.is_err() {
+        note_failed_sync();
+    }
+    let now = failed_syncs();
+    m.sync.failed_syncs.store(now, Relaxed);
+    if r.is_ok() && before != now {
+        // Something else could not be made durable; if it is on the same drive, that has told only this.
+        r = Err(EIO);
+    }
+    r.inspect_err(|e| {
         pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
         m.sync.broken.store(true, Relaxed);
         m.sync.suspect.store(true, Relaxed);

@@ -63,7 +63,12 @@ pub(crate) fn note_failed_sync() {
 
 /// Counts a sync that failed.
 pub(super) fn synced(ret: c_int) -> Result {
-    to_result(ret).inspect_err(|_| note_failed_sync())
+    // What was not even begun has lost nothing.
+    to_result(ret).inspect_err(|e| {
+        if *e != ENOMEM && *e != ENOENT {
+            note_failed_sync();
+        }
+    })
 }
 
 /// The number of bytes that C reports, or its error.
