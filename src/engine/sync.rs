@@ -195,7 +195,8 @@ impl Workers {
         let told = m.get(format_args!("syncfrom-{me}"));
         let told = told.as_ref().map(Value::as_bytes);
         let header = u64::try_from(HEADER_SIZE)?;
-        let before_gap = |l: ReplayLink| l.pos <= header && !m.has_passed_gap(&l.log);
+        // Replay moves past the header only when there is no gap before it, or it was passed.
+        let before_gap = |l: ReplayLink| l.pos < header && !m.has_passed_gap(&l.log);
         let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
         if told.is_some_and(|v| only_grows(v, done)) && m.replay_link(&me).is_some_and(before_gap) {
             // At the end it will be said that replay may begin in this log, also if there is a gap before it: then what was
