@@ -219,6 +219,24 @@ def test_second_gap_before_the_replica_has_recovered_from_the_first(mars_hosts):
 
 
 @pytest.mark.timeout(600)
+def test_a_resize_does_not_pass_a_gap(mars_hosts):
+    """What was written without a log is not known to be on a replica because the new part of the resource is."""
+    a, b = mars_hosts(2, mars=MARS)
+    cluster_of_two((a, b), "64M")
+    b.run("marsadm pause-sync data")
+    starve(a)
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M seek=8 count=4 oflag=direct conv=fsync,notrunc status=none")
+    free(a)
+    wait_state(a, "primary", 60)
+    wait_state(b, "waiting", 60)
+    a.run("marsadm resize data 96M --timeout 60", timeout=70)
+    b.run("marsadm resume-sync data")
+    wait_until(lambda: marscluster.member(b).is_synced, 90, "all of it is synced")
+    recovered(a, b)
+    marscluster.wait_synced((a, b), timeout=90)
+    equal([a, b])
+
+
 def test_down_reload_and_handover_in_emergency_mode(mars_hosts):
     a, b = cluster_of_two(mars_hosts(2, mars=MARS))
     starve(a)

@@ -15,6 +15,7 @@ from marscase import settled
 from marscase import sums
 from marscase import umount
 from marscase import write_files
+from marsvm import lane
 from marsvm import wait_until
 
 
@@ -58,9 +59,10 @@ def test_files_follow_and_roles_change(mars_hosts):
 
 def test_logs_are_rotated_and_deleted_under_load(mars_hosts):
     a, b = cluster_of_two(mars_hosts(2))
+    rate = 40 if lane.DEBUG else 300
     job = a.start(
         f"fio --name=w --thread --filename={DEVICE} --rw=randwrite --bs=4k --iodepth=8 --ioengine=libaio --direct=1 "
-        "--rate_iops=300 --time_based --runtime=600 --size=100%"
+        f"--rate_iops={rate} --time_based --runtime=600 --size=100%"
     )
     for _ in range(6):
         number = marscluster.member(a).log_end.number
