@@ -556,7 +556,10 @@ fn given_a_far_word_about_the_role_when_another_one_is_heard_then_only_a_later_o
     // The host that was not there.
     let mut tree = Tree::new();
     tree.apply_local(&p, b"beta", day(200)).unwrap();
-    assert_eq!(decide(&tree, b"alpha", day(1000), now), MergeDecision::Doubt);
+    assert_eq!(
+        decide(&tree, b"alpha", day(1000), now),
+        MergeDecision::Doubt
+    );
     assert_eq!(
         decide(&tree, b"beta", day(1000), now),
         MergeDecision::TooFarAhead
