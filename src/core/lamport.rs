@@ -193,6 +193,14 @@ impl Clock {
         self.stamp
     }
 
+    /// The real clock is known to be right: if this one is too far ahead of it, that is an error of the past, and everybody else
+    /// refuses what has such stamps.
+    pub fn correct(&mut self, now_real: LamportTime) {
+        if check_future(self.stamp, now_real).is_err() {
+            self.stamp = now_real;
+        }
+    }
+
     /// Something happened elsewhere at `seen`, and here after it: the time now is later.
     pub fn advance(&mut self, seen: LamportTime, now_real: LamportTime) -> Result<(), TooFarAhead> {
         check_future(seen, now_real)?;
@@ -284,6 +292,23 @@ mod tests {
         assert_eq!(c.get(t(10, 0)), before.next());
         c.advance_nonstrict(t(20, 0), t(10, 0)).unwrap();
         assert_eq!(c.get(t(10, 0)), before.next());
+    }
+
+    #[test]
+    fn given_a_clock_that_was_far_ahead_when_set_right_then_it_is_corrected_and_no_other_one() {
+        let mut c = Clock::new();
+        let (right, wrong) = (
+            t(1_000_000, 0),
+            t(1_000_000, 0).plus_secs(2 * MAX_FUTURE_SECS),
+        );
+        c.tick(wrong);
+        assert!(c.tick(right) > wrong);
+        c.correct(right);
+        assert_eq!(c.tick(right.next()), right.next());
+        let some = right.plus_secs(1000);
+        c.tick(some);
+        c.correct(right);
+        assert!(c.tick(right) > some);
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Cluster {
                 "reading /mars failed: {e:?}; is it mounted?"
             ));
         }
+        if env.is_settled() {
+            if let Err(e) = env.store.say_unheard() {
+                crate::engine::text::warn_limited(format_args!("writing to /mars failed: {e:?}"));
+            }
+        }
         env.store.forget_old();
         env.refresh();
         self.serve();

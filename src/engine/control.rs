@@ -177,6 +177,8 @@ struct Control {
     log_block: Atomic<u32>,
     /// Last words are not tried before; monotonic nanoseconds.
     words_at: u64,
+    /// See [`Self::is_in_doubt`], as of the last look.
+    in_doubt: bool,
     /// Nothing moves until an administrator has decided, as of the last look.
     split_brain: bool,
     /// Since when the resource is larger than this primary's disk is complete (monotonic).
@@ -206,6 +208,7 @@ pub(crate) fn spawn(m: Arc<Member>) -> Result<Thread> {
             is_late: false,
             log_block: Atomic::new(0),
             words_at: 0,
+            in_doubt: false,
             split_brain: false,
             larger: None,
             lacking: None,
@@ -293,6 +296,7 @@ impl Control {
         // First: what is decided then is not older than what is said to have been seen.
         self.seen = self.m.stamp(format_args!("primary"));
         self.is_late = self.is_late();
+        self.in_doubt = self.is_in_doubt();
         self.split_brain = self.role() != Role::Primary && (self.has_diverged() || self.has_more());
         let m = &self.m;
         let me = m.me();
@@ -315,7 +319,7 @@ impl Control {
             synced: self.is_synced(),
             consistent: self.is_consistent(),
             split_brain: self.split_brain,
-            settled: m.env.is_settled() && !self.is_late,
+            settled: m.env.is_settled() && !self.is_late && !self.in_doubt,
             damaged: self
                 .failure
                 .as_ref()
@@ -332,6 +336,16 @@ impl Control {
             .m
             .for_each_member(|host| late |= self.m.env.is_ahead(&host));
         late || r.is_err()
+    }
+
+    /// Whether a member says something else about who is primary, or of which size, with a stamp of a clock that was far ahead, or
+    /// where this host has one: which word is newer can't be known, so nobody takes a role because of either.
+    fn is_in_doubt(&self) -> bool {
+        let mut doubt = false;
+        let r = self
+            .m
+            .for_each_member(|host| doubt |= self.m.env.is_doubted(&host));
+        doubt || r.is_err()
     }
 
     /// The disk has been filled by a sync.
@@ -1337,6 +1351,7 @@ impl Control {
         let elsewhere = self.emergency_elsewhere();
         match (step, &self.running) {
             (Step::Stay, Running::Secondary(_)) if o.designated == Designated::Me && self.is_late => state("waiting", format_args!(" the clock of another host is more than 30 days ahead of this host's: what was decided there can't be known here, so the primary role is not taken. Set the clocks right (the kernel log names the host)")),
+            (Step::Stay, Running::Secondary(_)) if o.designated == Designated::Me && self.in_doubt => state("waiting", format_args!(" another host has something else than this one about who is primary of which size, and one of the two was written by a clock that was more than 30 days ahead: which one is newer can't be known. Set the clocks right if they are not; then decide with 'marsadm primary --force {}' on the host whose data survives", m.name)),
             (Step::WaitForClose, _) => state("stopping", format_args!(" the device is still open; close it")),
             (_, Running::Primary(_)) => state("primary", format_args!("")),
             (_, Running::Detached) => state("detached", format_args!("")),

@@ -76,6 +76,8 @@ struct Contact {
     merged: bool,
     /// Its clock is so far ahead that what it says can't be believed.
     ahead: bool,
+    /// It says something else about a role, and which word is newer can't be known.
+    doubt: bool,
     /// What the last failed attempt said; reported again only when it changes.
     problem: Option<CString>,
 }
@@ -289,6 +291,7 @@ impl Env {
                     heard_ns: None,
                     merged: false,
                     ahead: false,
+                    doubt: false,
                     problem: None,
                 },
                 GFP_KERNEL,
@@ -319,6 +322,29 @@ impl Env {
     pub(crate) fn is_ahead(&self, host: &Name) -> bool {
         let ahead = |c: &Contact| c.name == *host && c.ahead;
         let known = self.cluster.lock().contacts.iter().any(ahead);
+        known && self.silence_ms(host).is_some_and(|ms| ms < LATE_MS)
+    }
+
+    /// Whether that is so of any peer.
+    pub(crate) fn is_any_ahead(&self) -> bool {
+        let now = time::mono_ns();
+        let lately = |heard: u64| now.saturating_sub(heard) / 1_000_000 < LATE_MS;
+        self.cluster
+            .lock()
+            .contacts
+            .iter()
+            .any(|c| c.ahead && c.heard_ns.is_some_and(lately))
+    }
+
+    /// Whether `host` says something else about a role, and which word is newer can't be known.
+    pub(crate) fn set_doubt(&self, host: &Name, doubt: bool) {
+        self.with_contact(host, |c| c.doubt = doubt);
+    }
+
+    /// Whether that is so, or was when it was heard last, not long ago.
+    pub(crate) fn is_doubted(&self, host: &Name) -> bool {
+        let doubt = |c: &Contact| c.name == *host && c.doubt;
+        let known = self.cluster.lock().contacts.iter().any(doubt);
         known && self.silence_ms(host).is_some_and(|ms| ms < LATE_MS)
     }
 

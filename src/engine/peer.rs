@@ -22,13 +22,21 @@ use mars_core::{
 
 use crate::{
     engine::{
-        clock::Clock,
+        clock::{
+            was_set,
+            Clock, //
+        },
         conn::{
             Conn,
             Purpose, //
         },
         env::Env,
         inject,
+        store::Merged,
+        text::{
+            self,
+            warn_limited, //
+        },
         tunables, //
     },
     sys::{
@@ -45,9 +53,6 @@ const RETRY_MS: u32 = 500;
 const RETRY_MAX_MS: u32 = 5_000;
 /// The whole tree is asked for again after this time.
 const FULL_NS: u64 = 120_000_000_000;
-/// And at once when the wall clock has jumped by so much.
-const CLOCK_SET_SECS: u64 = 60;
-
 /// A peer that is followed; stops when dropped.
 pub(crate) struct Peer {
     /// Its name.
@@ -69,18 +74,12 @@ impl Peer {
     }
 }
 
-/// Seconds from the start of this host to now, as the wall clock has them: changes when somebody sets that.
-fn wall_offset() -> u64 {
-    let up = time::mono_ns().checked_div(1_000_000_000).unwrap_or(0);
-    Clock::real().sec().saturating_sub(up)
-}
-
 fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
     let mut pause = RETRY_MS;
     let mut since = 0;
     let mut instance = 0;
     let mut full_at = time::mono_ns();
-    let mut clock = wall_offset();
+    let mut clock = Clock::offset();
     while !ctx.should_stop() {
         let Ok(mut conn) = Conn::dial(env, &name, Purpose::Meta) else {
             ctx.sleep_ms(pause);
@@ -91,36 +90,44 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
         while !ctx.should_stop() {
             inject::pass!(PeerRound);
             // What was refused once, perhaps because of a wrong clock, or vanished from the disk, is sent again only on demand.
-            let offset = wall_offset();
-            if time::mono_ns().saturating_sub(full_at) > FULL_NS
-                || offset.abs_diff(clock) > CLOCK_SET_SECS
-            {
+            let offset = Clock::offset();
+            if time::mono_ns().saturating_sub(full_at) > FULL_NS || was_set(offset, clock) {
                 clock = offset;
                 full_at = time::mono_ns();
                 since = 0;
             }
             let whole = since == 0;
             match exchange(env, &mut conn, &mut since, &mut instance) {
-                Ok(true) => {
+                Ok(Heard { ahead: true, .. }) => {
                     env.heard(&name);
                     env.set_ahead(&name, true);
                     env.clock.trust(false);
                     env.report_peer(&name, Some("its clock is more than 30 days ahead of this host's, so what it says can't be taken; set the clocks right (if that does not help, reload the module there)"));
                 }
-                Ok(false) => {
+                Ok(Heard { doubts, .. }) => {
                     env.heard(&name);
                     if whole && env.is_ahead(&name) {
                         env.set_ahead(&name, false);
                         env.report_peer(&name, None);
                     }
+                    if whole || !doubts.is_empty() {
+                        env.set_doubt(&name, !doubts.is_empty());
+                    }
                     if env.is_ahead(&name) {
                         // What was refused has to come once more, before this host counts as knowing it.
                         since = 0;
-                    } else {
+                        continue;
+                    }
+                    if whole && !was_set(Clock::offset(), clock) && !env.is_any_ahead() {
+                        env.clock.trust(true);
+                    }
+                    if doubts.is_empty() && !env.is_doubted(&name) {
                         env.merged(&name);
-                        if whole {
-                            env.clock.trust(true);
-                        }
+                    } else if doubts.is_empty() {
+                        since = 0;
+                    }
+                    for path in &doubts {
+                        insist(env, &name, text::of(path));
                     }
                 }
                 Err(_) => {
@@ -132,8 +139,32 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
     }
 }
 
-/// Asks once, and merges what comes. Gives whether the peer's clock is too far ahead of ours.
-fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> Result<bool> {
+/// What came of asking a peer.
+struct Heard {
+    /// Its clock is too far ahead of ours.
+    ahead: bool,
+    /// What it says of the role, where which word is newer can't be known.
+    doubts: KVec<CString>,
+}
+
+/// A running primary knows that it is one: where it can't be known which word about that is newer, its own is.
+fn insist(env: &Env, peer: &Name, path: &str) {
+    let leads = path
+        .strip_prefix("resource-")
+        .and_then(|rest| Name::new(rest.split('/').next()?.as_bytes()))
+        .and_then(|resource| env.member(&resource))
+        .is_some_and(|m| m.attached.lock().primary && m.designated() == Some(env.me));
+    if !leads || !env.clock.is_trusted() {
+        warn_limited(format_args!("host {peer} says something else than this one in {path}, and one of the two was written by a clock that was more than 30 days ahead"));
+        return;
+    }
+    if let Err(e) = env.store.repeat(path.as_bytes()) {
+        warn_limited(format_args!("writing to /mars failed: {e:?}"));
+    }
+}
+
+/// Asks once, and merges what comes.
+fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> Result<Heard> {
     let ask = GetTree {
         since: *since,
         instance: *instance,
@@ -143,6 +174,7 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
     let peer = conn.peer;
     let mut news = false;
     let mut ahead = false;
+    let mut doubts = KVec::new();
     let mut failed = Ok(());
     let mut payload = conn.call(&ask, tunables::LONG_POLL_MS)?;
     loop {
@@ -153,13 +185,18 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
                 Ok(e) => match inject::at!(MergeLink)
                     .and_then(|()| env.store.merge_one(&peer, e.path, e.value, e.stamp))
                 {
-                    Ok(changed) => news |= changed && e.path.starts_with("resource-"),
+                    Ok(Merged::News) => news |= e.path.starts_with("resource-"),
+                    Ok(Merged::Doubt) => doubts.push(
+                        CString::try_from_fmt(format_args!("{}", e.path))?,
+                        GFP_KERNEL,
+                    )?,
+                    Ok(Merged::No) => (),
                     // The others may still be taken; asked for again, since `since` stays.
                     Err(e) => failed = Err(e),
                 },
-                Err(e) => crate::engine::text::warn_limited(core::format_args!(
-                    "host {peer} sent an invalid entry: {e}"
-                )),
+                Err(e) => {
+                    warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}"))
+                }
             }
         }
         if !tree.more {
@@ -167,14 +204,14 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
                 env.kick_members();
             }
             if let Err(e) = failed {
-                crate::engine::text::warn_limited(core::format_args!(
+                warn_limited(core::format_args!(
                     "what host {peer} tells can't be written to /mars: {e:?}"
                 ));
                 return Err(e);
             }
             *since = tree.generation;
             *instance = tree.instance;
-            return Ok(ahead);
+            return Ok(Heard { ahead, doubts });
         }
         payload = conn.next_part()?;
     }

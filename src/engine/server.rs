@@ -73,6 +73,7 @@ use crate::{
         inject,
         member::Member,
         paths,
+        store::Merged,
         sync,
         text, //
     },
@@ -347,14 +348,14 @@ impl Handler<'_> {
             }
             Kind::PutLink => {
                 let m = request!(PutLink<'_>);
-                let changed = self
+                let merged = self
                     .env
                     .store
                     .merge_one(&conn.peer, m.path, m.value, m.stamp)?;
                 self.env.kick_members();
                 let done = Done {
                     now: self.env.clock.now(),
-                    changed,
+                    changed: merged == Merged::News,
                 };
                 conn.reply(id, &done)
             }

@@ -78,6 +78,17 @@ use crate::{
 /// Bytes of one part of a tree on the wire.
 const PART_BYTES: usize = 64 << 10;
 
+/// What became of a link of a peer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Merged {
+    /// It was not taken.
+    No,
+    /// Something changed.
+    News,
+    /// Which word about the role is newer can't be known.
+    Doubt,
+}
+
 /// Value of a link.
 pub(crate) struct Value(KVec<u8>);
 
@@ -231,7 +242,7 @@ impl Store {
         inject::at!(LinkWritten)
     }
 
-    /// Takes what `peer` says about one link, if the rules allow it. Gives whether anything changed.
+    /// Takes what `peer` says about one link, if the rules allow it.
     ///
     /// # Errors
     ///
@@ -242,28 +253,30 @@ impl Store {
         path: &str,
         value: &[u8],
         stamp: LamportTime,
-    ) -> Result<bool> {
+    ) -> Result<Merged> {
         let Ok(checked) = TreePath::parse(path.as_bytes()) else {
             crate::sys::log::log_warn!(
                 "host {} sent a link with an impossible path\n",
                 peer.as_str()
             );
-            return Ok(false);
+            return Ok(Merged::No);
         };
         let Ok(text) = core::str::from_utf8(value) else {
-            return Ok(false);
+            return Ok(Merged::No);
         };
         let log = LogName::parse(checked.leaf());
         let writer = self.writer.lock();
         if let (Some(log), Some(resource)) = (log, checked.resource()) {
             // Where a log file lies no link may go, except a tombstone when this host no longer needs the file.
             if !is_tombstone(value) || !self.may_delete(&resource, &log) {
-                return Ok(false);
+                return Ok(Merged::No);
             }
         }
         let real = Clock::real();
+        let right_since = self.clock.right_since();
         let decision = {
             let mut tree = self.tree.lock();
+            tree.set_right_since(right_since);
             match tree.decide_remote(&checked, value, stamp, real, &self.me)? {
                 // A log file is no link, so memory does not know it.
                 MergeDecision::Phantom if log.is_some() => MergeDecision::Take,
@@ -281,16 +294,17 @@ impl Store {
                 self.say_again(&checked)?;
                 drop(writer);
                 self.changed.notify_all();
-                return Ok(true);
+                return Ok(Merged::News);
             }
+            MergeDecision::Doubt => return Ok(Merged::Doubt),
             MergeDecision::TooFarAhead => {
                 crate::sys::log::log_warn!(
                     "host {} sent a stamp more than 30 days ahead; set the clocks right\n",
                     peer.as_str()
                 );
-                return Ok(false);
+                return Ok(Merged::No);
             }
-            _ => return Ok(false),
+            _ => return Ok(Merged::No),
         }
         // A tool may have written since the last scan: what is on the disk decides, not the copy in memory.
         let mut old = KVec::new();
@@ -300,7 +314,7 @@ impl Store {
                 stamp: LamportTime::new(sec, nsec).unwrap_or(LamportTime::ZERO),
             };
             if merge(Some(local), Version { value, stamp }, real) != MergeDecision::Take {
-                return Ok(false);
+                return Ok(Merged::No);
             }
         }
         self.clock.saw(stamp);
@@ -310,7 +324,7 @@ impl Store {
                 let created = logfile::created(&paths::absolute(path)?);
                 if created.is_some_and(|created| created > stamp) {
                     // A tombstone from before this log, of one with the same name that was cut off once.
-                    return Ok(false);
+                    return Ok(Merged::No);
                 }
                 // A crash must not bring back an older replay link, which needs this log.
                 paths::sync_resource_dir(&resource)?;
@@ -323,7 +337,7 @@ impl Store {
                 crate::engine::text::warn_limited(format_args!(
                     "host {peer} sent the link {path}, where a folder is here, or below what is none: {e:?}"
                 ));
-                return Ok(false);
+                return Ok(Merged::No);
             }
             r => r?,
         }
@@ -339,7 +353,38 @@ impl Store {
         drop(tree);
         drop(writer);
         self.changed.notify_all();
-        Ok(true)
+        Ok(Merged::News)
+    }
+
+    /// Says again what others refuse since the clock of this host was far ahead. Only once that is known to be right, and the peers
+    /// were heard: a crash may have left less here than what they know.
+    pub(crate) fn say_unheard(&self) -> Result {
+        if !self.clock.is_trusted() {
+            return Ok(());
+        }
+        let mut list: KVVec<KVec<u8>> = KVVec::new();
+        {
+            let tree = self.tree.lock();
+            for e in tree.unheard(&self.me, Clock::real()) {
+                let mut path = KVec::new();
+                path.extend_from_slice(e.path, GFP_KERNEL)?;
+                list.push(path, GFP_KERNEL)?;
+            }
+        }
+        for path in &list {
+            self.repeat(path)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is here once more, with a new stamp.
+    pub(crate) fn repeat(&self, path: &[u8]) -> Result {
+        let path = TreePath::parse(path).map_err(|_| EINVAL)?;
+        let writer = self.writer.lock();
+        self.say_again(&path)?;
+        drop(writer);
+        self.changed.notify_all();
+        Ok(())
     }
 
     /// Writes what this host says of itself once more, with a new stamp; `writer` is held.

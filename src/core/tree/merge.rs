@@ -34,26 +34,31 @@ pub enum MergeDecision {
     /// Only this host itself may say that, and it did: a crash has lost its own newest word, which a peer still has. What is
     /// here now must be said once more, newer than that, or the peer keeps the old word for ever.
     SayAgain,
+    /// It says something else about the role, and one of the two was written by a clock that was far ahead: which one is newer
+    /// can't be known. What is here stays; whoever has no role yet takes none as long as this is so.
+    Doubt,
 }
 
 /// Decides whether `remote` replaces `local`.
 ///
 /// Strictly newer wins. Should two hosts ever give the same stamp to different values, the greater
 /// value wins at both, so that they do not differ for ever. A local stamp more than 30 days ahead of
-/// the clock is an error of the past and is replaced by any sane one.
+/// the clock is an error of the past and is replaced by any sane one. If both are, both come from the same time, and again the newer
+/// one wins: whether that time was wrong, or this clock is late now.
 pub fn merge(
     local: Option<Version<'_>>,
     remote: Version<'_>,
     now_real: LamportTime,
 ) -> MergeDecision {
-    if check_future(remote.stamp, now_real).is_err() {
-        return MergeDecision::TooFarAhead;
-    }
+    let is_far = |v: Version<'_>| check_future(v.stamp, now_real).is_err();
     match local {
+        Some(local) if is_far(local) && !is_far(remote) => MergeDecision::Take,
+        Some(local) if is_far(local) && is_newer(remote, local) => MergeDecision::Take,
+        Some(local) if is_far(local) => MergeDecision::NotNewer,
+        _ if is_far(remote) => MergeDecision::TooFarAhead,
         None if is_tombstone(remote.value) => MergeDecision::Phantom,
         None => MergeDecision::Take,
         Some(local) if is_newer(remote, local) => MergeDecision::Take,
-        Some(local) if check_future(local.stamp, now_real).is_err() => MergeDecision::Take,
         Some(_) => MergeDecision::NotNewer,
     }
 }
@@ -98,6 +103,9 @@ mod tests {
             (None, v(b"1", limit), Take),
             (Some(v(b"1", limit + 1)), v(b"1", 5), Take),
             (Some(v(b"1", limit)), v(b"1", 5), NotNewer),
+            (Some(v(b"1", 5)), v(b"2", limit + 1), TooFarAhead),
+            (Some(v(b"1", limit + 1)), v(b"2", limit + 2), Take),
+            (Some(v(b"1", limit + 2)), v(b"2", limit + 1), NotNewer),
         ] {
             assert_eq!(merge(local, remote, now), want, "{local:?} {remote:?}");
         }

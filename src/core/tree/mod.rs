@@ -157,6 +157,8 @@ pub struct Tree {
     generation: u64,
     scan: Option<scan::State>,
     scans: u64,
+    /// See [`Self::set_right_since`].
+    right_since: LamportTime,
 }
 
 /// An entry of the tree, tombstones included.
@@ -217,6 +219,7 @@ impl Tree {
             generation: 0,
             scan: None,
             scans: 0,
+            right_since: LamportTime::ZERO,
         }
     }
 
@@ -334,7 +337,7 @@ impl Tree {
             // There was nothing, and there shall be nothing.
             return Ok(MergeDecision::Phantom);
         }
-        Ok(decision)
+        Ok(self.judge_role(decision, path, local, remote))
     }
 
     /// Merges a value that a peer has. See [`MergeDecision`] for what happened.
@@ -352,6 +355,7 @@ impl Tree {
             MergeDecision::Phantom => self.put(path.as_bytes(), value, stamp, true)?,
             MergeDecision::NotNewer
             | MergeDecision::TooFarAhead
+            | MergeDecision::Doubt
             | MergeDecision::Refused
             | MergeDecision::SayAgain => (),
         }

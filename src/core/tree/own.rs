@@ -1,22 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What a host may be told about its own history.
+//! What a host may be told about its own history, and what it says again after its clock was far ahead.
 //!
 //! A crash may have lost its newest version links, and a peer that still has them says how far a log was durable here: worth
 //! knowing, since recovery then insists on that much. But recovery may have gone further meanwhile, without having heard
 //! anybody, and if the clock went back its links look older than what the peer has. Then the peer's word is of the past. If it
 //! was taken, the link of the next log would be made from it and name an end that is too early: whoever follows would leave out
 //! what is behind.
+//!
+//! Stamps from a time when a clock was more than 30 days ahead are refused by all who were not there. What only one host says, that host
+//! says again once its clock is right. Who shall be primary is nobody's own word: there a far stamp does not lose against a sane
+//! one from before, or a forced failover would be undone by whoever was down meanwhile.
 
 use super::{
     is_tombstone,
+    merge::{
+        MergeDecision,
+        Version, //
+    },
     value::ReplayLink,
+    Entry,
     Place,
     Tree,
     TreePath, //
 };
 use crate::{
     defect::defect,
+    lamport::{
+        check_future,
+        LamportTime, //
+    },
     log::{
         name::parse_numbered,
         VersionLink, //
@@ -60,4 +73,62 @@ impl Tree {
                 !is_here()
             }
     }
+
+    /// Since when, by the wall clock, that is what it is: since the module was loaded, or somebody set the clock. What has a far stamp
+    /// here was written before that.
+    pub fn set_right_since(&mut self, time: LamportTime) {
+        self.right_since = time;
+    }
+
+    /// What `decision` becomes where the role is concerned.
+    pub(super) fn judge_role(
+        &self,
+        decision: MergeDecision,
+        path: &TreePath<'_>,
+        local: Option<Version<'_>>,
+        remote: Version<'_>,
+    ) -> MergeDecision {
+        if !path.is_of_role() {
+            return decision;
+        }
+        let same = local.is_some_and(|l| l.value == remote.value);
+        match decision {
+            MergeDecision::TooFarAhead if !same => MergeDecision::Doubt,
+            // The stamp that is here is a far one. What was written when it could not be any more is newer.
+            MergeDecision::Take if local.is_some_and(|l| l.stamp > remote.stamp) => {
+                if remote.stamp >= self.right_since {
+                    MergeDecision::Take
+                } else if same {
+                    MergeDecision::NotNewer
+                } else {
+                    MergeDecision::Doubt
+                }
+            }
+            d => d,
+        }
+    }
+
+    /// What `me` alone says, and others refuse since the stamp is from a time when its clock was far ahead. Only to be said again when
+    /// the clock is known to be right, and the peers were heard: a crash may have left less than what they know.
+    pub fn unheard<'a>(
+        &'a self,
+        me: &'a Name,
+        now_real: LamportTime,
+    ) -> impl Iterator<Item = Entry<'a>> + 'a {
+        self.iter().filter(move |e| {
+            check_future(e.stamp, now_real).is_err()
+                && TreePath::parse(e.path).is_ok_and(|p| is_own(&p, me))
+        })
+    }
+}
+
+/// Whether only `me` says that. Not `data-<me>`: its stamp is the identity of the membership.
+fn is_own(path: &TreePath<'_>, me: &Name) -> bool {
+    let version = match path.place() {
+        Place::Resource(_, key) => key.strip_prefix(b"version-").and_then(parse_numbered),
+        _ => None,
+    };
+    path.actual_of() == Some(*me)
+        || path.is_of_disk(me)
+        || version.is_some_and(|(_, host)| host == *me)
 }

@@ -168,8 +168,13 @@ impl<'a> TreePath<'a> {
             && (!self.is_of_disk(me) || is_tombstone(value) || defect!("peers-know-my-disk"))
     }
 
+    /// Whether it says who has the role, and of how great a device.
+    pub fn is_of_role(&self) -> bool {
+        matches!(self.place, Place::Resource(_, b"primary" | b"size"))
+    }
+
     /// Whether it says what is on the disk of `me`.
-    fn is_of_disk(&self, me: &Name) -> bool {
+    pub(super) fn is_of_disk(&self, me: &Name) -> bool {
         let Place::Resource(_, key) = self.place else {
             return false;
         };

@@ -527,3 +527,74 @@ fn given_an_own_value_from_another_time_when_written_anew_then_it_is_newer_or_th
     assert_eq!(tree.get(p.as_bytes()), Some(&b"2"[..]));
     assert_eq!(tree.stamp_for(p.as_bytes(), year(41), true), year(41));
 }
+
+#[test]
+fn given_a_far_word_about_the_role_when_another_one_is_heard_then_only_a_later_one_replaces_it() {
+    let day = |n: u64| t(n * 24 * 3600);
+    let p = path("resource-r/primary");
+    let mut tree = Tree::new();
+    tree.apply_local(&p, b"alpha", day(1000)).unwrap();
+    tree.set_right_since(day(300));
+    let decide = |tree: &Tree, value: &[u8], stamp, now| {
+        let r = tree.decide_remote(&p, value, stamp, now, &name("alpha"));
+        r.unwrap()
+    };
+    // From before the clock was right: it may be the older one.
+    let now = day(301);
+    assert_eq!(decide(&tree, b"beta", day(299), now), MergeDecision::Doubt);
+    assert_eq!(
+        decide(&tree, b"alpha", day(299), now),
+        MergeDecision::NotNewer
+    );
+    assert_eq!(decide(&tree, b"beta", day(301), now), MergeDecision::Take);
+    // Both are far: the newer one.
+    assert_eq!(decide(&tree, b"beta", day(1001), now), MergeDecision::Take);
+    assert_eq!(
+        decide(&tree, b"beta", day(999), now),
+        MergeDecision::NotNewer
+    );
+    // The host that was not there.
+    let mut tree = Tree::new();
+    tree.apply_local(&p, b"beta", day(200)).unwrap();
+    assert_eq!(
+        decide(&tree, b"alpha", day(1000), now),
+        MergeDecision::Doubt
+    );
+    assert_eq!(
+        decide(&tree, b"beta", day(1000), now),
+        MergeDecision::TooFarAhead
+    );
+    // Anything else is only refused.
+    let other = path("resource-r/todo-beta/attach");
+    let r = tree.decide_remote(&other, b"1", day(1000), now, &name("alpha"));
+    assert_eq!(r, Ok(MergeDecision::TooFarAhead));
+}
+
+#[test]
+fn given_far_stamps_when_the_clock_is_right_then_a_host_says_again_what_only_it_says() {
+    let day = |n: u64| t(n * 24 * 3600);
+    let mut tree = Tree::new();
+    let own = [
+        "actual-alpha/alive",
+        "resource-r/actual-alpha/state",
+        "resource-r/replay-alpha",
+        "resource-r/version-000000001-alpha",
+    ];
+    let others = [
+        "actual-beta/alive",
+        "resource-r/data-alpha",
+        "resource-r/primary",
+        "resource-r/replay-beta",
+        "resource-r/version-000000001-beta",
+    ];
+    for p in own.iter().chain(&others) {
+        tree.apply_local(&path(p), b"x", day(1000)).unwrap();
+    }
+    tree.apply_local(&path("resource-r/gap-alpha"), b"x", day(290))
+        .unwrap();
+    let me = name("alpha");
+    let said: Vec<_> = tree.unheard(&me, day(300)).map(|e| e.path).collect();
+    let want: Vec<_> = own.iter().map(|p| p.as_bytes()).collect();
+    assert_eq!(said, want);
+    assert_eq!(tree.unheard(&me, day(999)).count(), 0);
+}

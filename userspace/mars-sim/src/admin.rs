@@ -413,6 +413,7 @@ impl Ctx {
             Cmd::Primary => self.primary(false).await,
             Cmd::Force => {
                 self.h.sim.forced.set(true);
+                self.h.sim.forced_at.set(Some(self.h.ex.now()));
                 self.primary(true).await
             }
             Cmd::Secondary => self.secondary(&v).await,
@@ -670,6 +671,7 @@ impl Ctx {
         let me = self.h.me;
         if self.view().designated() != Some(me) {
             self.set("primary", me.as_str()).await?;
+            self.h.sim.designated.set(Some(me));
             self.ensure("userspace/last-primary", me.as_str()).await?;
         }
         self.switch("attach", true).await?;

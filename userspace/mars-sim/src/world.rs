@@ -195,6 +195,10 @@ pub struct Sim {
     pub over: Cell<bool>,
     /// An administrator has made a primary by force: only then there may be two histories.
     pub forced: Cell<bool>,
+    /// When that was last.
+    pub forced_at: Cell<Option<Ns>>,
+    /// Whom an administrator has designated last.
+    pub designated: Cell<Option<Name>>,
 }
 
 impl Sim {
@@ -231,6 +235,8 @@ impl Sim {
             calm: Cell::new(false),
             over: Cell::new(false),
             forced: Cell::new(false),
+            forced_at: Cell::new(None),
+            designated: Cell::new(None),
             cfg: cfg.clone(),
         })
     }
@@ -287,6 +293,28 @@ impl Sim {
     pub fn has_late_clock(&self) -> bool {
         let bears = i64::try_from(MAX_FUTURE_SECS * SEC).unwrap_or(i64::MAX);
         self.machines.iter().any(|m| m.clock.get() < -bears)
+    }
+
+    /// P5 of a device that has just appeared on `host`: there is no other one, of a host with which this one talks, that knew of
+    /// this one when it became primary, or is whom an administrator has chosen last. Unless one has forced something since either
+    /// was started: then two may be primary for a while.
+    pub fn look_at_roles(&self, host: &Host) {
+        for m in &self.machines {
+            let other = m.host.borrow().clone();
+            let Some(other) = other.filter(|o| o.i != host.i && o.attached.get().1) else {
+                continue;
+            };
+            let begun = host.started().min(other.started());
+            let forced = self.forced_at.get().is_some_and(|t| t >= begun);
+            let knew = other.device_since.get() > other.merged_at(&host.me).unwrap_or(Ns::MAX);
+            let chosen = self.designated.get() == Some(other.me);
+            if host.merged_at(&other.me).is_some() && !forced && (knew || chosen) {
+                self.violated(format!(
+                    "P5 no silent fork: {} becomes primary, {} is it, too, and nobody has forced that",
+                    host.me, other.me
+                ));
+            }
+        }
     }
 
     /// Starts the module on a machine.

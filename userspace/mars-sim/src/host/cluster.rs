@@ -32,6 +32,7 @@ async fn run(h: &Rc<Host>) {
     let mut resource: Option<Rc<Thread>> = None;
     while !h.stopping.get() {
         h.scan().await;
+        let _ = h.say_unheard().await;
         say_alive(h).await;
         match_peers(h, &mut peers);
         let member = h.get(&format!("data-{}", h.me)).is_some();

@@ -442,6 +442,8 @@ impl Control {
         let dev = Device::new(&h, &pipe, device, contents);
         h.attached.set((true, true));
         h.device_id.set(Some(device));
+        h.device_since.set(h.ex.now());
+        h.sim.look_at_roles(&h);
         *h.device.borrow_mut() = Some(dev.clone());
         let c = &h.sim.counts.devices;
         c.set(c.get() + 1);
@@ -759,6 +761,11 @@ impl Control {
         let failure = self.failure.or(h.trouble.get().filter(|_| !o.split_brain));
         let word = match (step, &self.running) {
             _ if failure.is_some() => failure.unwrap_or(""),
+            (Step::Stay, Running::Secondary(_))
+                if o.designated == Designated::Me && (h.is_late() || h.is_in_doubt()) =>
+            {
+                "waiting"
+            }
             (Step::WaitForClose, _) => "stopping",
             (_, Running::Primary(p)) if p.pipe.with(|s| s.disk_error.is_some()) => "disk-error",
             (_, Running::Primary(_)) if h.progress.error().is_some() => "no-space",

@@ -55,9 +55,24 @@ const ALIVE: Ns = 30 * SEC;
 #[derive(Clone, Copy, Default)]
 pub struct Contact {
     heard: Option<Ns>,
-    merged: bool,
+    merged: Option<Ns>,
     ahead: bool,
+    doubt: bool,
 }
+
+/// What became of a link of a peer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Merged {
+    /// It was not taken.
+    No,
+    /// Something changed.
+    News,
+    /// Which word about the role is newer can't be known.
+    Doubt,
+}
+
+/// Somebody has set the clock.
+const CLOCK_SET: i64 = 60 * 1_000_000_000;
 
 /// The module on one machine, from its start to its end.
 pub struct Host {
@@ -72,6 +87,9 @@ pub struct Host {
     /// Name of the resource.
     pub res: Name,
     clock: RefCell<Clock>,
+    /// What the wall clock was wrong by at the last look, and since when.
+    set: Cell<(i64, LamportTime)>,
+    trusted: Cell<bool>,
     /// A command that changes more than a switch holds its lock.
     pub admin_works: Cell<bool>,
     pub(crate) tree: RefCell<Tree>,
@@ -103,6 +121,8 @@ pub struct Host {
     pub(crate) torn: Cell<bool>,
     /// The truth's number of it.
     pub device_id: Cell<Option<usize>>,
+    /// When the device appeared.
+    pub device_since: Cell<Ns>,
 }
 
 /// Whether everything up to a position has been passed: also the header of a log, since it may say that there is a gap before it.
@@ -126,6 +146,8 @@ impl Host {
             me,
             res: Name::new(b"r").expect("a name"),
             clock: RefCell::default(),
+            set: Cell::new((m.clock.get(), sim.real(i))),
+            trusted: Cell::new(false),
             admin_works: Cell::new(false),
             tree: RefCell::new(Tree::new()),
             instance,
@@ -148,6 +170,7 @@ impl Host {
             device: RefCell::default(),
             torn: Cell::new(false),
             device_id: Cell::new(None),
+            device_since: Cell::new(0),
             sim,
         })
     }
@@ -210,6 +233,32 @@ impl Host {
     pub fn saw(&self, stamp: LamportTime) -> bool {
         let real = self.real();
         self.clock.borrow_mut().advance(stamp, real).is_ok()
+    }
+
+    /// Since when the wall clock is what it is. Who has set it can't be trusted for what was said before.
+    pub fn right_since(&self) -> LamportTime {
+        let offset = self.machine().clock.get();
+        if (offset - self.set.get().0).abs() > CLOCK_SET {
+            self.set.set((offset, self.real()));
+            self.trusted.set(false);
+        }
+        self.set.get().1
+    }
+
+    /// A peer has told all it has, and its clock is not ahead; or it is.
+    pub fn trust(&self, trusted: bool) {
+        self.right_since();
+        self.trusted.set(trusted);
+        if trusted {
+            let real = self.real();
+            self.clock.borrow_mut().correct(real);
+        }
+    }
+
+    /// What was said of that last, if nobody has set the clock since.
+    pub fn is_trusted(&self) -> bool {
+        self.right_since();
+        self.trusted.get()
     }
 
     /// Value of a link of the resource.
@@ -527,9 +576,11 @@ impl Host {
 
     /// Every peer was heard, or had enough time to be; and none of them says what can't be taken here.
     pub fn is_settled(&self) -> bool {
-        if self.is_late() {
-            return false;
-        }
+        !self.is_late() && !self.is_in_doubt() && self.has_heard_all()
+    }
+
+    /// Every peer was heard, or had enough time to be.
+    pub fn has_heard_all(&self) -> bool {
         if self.ex.now() - self.started > SETTLE {
             return true;
         }
@@ -537,7 +588,7 @@ impl Host {
         let contacts = self.contacts.borrow();
         let out = tree
             .hosts()
-            .all(|h| h == self.me || contacts.get(&h).is_some_and(|c| c.merged));
+            .all(|h| h == self.me || contacts.get(&h).is_some_and(|c| c.merged.is_some()));
         out
     }
 
@@ -558,6 +609,27 @@ impl Host {
         self.members().iter().any(|h| self.is_ahead(h))
     }
 
+    /// Whether that of any peer is.
+    fn is_any_ahead(&self) -> bool {
+        let hosts: Vec<Name> = self.contacts.borrow().keys().copied().collect();
+        hosts.iter().any(|h| self.is_ahead(h))
+    }
+
+    /// Whether `host`, which was heard lately, says something else about the role, and which word is newer can't be known.
+    fn is_doubted(&self, host: &Name) -> bool {
+        self.is_alive(host) && self.contacts.borrow().get(host).is_some_and(|c| c.doubt)
+    }
+
+    /// Whether any member does.
+    pub fn is_in_doubt(&self) -> bool {
+        self.members().iter().any(|h| self.is_doubted(h))
+    }
+
+    fn set_doubt(&self, host: &Name, doubt: bool) {
+        let mut c = self.contacts.borrow_mut();
+        c.entry(*host).or_default().doubt = doubt;
+    }
+
     /// Something came from `host`.
     fn heard(&self, host: &Name) {
         let mut c = self.contacts.borrow_mut();
@@ -572,7 +644,18 @@ impl Host {
     /// All that `host` has was merged.
     fn merged(&self, host: &Name) {
         let mut c = self.contacts.borrow_mut();
-        c.entry(*host).or_default().merged = true;
+        let now = self.ex.now();
+        c.entry(*host).or_default().merged.get_or_insert(now);
+    }
+
+    /// When that was so for the first time.
+    pub fn merged_at(&self, host: &Name) -> Option<Ns> {
+        self.contacts.borrow().get(host)?.merged
+    }
+
+    /// When the module was loaded.
+    pub fn started(&self) -> Ns {
+        self.started
     }
 
     /// Sets or clears the reason why something can't go on.

@@ -6,7 +6,7 @@
 //! here: it delays, each connection for itself; it is cut, in one direction or both; connections are lost, with a
 //! request or its reply; replies are shorter than asked.
 
-use super::{dirty::Asked, fetch, store::Wire, sync, Host};
+use super::{dirty::Asked, fetch, store::Wire, sync, Host, Merged, CLOCK_SET};
 use crate::{
     defects::on,
     exec::{thread, Cond, Ns, Thread, MS, SEC},
@@ -23,8 +23,6 @@ const NET_TIMEOUT: Ns = 10 * SEC;
 const CONNECT_TIMEOUT: Ns = 5 * SEC;
 const POLL_MS: u64 = 500;
 const LONG_POLL_MS: u64 = 2000;
-/// Somebody has set the clock.
-const CLOCK_SET: i64 = 60 * 1_000_000_000;
 const FULL: Ns = 120 * SEC;
 
 /// A request.
@@ -426,16 +424,32 @@ async fn run(t: &Thread, h: &Rc<Host>, name: Name) {
             }
             let whole = since == 0;
             match exchange(h, &name, &mut conn, &mut since, &mut instance).await {
-                Ok(true) => {
+                Ok(Heard { ahead: true, .. }) => {
                     h.heard(&name);
                     h.set_ahead(&name, true);
+                    h.trust(false);
                 }
-                Ok(false) => {
+                Ok(Heard { doubts, .. }) => {
                     h.heard(&name);
                     if whole {
                         h.set_ahead(&name, false);
                     }
+                    if whole || !doubts.is_empty() {
+                        h.set_doubt(&name, !doubts.is_empty());
+                    }
                     if h.is_ahead(&name) {
+                        since = 0;
+                        continue;
+                    }
+                    let same = (h.machine().clock.get() - clock).abs() <= CLOCK_SET;
+                    if whole && same && !h.is_any_ahead() {
+                        h.trust(true);
+                    }
+                    if !doubts.is_empty() {
+                        for path in &doubts {
+                            let _ = h.insist(path).await;
+                        }
+                    } else if h.is_doubted(&name) {
                         since = 0;
                     } else {
                         h.merged(&name);
@@ -450,13 +464,21 @@ async fn run(t: &Thread, h: &Rc<Host>, name: Name) {
     }
 }
 
+/// What came of asking a peer.
+struct Heard {
+    /// Its clock is too far ahead of ours.
+    ahead: bool,
+    /// What it says of the role, if which word is newer can't be known.
+    doubts: Vec<String>,
+}
+
 async fn exchange(
     h: &Rc<Host>,
     name: &Name,
     conn: &mut Conn,
     since: &mut u64,
     instance: &mut u64,
-) -> Res<bool> {
+) -> Res<Heard> {
     let ask = Ask::Tree {
         since: *since,
         instance: *instance,
@@ -474,9 +496,12 @@ async fn exchange(
     let ahead = !h.saw(now);
     let mut news = false;
     let mut failed = Ok(());
+    let mut doubts = Vec::new();
     for (path, value, stamp) in &list {
         match h.merge_one(path, value, *stamp).await {
-            Ok(changed) => news |= changed && path.starts_with("resource-"),
+            Ok(Merged::News) => news |= path.starts_with("resource-"),
+            Ok(Merged::Doubt) => doubts.push(path.clone()),
+            Ok(Merged::No) => (),
             Err(e) => failed = Err(e),
         }
     }
@@ -487,5 +512,5 @@ async fn exchange(
     failed?;
     *since = generation;
     *instance = theirs;
-    Ok(ahead)
+    Ok(Heard { ahead, doubts })
 }

@@ -2,7 +2,7 @@
 
 //! `src/engine/store.rs`: the links on the disk and their mirror in memory.
 
-use super::Host;
+use super::{Host, Merged};
 use crate::{
     defects::on,
     exec::{Ns, MS},
@@ -37,7 +37,8 @@ impl Host {
         let checked = TreePath::parse(path.as_bytes()).expect("a path of the engine");
         let writer = self.writer.lock(&self.ex).await;
         let now = self.now();
-        let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now, false);
+        let trusted = self.is_trusted();
+        let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now, trusted);
         self.write_link(path, value, stamp).await?;
         let r = self
             .tree
@@ -56,20 +57,21 @@ impl Host {
     }
 
     /// Takes what a peer says about one link, if the rules allow it.
-    pub async fn merge_one(&self, path: &str, value: &str, stamp: LamportTime) -> Res<bool> {
+    pub async fn merge_one(&self, path: &str, value: &str, stamp: LamportTime) -> Res<Merged> {
         let Ok(checked) = TreePath::parse(path.as_bytes()) else {
-            return Ok(false);
+            return Ok(Merged::No);
         };
         let log = LogName::parse(checked.leaf());
         let writer = self.writer.lock(&self.ex).await;
         if let Some(log) = log {
             if !is_tombstone(value.as_bytes()) || !self.may_delete(&log) {
-                return Ok(false);
+                return Ok(Merged::No);
             }
         }
         let real = self.real();
         let decision = {
             let mut tree = self.tree.borrow_mut();
+            tree.set_right_since(self.right_since());
             match tree
                 .decide_remote(&checked, value.as_bytes(), stamp, real, &self.me)
                 .expect("memory")
@@ -83,24 +85,16 @@ impl Host {
         };
         if decision == MergeDecision::SayAgain {
             self.saw(stamp);
-            let own = {
-                let tree = self.tree.borrow();
-                let own = tree.get(checked.as_bytes()).unwrap_or(b".deleted");
-                String::from_utf8_lossy(own).into_owned()
-            };
-            let now = self.now();
-            let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now, false);
-            self.write_link(path, &own, stamp).await?;
-            let _ = self
-                .tree
-                .borrow_mut()
-                .apply_local(&checked, own.as_bytes(), stamp);
+            self.say_again(&checked).await?;
             drop(writer);
             self.tree_changed.notify(&self.ex);
-            return Ok(true);
+            return Ok(Merged::News);
+        }
+        if decision == MergeDecision::Doubt {
+            return Ok(Merged::Doubt);
         }
         if decision != MergeDecision::Take {
-            return Ok(false);
+            return Ok(Merged::No);
         }
         {
             let fs = self.machine().fs.borrow();
@@ -114,7 +108,7 @@ impl Host {
                     stamp,
                 };
                 if merge(Some(local), remote, real) != MergeDecision::Take {
-                    return Ok(false);
+                    return Ok(Merged::No);
                 }
             }
         }
@@ -136,7 +130,59 @@ impl Host {
         }
         drop(writer);
         self.tree_changed.notify(&self.ex);
-        Ok(true)
+        Ok(Merged::News)
+    }
+
+    /// Writes what this host says of itself once more, with a new stamp; `writer` is held.
+    async fn say_again(&self, path: &TreePath<'_>) -> Res<()> {
+        let own = {
+            let tree = self.tree.borrow();
+            let own = tree.get(path.as_bytes()).unwrap_or(b".deleted");
+            String::from_utf8_lossy(own).into_owned()
+        };
+        let (now, trusted) = (self.now(), self.is_trusted());
+        let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now, trusted);
+        self.write_link(path.as_str(), &own, stamp).await?;
+        let mut tree = self.tree.borrow_mut();
+        let _ = tree.apply_local(path, own.as_bytes(), stamp);
+        Ok(())
+    }
+
+    /// Says again what others refuse since the clock of this host was far ahead, and is known to be right now.
+    pub async fn say_unheard(&self) -> Res<()> {
+        if !self.is_trusted() || !self.has_heard_all() {
+            return Ok(());
+        }
+        let list: Vec<String> = {
+            let tree = self.tree.borrow();
+            let own = tree.unheard(&self.me, self.real());
+            own.map(|e| String::from_utf8_lossy(e.path).into_owned())
+                .collect()
+        };
+        for path in &list {
+            let writer = self.writer.lock(&self.ex).await;
+            let checked = TreePath::parse(path.as_bytes()).expect("a path of the tree");
+            self.say_again(&checked).await?;
+            drop(writer);
+        }
+        if !list.is_empty() {
+            self.say(|| format!("says {} links again", list.len()));
+            self.tree_changed.notify(&self.ex);
+        }
+        Ok(())
+    }
+
+    /// A running primary knows that it is one: where it is in doubt which word about that is newer, its own is.
+    pub async fn insist(&self, path: &str) -> Res<()> {
+        let writer = self.writer.lock(&self.ex).await;
+        if self.attached.get().1 && self.designated() == Some(self.me) && self.is_trusted() {
+            self.say(|| format!("insists on {path}"));
+            let checked = TreePath::parse(path.as_bytes()).expect("a path of the tree");
+            self.say_again(&checked).await?;
+            drop(writer);
+            self.tree_changed.notify(&self.ex);
+        }
+        Ok(())
     }
 
     fn may_delete(&self, log: &LogName) -> bool {
