@@ -6,7 +6,7 @@
 //! the rest follows. What an earlier run that never came so far left on a host that was primary then, and has not taken back
 //! itself, counts no more: the new part is not the same there.
 
-use super::{operation, report_split};
+use super::{operation, peers, report_split};
 use crate::ctx::{parse_size, Ctx};
 use crate::error::{Failure, Result};
 use crate::out;
@@ -84,10 +84,25 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
         ));
         return Ok(());
     }
+    let others: Vec<String> = res
+        .real_members()
+        .map(|m| m.host.clone())
+        .filter(|h| *h != ctx.me)
+        .collect();
+    let silent = peers::ping(ctx, &others, false)?;
+    if !silent.is_empty() && !ctx.opt.force {
+        return Err(Failure::refused(format!(
+            "{} did not answer: what is there of a resize that was decided elsewhere before a failover is not known here",
+            silent.join(", ")
+        ))
+        .hint("wait until it answers, or remove it with `marsadm leave-resource --host`. With --force it has to compare all of its disk when it comes back, and can't become primary before that"));
+    }
+    // As it is said by now.
+    let res = ctx.resource(name)?;
     operation(ctx, name, |op| {
         op.step(ctx, "undecided")?;
         for m in res.real_members().filter(|m| m.host != ctx.me) {
-            if undecided(m.syncstatus, Some(old)).is_some() {
+            if undecided(m.syncstatus, Some(old)).is_some() || silent.contains(&m.host) {
                 // Of what is on its disk a host is only told that it is nothing.
                 ctx.store
                     .delete(&res.path(&format!("syncstatus-{}", m.host)))?;

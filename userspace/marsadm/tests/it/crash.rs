@@ -136,7 +136,7 @@ fn resize() {
             c
         },
         "hosta",
-        |_| "resize mydata".into(),
+        |_| "resize mydata --force".into(),
         |c, step| {
             assert_eq!(c.get("size").unwrap(), SIZE.to_string(), "{step}");
             let undecided = c.get("syncstatus-hostb").as_ref() == Some(&bigger);
@@ -159,7 +159,10 @@ fn a_resize_amid_a_handover() {
     c.grow(8192);
     assert_eq!(c.killed("hostb", "primary mydata", "none").code, 99);
     c.kernel().silent.insert("hostb".into());
-    c.adm("hosta", "resize mydata").ok();
+    c.adm("hosta", "resize mydata")
+        .failed(2, &["hostb did not answer", "--force"]);
+    assert_eq!(c.get("size").unwrap(), SIZE.to_string());
+    c.adm("hosta", "resize mydata --force").ok();
     c.adm("hostb", "primary mydata").failed(2, &["incomplete"]);
     assert_eq!(c.get("primary").unwrap(), "hosta");
     c.kernel().silent.clear();
