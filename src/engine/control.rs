@@ -24,6 +24,7 @@ use mars_core::{
     lamport::LamportTime,
     log::{
         LogName,
+        VersionLink,
         HEADER_SIZE, //
     },
     name::Name,
@@ -344,7 +345,7 @@ impl Control {
         let mut doubt = false;
         let r = self
             .m
-            .for_each_member(|host| doubt |= self.m.env.is_doubted(&host));
+            .for_each_member(|host| doubt |= self.m.env.is_doubted(&host, |r| *r == self.m.name));
         doubt || r.is_err()
     }
 
@@ -703,8 +704,10 @@ impl Control {
             number,
             creator: me,
         };
-        if has_own_from(&m, number) {
-            return Err(log_failed(&name, EEXIST));
+        match clear_own_from(&m, number) {
+            Ok(None) => (),
+            Ok(Some(old)) => return Err(log_failed(&old, EEXIST)),
+            Err(e) => return Err(log_failed(&name, e)),
         }
         let log = self.first_log(&bdev, &end, name)?;
         if log.is_some() {
@@ -771,7 +774,10 @@ impl Control {
         // What this disk has counts from here on, also of what a crash left in its cache.
         let flushed = inject::at!(FirstFlush).and_then(|()| bdev.flush());
         flushed.map_err(|e| {
-            note_failed_sync();
+            if self.failure.is_none() {
+                // The first in a row.
+                note_failed_sync();
+            }
             fail(
                 "disk-error",
                 format_args!("the disk can't be flushed: {e:?}"),
@@ -1366,18 +1372,49 @@ impl Control {
     }
 }
 
-/// Whether a log of this host with the number `from`, or a later one, was written to: that of the next rotation counts, too.
+/// Removes the logs of this host with the number `from` or a later one: recovery did not come to them, so they are from a history
+/// that was cut off, and the next rotations would meet them. Gives one that can't be removed, because another member names it.
+///
+/// # Errors
+///
+/// `/mars` can't be read, or written.
 #[inline(never)]
-fn has_own_from(m: &Member, from: u32) -> bool {
-    let mut found = false;
+fn clear_own_from(m: &Member, from: u32) -> Result<Option<LogName>> {
+    let me = m.me();
+    let mut found: KVec<LogName> = KVec::new();
+    let mut failed = Ok(());
     space::for_each_log(m, |log, size| {
-        let is_own = log.creator == m.me() && log.number >= from && size > 0;
-        found |= is_own
-            && paths::log(&m.name, &log)
-                .and_then(|path| File::open(&path, OpenFlags::default(), 0o600))
-                .is_ok_and(|file| has_batches(&file, &m.name, &log));
+        if log.creator == me && log.number >= from && size > 0 {
+            failed = failed.and(found.push(log, GFP_KERNEL).map_err(|_| ENOMEM));
+        }
     });
-    found
+    failed?;
+    for log in &found {
+        let path = paths::log(&m.name, log)?;
+        let file = File::open(&path, OpenFlags::default(), 0o600)?;
+        if !has_batches(&file, &m.name, log) {
+            continue;
+        }
+        let mut named = false;
+        m.for_each_member(|host| {
+            let is_it =
+                |v: &VersionLink| v.this.log == *log || v.previous.is_some_and(|p| p.log == *log);
+            named |= host != me
+                && (m.replay_link(&host).is_some_and(|l| l.log == *log)
+                    || m.history(&host).map_or(true, |h| h.iter().any(is_it)));
+        })?;
+        if named {
+            return Ok(Some(*log));
+        }
+        crate::sys::log::log_warn!(
+            "{}: removing {:?}, of a history that was cut off and that no member names any more\n",
+            m.name.as_str(),
+            log
+        );
+        paths::sync_resource_dir(&m.name)?;
+        dir::unlink(&path)?;
+    }
+    Ok(None)
 }
 
 fn log_failed(name: &LogName, e: Error) -> Reason {
@@ -1385,7 +1422,7 @@ fn log_failed(name: &LogName, e: Error) -> Reason {
         // It must not be removed, nor another one get its name: whoever has replayed it would take that for the same.
         return fail(
             "waiting",
-            format_args!("log {name} is here already, from a history that was cut off and that another member still has: this host can't become primary. Run 'marsadm secondary' here, then 'marsadm invalidate' on that member (or let it leave), and then here"),
+            format_args!("log {name} is here, from a history that was cut off and that another member still has, so this host can't become primary: run 'marsadm invalidate' on that member, or if it is lost, 'marsadm leave-resource --host=HOST --force' for it; then it goes on by itself"),
         );
     }
     fail(

@@ -76,8 +76,8 @@ struct Contact {
     merged: bool,
     /// Its clock is so far ahead that what it says can't be believed.
     ahead: bool,
-    /// It says something else about a role, and which word is newer can't be known.
-    doubt: bool,
+    /// Of which resources it says something else about the role, where which word is newer can't be known.
+    doubts: KVec<Name>,
     /// What the last failed attempt said; reported again only when it changes.
     problem: Option<CString>,
 }
@@ -291,7 +291,7 @@ impl Env {
                     heard_ns: None,
                     merged: false,
                     ahead: false,
-                    doubt: false,
+                    doubts: KVec::new(),
                     problem: None,
                 },
                 GFP_KERNEL,
@@ -336,14 +336,14 @@ impl Env {
             .any(|c| c.ahead && c.heard_ns.is_some_and(lately))
     }
 
-    /// Whether `host` says something else about a role, and which word is newer can't be known.
-    pub(crate) fn set_doubt(&self, host: &Name, doubt: bool) {
-        self.with_contact(host, |c| c.doubt = doubt);
+    /// Of which resources `host` says something else about the role, where which word is newer can't be known.
+    pub(crate) fn set_doubts(&self, host: &Name, resources: KVec<Name>) {
+        self.with_contact(host, |c| c.doubts = resources);
     }
 
-    /// Whether that is so, or was when it was heard last, not long ago.
-    pub(crate) fn is_doubted(&self, host: &Name) -> bool {
-        let doubt = |c: &Contact| c.name == *host && c.doubt;
+    /// Whether there is one of which that is so, or was when `host` was heard last, not long ago.
+    pub(crate) fn is_doubted(&self, host: &Name, of: impl Fn(&Name) -> bool) -> bool {
+        let doubt = |c: &Contact| c.name == *host && c.doubts.iter().any(&of);
         let known = self.cluster.lock().contacts.iter().any(doubt);
         known && self.silence_ms(host).is_some_and(|ms| ms < LATE_MS)
     }

@@ -801,9 +801,14 @@ fn run_job(m: &Arc<Member>, conn: &mut Conn, job: &Job) -> Result {
         }
         LogStatus::NoLog | LogStatus::OtherLog => {
             if m.designated() == Some(job.source) {
-                // Nobody can say more of what is here, where the primary has gone on behind it. One that has only begun, or is
-                // about to, is none that anybody can have yet.
-                let is_past = matches!(m.course(&job.log), Course::EndsAt(_));
+                // Nobody can say more of what is here, where the primary has gone on behind it, or has begun behind it. One that
+                // has only begun, or is about to, is none that anybody can have yet.
+                let begins_behind = || {
+                    let history = m.history(&job.source).ok()?;
+                    Some(history.first()?.this.log.number > job.log.number)
+                };
+                let is_past = matches!(m.course(&job.log), Course::EndsAt(_))
+                    || begins_behind().unwrap_or(false);
                 let mut s = m.fetch.state.lock();
                 s.gone = Some(job.log);
                 let target = s.target.as_mut().filter(|t| t.epoch == job.epoch);

@@ -111,7 +111,14 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
                         env.report_peer(&name, None);
                     }
                     if whole || !doubts.is_empty() {
-                        env.set_doubt(&name, !doubts.is_empty());
+                        let mut resources = KVec::new();
+                        for r in doubts.iter().filter_map(|path| resource_of(text::of(path))) {
+                            if resources.push(r, GFP_KERNEL).is_err() {
+                                // No memory to know it: asked again.
+                                since = 0;
+                            }
+                        }
+                        env.set_doubts(&name, resources);
                     }
                     if env.is_ahead(&name) {
                         // What was refused has to come once more, before this host counts as knowing it.
@@ -121,7 +128,7 @@ fn follow(ctx: &ThreadCtx, env: &Arc<Env>, name: Name) {
                     if whole && !was_set(Clock::offset(), clock) && !env.is_any_ahead() {
                         env.clock.trust(true);
                     }
-                    if doubts.is_empty() && !env.is_doubted(&name) {
+                    if doubts.is_empty() && !env.is_doubted(&name, |_| true) {
                         env.merged(&name);
                     } else if doubts.is_empty() {
                         since = 0;
@@ -147,11 +154,15 @@ struct Heard {
     doubts: KVec<CString>,
 }
 
+/// The resource that a link is of.
+fn resource_of(path: &str) -> Option<Name> {
+    let rest = path.strip_prefix("resource-")?;
+    Name::new(rest.split('/').next()?.as_bytes())
+}
+
 /// A running primary knows that it is one: where it can't be known which word about that is newer, its own is.
 fn insist(env: &Env, peer: &Name, path: &str) {
-    let leads = path
-        .strip_prefix("resource-")
-        .and_then(|rest| Name::new(rest.split('/').next()?.as_bytes()))
+    let leads = resource_of(path)
         .and_then(|resource| env.member(&resource))
         .is_some_and(|m| m.attached.lock().primary && m.designated() == Some(env.me));
     if !leads || !env.clock.is_trusted() {

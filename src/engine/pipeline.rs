@@ -85,7 +85,7 @@ use crate::{
 };
 
 /// So often in a row what was written is written again because something else could not be made durable.
-const DOUBTS: u32 = 3;
+pub(crate) const DOUBTS: u32 = 3;
 /// A disk that fails for so long is not waited for by who wants to be done with it.
 const DRAIN_MS: u64 = 5_000;
 /// A disk or log that fails, and makes no room for so long, fails writes.

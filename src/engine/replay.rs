@@ -102,8 +102,8 @@ const GATHER_MS: u64 = 50;
 const UNCONFIRMED_MS: u64 = 10_000;
 /// How often a damaged place is fetched again before an administrator is asked.
 const REPAIRS: u32 = 3;
-/// After so many rounds, of two seconds each, it is tried again: a member that has a good copy may have come back.
-const ROUNDS: u32 = 33;
+/// After so many rounds, of two seconds each, it is tried once more: a member that has a good copy may have come back.
+const ROUNDS: u32 = 450;
 
 /// Where a replay is.
 #[derive(Clone, Copy, Debug)]
@@ -609,7 +609,7 @@ impl Session {
         if now.saturating_sub(since) > UNCONFIRMED_MS * 1_000_000 {
             self.m.set_trouble(Some((
                 "waiting",
-                format_args!("whether the local {next} is the right one, or another of that name from a history that was cut off, can only say who has it, and none of them answers; it goes on by itself when one does"),
+                format_args!("whether the local {next} is the right one, or another of that name from a history that was cut off, can only say who has it, and none of them answers; it goes on by itself when one does. If they are lost, 'marsadm pause-fetch {}' lets it be replayed if it is not older than the log before it", self.m.name),
             )));
         }
     }
@@ -1137,6 +1137,9 @@ fn follow(ctx: &ThreadCtx, mut s: Session) {
         }
         m.fetch.wait_news(ctx, &s.at.log, limit.end);
     }
+    if s.unconfirmed.is_some() {
+        m.set_trouble(None);
+    }
     // Leave a position as new as possible behind, without waiting for a failing disk.
     let _ = s.settle(|| true);
 }
@@ -1230,7 +1233,7 @@ fn damaged_from(at: &At) -> u64 {
 }
 
 fn repair(m: &Member, at: &At, defect: &Defect, repairs: u32) -> u32 {
-    if repairs % ROUNDS < REPAIRS && defect.may_be_repaired() {
+    if (repairs < REPAIRS || repairs % ROUNDS == 0) && defect.may_be_repaired() {
         pr_warn!(
             "{}: {:?} is damaged: {:?}; fetching it again from there\n",
             m.name.as_str(),

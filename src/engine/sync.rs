@@ -76,6 +76,7 @@ use crate::{
         digest::KernelDigest,
         inject,
         member::Member,
+        pipeline::DOUBTS,
         store::Value,
         tunables, //
     },
@@ -132,8 +133,10 @@ pub(crate) struct Sync {
     running: Atomic<u32>,
     /// A flush of the disk failed: all ends, and begins again at what was durable before.
     broken: AtomicFlag,
-    /// As it was at the last good flush, or when the sync began.
+    /// As it was at the last flush, or when the workers started.
     failed_syncs: Atomic<u64>,
+    /// So often, in a row, a flush did not count because of that.
+    doubts: Atomic<u32>,
     /// Since then the disk may show what it does not have: what compares equal is written, too.
     suspect: AtomicFlag,
 }
@@ -148,6 +151,7 @@ impl Sync {
                 running: Atomic::new(0),
                 broken: AtomicFlag::new(false),
                 failed_syncs: Atomic::new(0),
+                doubts: Atomic::new(0),
                 suspect: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
@@ -385,14 +389,17 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
 fn flush(m: &Member, bdev: &BlockDevice) -> Result {
     let before = m.sync.failed_syncs.load(Relaxed);
     let mut r = inject::at!(SyncFlush).and_then(|()| bdev.flush());
-    if r.is_err() {
+    if r.is_err() && !m.sync.suspect.load(Relaxed) {
+        // The first in a row.
         note_failed_sync();
     }
     let now = failed_syncs();
     m.sync.failed_syncs.store(now, Relaxed);
-    if r.is_ok() && before != now {
+    if r.is_ok() && before != now && m.sync.doubts.fetch_add(1, Relaxed) < DOUBTS {
         // Something else could not be made durable; if it is on the same drive, that has told only this.
         r = Err(EIO);
+    } else if r.is_ok() {
+        m.sync.doubts.store(0, Relaxed);
     }
     r.inspect_err(|e| {
         pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);

@@ -91,11 +91,15 @@ impl Tree {
         if !path.is_of_role() {
             return decision;
         }
-        let same = local.is_some_and(|l| l.value == remote.value);
+        let Some(local) = local else {
+            // Nothing is here that could be wrong.
+            return decision;
+        };
+        let same = local.value == remote.value;
         match decision {
             MergeDecision::TooFarAhead if !same => MergeDecision::Doubt,
             // The stamp that is here is a far one. What was written when it could not be any more is newer.
-            MergeDecision::Take if local.is_some_and(|l| l.stamp > remote.stamp) => {
+            MergeDecision::Take if local.stamp > remote.stamp => {
                 if remote.stamp >= self.right_since {
                     MergeDecision::Take
                 } else if same {

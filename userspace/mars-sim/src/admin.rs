@@ -13,7 +13,7 @@ use crate::{
 };
 use mars_core::{
     dirty::DroppedLink,
-    lamport::LamportTime,
+    lamport::{check_future, LamportTime},
     log::{LogName, VersionLink},
     name::Name,
     split_brain::{compare, Relation},
@@ -322,6 +322,26 @@ impl Ctx {
         self.write(&format!("{DIR}/{key}"), value, false).await
     }
 
+    /// What is here from a time when the clock was far ahead does not make it later.
+    async fn decide(&self, key: &str, value: &str) -> Res<()> {
+        let path = format!("{DIR}/{key}");
+        let far = {
+            let m = self.h.machine();
+            let fs = m.fs.borrow();
+            fs.link(&path)
+                .is_some_and(|(_, t)| check_future(t, self.h.real()).is_err())
+        };
+        if !far {
+            return self.set(key, value).await;
+        }
+        self.h.fs_io().await?;
+        let now = self.now();
+        self.last.set(self.last.get().max(now));
+        let m = self.h.machine();
+        let r = m.fs.borrow_mut().put_link(&path, value, now);
+        r
+    }
+
     async fn ensure(&self, key: &str, value: &str) -> Res<()> {
         if self.view().get(key) == Some(value) {
             return Ok(());
@@ -500,10 +520,10 @@ impl Ctx {
             }
             let key = format!("actual-{me}/is-copying");
             self.wait(|v| Ok(!v.flag(&key))).await?;
-            return self.become_primary().await;
+            return self.become_primary(force).await;
         }
         if v.designated() == Some(me) {
-            return self.become_primary().await;
+            return self.become_primary(force).await;
         }
         if let Some(old) = &old {
             let _ = self.ping(old).await;
@@ -536,7 +556,7 @@ impl Ctx {
         if self.view().designated().is_some_and(|d| d != me) {
             return Err("meanwhile another host was made primary");
         }
-        self.become_primary().await
+        self.become_primary(force).await
     }
 
     /// Takes the role away from whoever has it. Gives the time of this, which tells it from what others do.
@@ -667,13 +687,16 @@ impl Ctx {
         .await
     }
 
-    async fn become_primary(&self) -> Done {
+    async fn become_primary(&self, force: bool) -> Done {
         let me = self.h.me;
-        if self.view().designated() != Some(me) {
+        if force {
+            // Also if it is said already: that may have been by a clock which was wrong.
+            self.decide("primary", me.as_str()).await?;
+        } else if self.view().designated() != Some(me) {
             self.set("primary", me.as_str()).await?;
-            self.h.sim.designated.set(Some(me));
-            self.ensure("userspace/last-primary", me.as_str()).await?;
         }
+        self.h.sim.designated.set(Some(me));
+        self.ensure("userspace/last-primary", me.as_str()).await?;
         self.switch("attach", true).await?;
         self.trigger().await?;
         self.wait(|v| {

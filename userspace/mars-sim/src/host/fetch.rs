@@ -592,7 +592,10 @@ async fn run_job(h: &Rc<Host>, conn: &mut Conn, job: &Job) -> Res<()> {
     } = reply
     else {
         if h.designated() == Some(job.source) {
-            let is_past = matches!(h.course(&job.log), Course::EndsAt(_));
+            let history = h.history(&job.source);
+            let begins = history.first().map(|v| v.this.log.number);
+            let is_past = matches!(h.course(&job.log), Course::EndsAt(_))
+                || begins.is_some_and(|n| n > job.log.number);
             let mut s = h.fetch.state.borrow_mut();
             s.gone = Some(job.log);
             let target = s.target.as_mut().filter(|t| t.epoch == job.epoch);

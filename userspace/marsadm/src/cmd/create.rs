@@ -44,7 +44,10 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
     let why = format!("a resource '{name}' may exist");
     peers::need_all(ctx, "create-resource", &why)?;
     match need_new(ctx, name) {
-        Err(f) if ctx.opt.force => out::warn(format_args!("{f}; forced")),
+        // It is for lost hosts, and not to be written over by who only has a silent third one.
+        Err(f) if ctx.opt.force && !has_living_member(ctx, name) => {
+            out::warn(format_args!("{f}; forced"));
+        }
         other => other?,
     }
     if let Some(res) = ctx.store.resource(name) {
@@ -126,6 +129,12 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
 }
 
 /// Refuses if there is a resource of this name.
+fn has_living_member(ctx: &Ctx, name: &str) -> bool {
+    ctx.store
+        .resource(name)
+        .is_some_and(|res| res.real_members().any(|m| ctx.is_alive(&m.host)))
+}
+
 fn need_new(ctx: &Ctx, name: &str) -> Result<()> {
     let Some(res) = ctx.store.resource(name) else {
         return Ok(());

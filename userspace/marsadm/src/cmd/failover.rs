@@ -51,9 +51,9 @@ pub fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     }
     op.step(ctx, "designate")?;
     still_good(ctx, name)?;
-    if let Some(size) = res.size.filter(|_| res.designated() != Some(&ctx.me)) {
+    if let Some(size) = res.size {
         // A resize that this host has not heard of is cut off with all else: with that size this disk would be incomplete.
-        ctx.store.set(&res.path("size"), &size.to_string())?;
+        ctx.store.decide(&res.path("size"), &size.to_string())?;
     }
     become_primary(ctx, op, name, old.as_deref(), &deadline)
 }

@@ -533,10 +533,15 @@ pub fn become_primary(
             ctx.store
                 .ensure(&res.path("userspace/prev-primary"), last)?;
         }
-        ctx.store.set(&res.path("primary"), &ctx.me)?;
-        ctx.store
-            .ensure(&res.path("userspace/last-primary"), &ctx.me)?;
     }
+    if ctx.opt.force {
+        // Also if it is said already: that may have been by a clock which was wrong, so that others do not believe it.
+        ctx.store.decide(&res.path("primary"), &ctx.me)?;
+    } else if res.designated() != Some(&ctx.me) {
+        ctx.store.set(&res.path("primary"), &ctx.me)?;
+    }
+    ctx.store
+        .ensure(&res.path("userspace/last-primary"), &ctx.me)?;
     put(ctx, &res, Switch::Attach, true)?;
     ctx.store.trigger(Trigger::Remote)?;
     op.step(ctx, "device")?;

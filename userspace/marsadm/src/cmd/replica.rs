@@ -209,7 +209,14 @@ pub fn need_not_last_log(ctx: &Ctx, res: &Resource, what: &str) -> Result<()> {
             && m.began.is_none_or(|n| n <= log.number)
             && m.versions.get(&log.number).is_some_and(named)
     };
-    for m in others().filter(|m| ctx.is_alive(&m.host)) {
+    // A primary has what it needs, and nothing behind what it writes is wanted by anybody.
+    let newest = res
+        .real_members()
+        .filter(|m| m.actual.primary && Some(m.host.as_str()) == res.designated())
+        .filter_map(|m| m.versions.keys().last().copied())
+        .max();
+    let common = |number: u32| common(number) && newest.is_none_or(|n| number <= n);
+    for m in others().filter(|m| ctx.is_alive(&m.host) && !m.actual.primary) {
         let at = [&m.replay, &m.fetch_pos].into_iter().flatten();
         let Some(next) = at.map(|p| p.log.number).max() else {
             continue;

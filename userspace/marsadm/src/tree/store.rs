@@ -235,6 +235,16 @@ impl Store {
         self.set_at(rel, value, Stamp::Now)
     }
 
+    /// The same for what an administrator decides over everything that was said before: what is here from a time when the clock
+    /// was far ahead does not make it later, or others would not believe it. Not where this clock may be the wrong one.
+    pub fn decide(&self, rel: &str, value: &str) -> Result<()> {
+        let far = |t: LamportTime| t > real_time().plus_secs(MAX_FUTURE_SECS);
+        match self.entry(rel) {
+            Some(Entry::Link(_, t)) if far(t) => self.set_at(rel, value, Stamp::At(self.now())),
+            _ => self.set(rel, value),
+        }
+    }
+
     /// Writes a value if it differs from what is there: the form for steps that may be repeated.
     pub fn ensure(&self, rel: &str, value: &str) -> Result<()> {
         if self.get(rel).as_deref() == Some(value) {
