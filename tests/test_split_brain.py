@@ -96,6 +96,8 @@ def test_a_clock_that_is_years_late_takes_no_role(mars_hosts):
     progress(15)
     assert not a.run(f"[ -e {DEVICE} ]", check=False).ok
     assert not state_of(a).startswith("primary"), state_of(a)
+    text = a.run("marsadm view data 2>&1", check=False).stdout
+    assert "30 days ahead" in text, text
     a.run(f"date -s @{b.run('date +%s').out}")
     wait_until(lambda: a.run("readlink /mars/resource-data/primary").out == b.name, 60, "it hears who is primary")
     progress(3)

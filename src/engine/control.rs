@@ -259,18 +259,13 @@ impl Control {
         // Else recovery has said it.
         if self.role() != Role::Primary {
             if let Err(e) = last_words::say(&self.m) {
-                if !self.m.is_led() {
-                    crate::sys::log::log_warn!(
-                        "{}: how far the logs of this host go after a crash can't be told: {:?}; until then it counts as primary\n",
-                        self.m.name.as_str(),
-                        e
-                    );
-                    self.words_at = now.saturating_add(RETRY_MS.saturating_mul(1_000_000));
-                    return;
-                }
-                // Another host was made primary by force: what was not heard of this one is cut off, and it has to be able to
-                // join that one.
-                pr_err!("{}: how far the logs of this host go after a crash can't be told: {:?}; another host is primary now\n", self.m.name.as_str(), e);
+                crate::sys::log::log_warn!(
+                    "{}: how far the logs of this host go after a crash can't be told: {:?}; until then it counts as primary. If another host was made primary, run 'marsadm invalidate' here\n",
+                    self.m.name.as_str(),
+                    e
+                );
+                self.words_at = now.saturating_add(RETRY_MS.saturating_mul(1_000_000));
+                return;
             }
         }
         self.unsaid = false;
@@ -298,7 +293,8 @@ impl Control {
         self.seen = self.m.stamp(format_args!("primary"));
         self.is_late = self.is_late();
         self.in_doubt = self.is_in_doubt();
-        self.split_brain = self.role() != Role::Primary && (self.has_diverged() || self.has_more());
+        self.split_brain = self.role() != Role::Primary
+            && (self.has_diverged() || self.has_more() || self.may_have_more());
         let m = &self.m;
         let me = m.me();
         let is_member = m.get(format_args!("data-{me}")).is_some();
@@ -369,6 +365,11 @@ impl Control {
     fn has_more(&self) -> bool {
         let me = self.m.me();
         self.m.dirty.is_open() && self.m.designated().is_some_and(|h| h != me) && self.is_synced()
+    }
+
+    /// Whether another host is primary while it can't be told how far this host's own logs go: its disk may have what is cut off.
+    fn may_have_more(&self) -> bool {
+        self.unsaid && self.m.is_led()
     }
 
     /// Whether this host's history and that of another member exclude each other.
@@ -704,7 +705,7 @@ impl Control {
             number,
             creator: me,
         };
-        match clear_own_from(&m, number) {
+        match clear_own_from(&m, &end.log, number) {
             Ok(None) => (),
             Ok(Some(old)) => return Err(log_failed(&old, EEXIST)),
             Err(e) => return Err(log_failed(&name, e)),
@@ -1372,14 +1373,15 @@ impl Control {
     }
 }
 
-/// Removes the logs of this host with the number `from` or a later one: recovery did not come to them, so they are from a history
-/// that was cut off, and the next rotations would meet them. Gives one that can't be removed, because another member names it.
+/// Removes the logs of this host with the number `from` or a later one that are from a history which was cut off: recovery, which
+/// has ended in `end`, did not come to them, they are older than that, and no other member names them. The next rotations would
+/// meet them. Gives one that is to stay.
 ///
 /// # Errors
 ///
 /// `/mars` can't be read, or written.
 #[inline(never)]
-fn clear_own_from(m: &Member, from: u32) -> Result<Option<LogName>> {
+fn clear_own_from(m: &Member, end: &LogName, from: u32) -> Result<Option<LogName>> {
     let me = m.me();
     let mut found: KVec<LogName> = KVec::new();
     let mut failed = Ok(());
@@ -1403,11 +1405,12 @@ fn clear_own_from(m: &Member, from: u32) -> Result<Option<LogName>> {
                 && (m.replay_link(&host).is_some_and(|l| l.log == *log)
                     || m.history(&host).map_or(true, |h| h.iter().any(is_it)));
         })?;
-        if named {
+        // One that is newer was perhaps only not found, because something else is damaged.
+        if named || !replay::is_other(m, end, log) {
             return Ok(Some(*log));
         }
-        crate::sys::log::log_warn!(
-            "{}: removing {:?}, of a history that was cut off and that no member names any more\n",
+        pr_warn!(
+            "{}: removing {:?}, which no member names any more\n",
             m.name.as_str(),
             log
         );
@@ -1422,7 +1425,7 @@ fn log_failed(name: &LogName, e: Error) -> Reason {
         // It must not be removed, nor another one get its name: whoever has replayed it would take that for the same.
         return fail(
             "waiting",
-            format_args!("log {name} is here, from a history that was cut off and that another member still has, so this host can't become primary: run 'marsadm invalidate' on that member, or if it is lost, 'marsadm leave-resource --host=HOST --force' for it; then it goes on by itself"),
+            format_args!("log {name} of this host is here and in the way, so it can't become primary. If it is from a history that was cut off and another member still has it, run 'marsadm invalidate' on that member, or if that is lost, 'marsadm leave-resource --host=HOST --force' for it; then it goes on by itself. Else something before it is damaged (see the kernel log): let another member become primary"),
         );
     }
     fail(

@@ -53,6 +53,7 @@ const RETRY_MS: u32 = 500;
 const RETRY_MAX_MS: u32 = 5_000;
 /// The whole tree is asked for again after this time.
 const FULL_NS: u64 = 120_000_000_000;
+
 /// A peer that is followed; stops when dropped.
 pub(crate) struct Peer {
     /// Its name.
@@ -164,7 +165,10 @@ fn resource_of(path: &str) -> Option<Name> {
 fn insist(env: &Env, peer: &Name, path: &str) {
     let leads = resource_of(path)
         .and_then(|resource| env.member(&resource))
-        .is_some_and(|m| m.attached.lock().primary && m.designated() == Some(env.me));
+        .is_some_and(|m| {
+            let runs = m.attached.lock().primary;
+            runs && m.designated() == Some(env.me)
+        });
     if !leads || !env.clock.is_trusted() {
         warn_limited(format_args!("host {peer} says something else than this one in {path}, and one of the two was written by a clock that was more than 30 days ahead"));
         return;

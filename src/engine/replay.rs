@@ -1176,7 +1176,7 @@ fn successor_after_drain(m: &Member, s: &mut Session, ctx: &ThreadCtx) -> Option
 
 /// Whether the local file of `next` is another log of that name than the one that goes on behind `log`, as far as that can be
 /// seen here.
-fn is_other(m: &Member, log: &LogName, next: &LogName) -> bool {
+pub(crate) fn is_other(m: &Member, log: &LogName, next: &LogName) -> bool {
     let stale = made(m, log)
         .zip(made(m, next))
         .is_some_and(|(before, made)| is_stale(made, before, Clock::real()));

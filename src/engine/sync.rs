@@ -388,7 +388,7 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
 /// so everything since then is compared again.
 fn flush(m: &Member, bdev: &BlockDevice) -> Result {
     let before = m.sync.failed_syncs.load(Relaxed);
-    let mut r = inject::at!(SyncFlush).and_then(|()| bdev.flush());
+    let r = inject::at!(SyncFlush).and_then(|()| bdev.flush());
     if r.is_err() && !m.sync.suspect.load(Relaxed) {
         // The first in a row.
         note_failed_sync();
@@ -396,8 +396,11 @@ fn flush(m: &Member, bdev: &BlockDevice) -> Result {
     let now = failed_syncs();
     m.sync.failed_syncs.store(now, Relaxed);
     if r.is_ok() && before != now && m.sync.doubts.fetch_add(1, Relaxed) < DOUBTS {
-        // Something else could not be made durable; if it is on the same drive, that has told only this.
-        r = Err(EIO);
+        // If that is on the same drive, it alone was told that the cache is lost.
+        pr_warn!("{}: something else on this host could not be made durable; the sync begins again at what was durable before\n", m.name.as_str());
+        m.sync.broken.store(true, Relaxed);
+        m.sync.suspect.store(true, Relaxed);
+        return Err(EAGAIN);
     } else if r.is_ok() {
         m.sync.doubts.store(0, Relaxed);
     }
@@ -569,7 +572,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn, ctx: &ThreadCtx) -> Resu
         rounds += 1;
         ctx.sleep_ms(NEWS_MS);
     }
-    flush(m, bdev).map_err(|_| EIO)?;
+    flush(m, bdev).map_err(|e| if e == EAGAIN { e } else { EIO })?;
     need_same_link(m)?;
     let me = m.me();
     // The order matters: a crash in between leaves a sync that has to look at nothing any more, never a disk that counts

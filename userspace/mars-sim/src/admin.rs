@@ -691,6 +691,7 @@ impl Ctx {
         let me = self.h.me;
         if force {
             // Also if it is said already: that may have been by a clock which was wrong.
+            self.h.sim.forced_at.set(Some(self.h.ex.now()));
             self.decide("primary", me.as_str()).await?;
         } else if self.view().designated() != Some(me) {
             self.set("primary", me.as_str()).await?;

@@ -24,6 +24,8 @@ use std::{
 
 /// Where the links and logs of the resource are.
 pub const DIR: &str = "resource-r";
+/// So long the word of a forced failover may be on its way.
+const FORCED: Ns = 3 * SEC;
 
 /// Sizes and habits of one run, all from its seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -297,7 +299,7 @@ impl Sim {
 
     /// P5 of a device that has just appeared on `host`: there is no other one, of a host with which this one talks, that knew of
     /// this one when it became primary, or is whom an administrator has chosen last. Unless one has forced something since either
-    /// was started: then two may be primary for a while.
+    /// was started, or not long before, so that the word of it is yet on its way: then two may be primary for a while.
     pub fn look_at_roles(&self, host: &Host) {
         for m in &self.machines {
             let other = m.host.borrow().clone();
@@ -305,7 +307,7 @@ impl Sim {
                 continue;
             };
             let begun = host.started().min(other.started());
-            let forced = self.forced_at.get().is_some_and(|t| t >= begun);
+            let forced = self.forced_at.get().is_some_and(|t| t + FORCED >= begun);
             let knew = other.device_since.get() > other.merged_at(&host.me).unwrap_or(Ns::MAX);
             let chosen = self.designated.get() == Some(other.me);
             if host.merged_at(&other.me).is_some() && !forced && (knew || chosen) {

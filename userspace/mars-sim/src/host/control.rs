@@ -199,7 +199,7 @@ impl Control {
             synced: self.is_synced(),
             consistent: is_consistent(syncpos, h.replay_link(&me)),
             split_brain: self.role() != Role::Primary
-                && (self.has_diverged() || self.has_more().await),
+                && (self.has_diverged() || self.has_more().await || self.unsaid && h.is_led()),
             settled: h.is_settled(),
             damaged: self.failure == Some("defective-log") && h.ex.now() < self.retry_at,
         }

@@ -128,13 +128,14 @@ pub fn create_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
     })
 }
 
-/// Refuses if there is a resource of this name.
+/// Whether a member of the resource is there to be asked.
 fn has_living_member(ctx: &Ctx, name: &str) -> bool {
     ctx.store
         .resource(name)
         .is_some_and(|res| res.real_members().any(|m| ctx.is_alive(&m.host)))
 }
 
+/// Refuses if there is a resource of this name.
 fn need_new(ctx: &Ctx, name: &str) -> Result<()> {
     let Some(res) = ctx.store.resource(name) else {
         return Ok(());

@@ -10,7 +10,7 @@ use super::{operation, peers, replica, report_split};
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::out;
-use crate::tree::model::Resource;
+use crate::tree::model::{Member, Resource};
 use crate::tree::store::Trigger;
 use std::collections::BTreeSet;
 
@@ -86,7 +86,10 @@ fn need_source(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
 
 /// Refuses on the designated or actual primary.
 pub fn need_not_primary(ctx: &Ctx, res: &Resource, what: &str) -> Result<()> {
-    let actual = res.member(&ctx.me).is_some_and(|m| m.actual.primary);
+    // After a crash a host counts as primary until it can tell how far its logs go. Where they can't be read this never ends, and
+    // what the module says now is that there is no device.
+    let runs = |m: &Member| m.actual.primary && (m.actual.if_on || !ctx.store.module_loaded());
+    let actual = res.member(&ctx.me).is_some_and(runs);
     if res.designated() != Some(&ctx.me) && !actual {
         return Ok(());
     }

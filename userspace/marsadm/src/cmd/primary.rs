@@ -4,8 +4,8 @@
 //!
 //! Planned, interrupted: before `(none)` is written nothing has changed. After it nobody is designated: running the
 //! command again resumes the handover, `marsadm primary` on the old host takes it back. When the old primary does not let
-//! go within the deadline, the tool takes it back by itself. Forced: `size` (as it is
-//! here), then `primary`; run again, it waits for the rest.
+//! go within the deadline, the tool takes it back by itself. Forced: `size` (as it is here), then `primary`, each time: run
+//! again, it decides anew.
 
 use super::switch::{need_closed, opened_by, put, Switch};
 use super::{failover, operation, peers, report_split};

@@ -223,6 +223,14 @@ fn details(f: &Found, own: &Member, s: &State) {
         }
         line(format_args!("    -> {remedy}"));
     }
+    if own.actual.late {
+        line(format_args!(
+            "    the clock of another member is more than 30 days ahead of this host's: what is new there is not taken, nor a role"
+        ));
+        line(format_args!(
+            "    -> set the clocks right; the kernel log names the host"
+        ));
+    }
     for (key, text) in &own.actual.errors {
         line(format_args!("    {key}: {text}"));
     }
