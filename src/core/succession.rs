@@ -30,7 +30,8 @@ const JUMP: u32 = 1000;
 pub enum Purpose {
     /// To be fetched: that the histories do not contradict each other is enough, since replay looks again.
     Fetch,
-    /// To be replayed: all that is here must be a part of the other's history.
+    /// To be replayed: all that is here must be a part of the other's history. It may be all of it: a host that died between the
+    /// two links of a step knows by its history what its replay link does not have yet.
     Replay,
 }
 
@@ -80,7 +81,7 @@ impl<'a> Search<'a> {
         }
         let relation = compare(self.mine, theirs);
         let fits = match self.purpose {
-            Purpose::Replay => relation == Relation::Behind,
+            Purpose::Replay => matches!(relation, Relation::Behind | Relation::Equal),
             Purpose::Fetch => !matches!(relation, Relation::Diverged(_)),
         };
         let Some(number) = self.log.number.checked_add(1).filter(|_| fits) else {
@@ -474,6 +475,22 @@ mod tests {
             assert_eq!(search(&mine, 9, purpose, &[("b", &theirs)]), None);
             assert_eq!(search(&mine, 11, purpose, &[("b", &theirs)]), None);
         }
+    }
+
+    #[test]
+    fn p10_given_a_link_that_lags_behind_its_own_history_when_that_is_the_primary_s_then_it_goes_on() {
+        let mine = chain(&[("a", 10), ("p", 1)]);
+        for purpose in [Purpose::Fetch, Purpose::Replay] {
+            assert_eq!(
+                search(&mine, 10, purpose, &[("p", &mine)]),
+                Some(log(2, "p"))
+            );
+        }
+        // What is known here only is no reason to go on.
+        assert_eq!(
+            search(&mine, 10, Purpose::Replay, &[("p", &mine[..1])]),
+            None
+        );
     }
 
     #[test]
