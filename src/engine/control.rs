@@ -1153,7 +1153,7 @@ impl Control {
             if v.log.is_err() {
                 p.pipe.log_work.signal();
             }
-            m.dirty.clear_if_done(&m);
+            m.dirty.maintain(&m);
             return Ok(false);
         }
         m.progress.stop_logging(false);

@@ -354,8 +354,14 @@ impl Dirty {
         }
     }
 
-    /// Clears the map when no member needs it any more.
-    pub(crate) fn clear_if_done(&self, m: &Member) {
+    /// Writes what could not be written before, and clears the map when no member needs it any more.
+    pub(crate) fn maintain(&self, m: &Member) {
+        if self.inner.lock().as_mut().is_some_and(|open| {
+            // What could not be written when it changed: peers are told nothing of the map before that is done.
+            !open.map.is_open() && open.save().is_err()
+        }) {
+            return;
+        }
         let Some(purpose) = self
             .look(|map| map.is_used().then(|| map.purpose()))
             .flatten()

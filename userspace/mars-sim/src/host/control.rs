@@ -668,7 +668,7 @@ impl Control {
             if self.shortage.is_some() {
                 p.pipe.log_work.signal(&h.ex);
             }
-            h.dirty.clear_if_done(&h).await;
+            h.dirty.maintain(&h).await;
             return Ok(false);
         }
         h.progress.stop_logging(false);

@@ -342,8 +342,15 @@ impl Dirty {
         self.save(h).await
     }
 
-    /// Clears the map when no member needs it any more.
-    pub async fn clear_if_done(&self, h: &Host) {
+    /// Writes what could not be written before, and clears the map when no member needs it any more.
+    pub async fn maintain(&self, h: &Host) {
+        {
+            let _locked = self.lock.lock(&h.ex).await;
+            // What could not be written when it changed: peers are told nothing of the map before that is done.
+            if self.with(|m| m.is_open()) == Ok(false) && self.save(h).await.is_err() {
+                return;
+            }
+        }
         let purpose = |m: &DirtyMap| m.is_used().then(|| m.purpose());
         let Some(purpose) = self.look(h, purpose).await.flatten() else {
             return;
