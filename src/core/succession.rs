@@ -237,8 +237,9 @@ fn sync_target(value: &[u8]) -> Option<u64> {
 /// Whether a disk, of which `done` bytes are synced, was complete, so that a sync only has to look at what the resource has grown
 /// by: `syncfrom` of its host.
 pub fn only_grows(syncfrom: &[u8], done: u64) -> bool {
-    was_whole(syncfrom, done)
-        || sync_target(syncfrom).is_some_and(|wanted| done > 0 && done >= wanted)
+    let all = |wanted| done > 0 && done >= wanted;
+    (was_whole(syncfrom, done) || sync_target(syncfrom).is_some_and(all))
+        && !defect!("grows-over-gap")
 }
 
 /// Whether `theirs`, the history of any member, shows that `log` lies on the way to `history`, which begins later.
@@ -370,14 +371,32 @@ pub fn is_synced(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[
 /// the resource does not have comes from a resize that was never decided, or that a failover has cut off, and must not count when
 /// the resource grows later.
 pub fn undecided(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
-    size.filter(|size| syncstatus.is_some_and(|done| done > *size))
+    size.filter(|size| syncstatus.is_some_and(|done| done > *size) && !defect!("void-resize-stays"))
+}
+
+/// How large the device of a host is that becomes primary: its disk was complete when that was decided, and if the resource is
+/// larger meanwhile, another host has decided that before a forced failover cut it off; see [`unheard_resize`].
+pub fn device_size(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
+    let done = if defect!("device-of-any-size") {
+        size
+    } else {
+        syncstatus
+    };
+    Some(done?.min(size?)).filter(|size| *size > 0)
+}
+
+/// The `syncstatus` that a running primary whose device has `device` bytes has to say again, if any: somebody who was primary, too,
+/// and has not heard of it, has resized the resource by force, and taken its word away.
+pub fn unheard_primary(syncstatus: Option<u64>, device: u64) -> Option<u64> {
+    Some(device).filter(|device| syncstatus.is_none_or(|done| done < *device))
 }
 
 /// The size of the resource that a running primary has to say again, if any. It was complete when it became primary, and whoever
 /// makes it larger raises its `syncstatus` first; so a size beyond that was decided by another host before a forced failover cut
 /// it off. With it, this disk could never become primary again.
 pub fn unheard_resize(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
-    syncstatus.filter(|done| *done > 0 && size.is_some_and(|size| size > *done))
+    let has_less = |done: &u64| *done > 0 && size.is_some_and(|size| size > *done);
+    syncstatus.filter(|done| has_less(done) && !defect!("unheard-resize-stays"))
 }
 
 /// Whether a disk that was filled by a sync is a state that the primary once had: replay has reached the position at which
@@ -478,7 +497,8 @@ mod tests {
     }
 
     #[test]
-    fn p10_given_a_link_that_lags_behind_its_own_history_when_that_is_the_primary_s_then_it_goes_on() {
+    fn p10_given_a_link_that_lags_behind_its_own_history_when_that_is_the_primary_s_then_it_goes_on(
+    ) {
         let mine = chain(&[("a", 10), ("p", 1)]);
         for purpose in [Purpose::Fetch, Purpose::Replay] {
             assert_eq!(
@@ -691,6 +711,15 @@ mod tests {
         assert_eq!(undecided(Some(64), Some(64)), None);
         assert_eq!(undecided(None, Some(64)), None);
         assert_eq!(unheard_resize(Some(64), Some(96)), Some(64));
+        assert_eq!(unheard_primary(None, 64), Some(64));
+        assert_eq!(unheard_primary(Some(0), 64), Some(64));
+        assert_eq!(unheard_primary(Some(64), 64), None);
+        assert_eq!(unheard_primary(Some(96), 64), None);
+        assert_eq!(device_size(Some(64), Some(96)), Some(64));
+        assert_eq!(device_size(Some(96), Some(64)), Some(64));
+        for (done, size) in [(Some(0), Some(64)), (None, Some(64)), (Some(64), None)] {
+            assert_eq!(device_size(done, size), None);
+        }
         for (done, size) in [
             (Some(96), Some(96)),
             (Some(96), Some(64)),

@@ -19,7 +19,10 @@ use crate::{
         inject,
         member::Member,
         paths,
-        peer::Peer,
+        peer::{
+            self,
+            Peer, //
+        },
         reserve,
         server::Server,
         text,
@@ -80,7 +83,7 @@ impl Cluster {
             ));
         }
         if env.is_settled() {
-            if let Err(e) = env.store.say_unheard() {
+            if let Err(e) = env.store.say_unheard(|path| peer::leads(&env, path)) {
                 crate::engine::text::warn_limited(format_args!("writing to /mars failed: {e:?}"));
             }
         }

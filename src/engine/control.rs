@@ -48,10 +48,12 @@ use mars_core::{
         Relation, //
     },
     succession::{
+        device_size,
         is_consistent,
         next_number,
         parse_sync_source,
         undecided,
+        unheard_primary,
         unheard_resize, //
     },
     tree::value::ReplayLink,
@@ -138,6 +140,8 @@ struct Primary {
     device: Arc<Device>,
     bdev: Arc<BlockDevice>,
     log: LogName,
+    /// Bytes of the device.
+    size: u64,
     /// `begin_removal` has succeeded: nobody can open the device any more.
     removing: bool,
 }
@@ -683,6 +687,9 @@ impl Control {
         m.fetch.forget();
         // What kept a worker waiting is no state of a primary.
         m.set_trouble(None);
+        // As it was decided: what is heard of a resize from now on, this disk does not have.
+        let size = device_size(m.number(format_args!("syncstatus-{me}")), m.size())
+            .ok_or_else(|| fail("waiting", format_args!("the disk is not complete any more")))?;
         let bdev = s.bdev.clone();
         m.set(
             format_args!("actual-{me}/state"),
@@ -691,7 +698,7 @@ impl Control {
         // Recovery has links to write.
         space::unlink_old(&m, true);
         m.dirty
-            .prepare(&m, m.size().unwrap_or(0))
+            .prepare(&m, size)
             .map_err(|e| fail("no-space", format_args!("there is no room for the dirty map: {e:?}; a primary needs it for the time when /mars is full")))?;
         let end = replay::to_end(&m, &bdev, ctx)
             .and_then(|end| inject::at!(Recovered).map(|()| end))
@@ -742,15 +749,19 @@ impl Control {
                     format_args!("that this host is primary can't be written to /mars: {e:?}"),
                 )
             })?;
-        let p = self.start_primary(bdev.clone(), log, name).map_err(|e| {
-            self.share(Some(bdev), false);
-            // The log that was begun is one like any other that a crash leaves: recovery finds its end.
-            m.progress.forget();
-            fail(
-                "disk-error",
-                format_args!("the device can't be made: {e:?}; is there one of this name already?"),
-            )
-        })?;
+        let p = self
+            .start_primary(bdev.clone(), log, name, size)
+            .map_err(|e| {
+                self.share(Some(bdev), false);
+                // The log that was begun is one like any other that a crash leaves: recovery finds its end.
+                m.progress.forget();
+                fail(
+                    "disk-error",
+                    format_args!(
+                        "the device can't be made: {e:?}; is there one of this name already?"
+                    ),
+                )
+            })?;
         self.running = Running::Primary(p);
         inject::pass!(PrimaryReady);
         m.env.kick.signal();
@@ -846,6 +857,7 @@ impl Control {
         bdev: Arc<BlockDevice>,
         log: Option<KBox<LogFile>>,
         name: LogName,
+        size: u64,
     ) -> Result<KBox<Primary>> {
         let m = &self.m;
         let pipe = Pipeline::new(bdev.clone(), m.env.buffer(), Policy::primary())?;
@@ -878,7 +890,7 @@ impl Control {
             m.set(format_args!("block-size"), format_args!("{block}"));
         }
         let params = DiskParams {
-            size: m.size().ok_or(EINVAL)?,
+            size,
             logical_block_size: block,
             physical_block_size: bdev.physical_block_size().max(block),
             io_min: bdev.io_min(),
@@ -914,6 +926,7 @@ impl Control {
                 device,
                 bdev,
                 log: name,
+                size,
                 removing: false,
             },
             GFP_KERNEL,
@@ -1020,7 +1033,8 @@ impl Control {
             p.disk.cancel_removal();
             p.removing = false;
         }
-        self.keep_size();
+        let device = p.size;
+        self.keep_size(device);
         m.progress.close_left();
         drop_logs::watch(&m, &mut self.dropping)
             .map_err(|e| fail("waiting", format_args!("logs can't be let go: {e:?}")))?;
@@ -1085,11 +1099,18 @@ impl Control {
         Ok(())
     }
 
-    /// Says the size again that this primary has, where a forced failover has cut off a resize that it had not heard of.
-    fn keep_size(&mut self) {
+    /// Says the size again that this primary has, where a forced failover has cut off a resize that it had not heard of, and that
+    /// its disk is complete.
+    fn keep_size(&mut self, device: u64) {
         let m = &self.m;
         let me = m.me();
-        let done = m.number(format_args!("syncstatus-{me}"));
+        let status = || m.number(format_args!("syncstatus-{me}"));
+        if m.designated() == Some(me) {
+            if let Some(device) = unheard_primary(status(), device) {
+                m.set(format_args!("syncstatus-{me}"), format_args!("{device}"));
+            }
+        }
+        let done = status();
         let Some(size) = unheard_resize(done, m.size()) else {
             self.larger = None;
             return;

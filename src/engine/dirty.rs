@@ -356,11 +356,11 @@ impl Dirty {
 
     /// Writes what could not be written before, and clears the map when no member needs it any more.
     pub(crate) fn maintain(&self, m: &Member) {
-        if self.inner.lock().as_mut().is_some_and(|open| {
-            // What could not be written when it changed: peers are told nothing of the map before that is done.
-            !open.map.is_open() && open.save().is_err()
-        }) {
-            return;
+        // What could not be written when it changed: peers are told nothing of the map before that is done.
+        if let Some(open) = &mut *self.inner.lock() {
+            if !open.map.is_open() && open.save().is_err() {
+                return;
+            }
         }
         let Some(purpose) = self
             .look(|map| map.is_used().then(|| map.purpose()))

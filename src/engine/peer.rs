@@ -10,9 +10,12 @@ use kernel::{
 };
 
 use mars_core::{
+    lamport::LamportTime,
     name::Name,
+    tree::path::TreePath,
     wire::message::{
         meta::{
+            Entry,
             GetTree,
             Tree, //
         },
@@ -32,6 +35,7 @@ use crate::{
         },
         env::Env,
         inject,
+        paths,
         store::Merged,
         text::{
             self,
@@ -153,6 +157,84 @@ struct Heard {
     ahead: bool,
     /// What it says of the role, where which word is newer can't be known.
     doubts: KVec<CString>,
+    /// A resource has changed.
+    news: bool,
+    /// Something could not be written.
+    failed: Result,
+}
+
+impl Heard {
+    fn new() -> Self {
+        Self {
+            ahead: false,
+            doubts: KVec::new(),
+            news: false,
+            failed: Ok(()),
+        }
+    }
+
+    /// Merges one link.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory. What can't be written is noted: the others may still be taken.
+    fn take(
+        &mut self,
+        env: &Env,
+        peer: &Name,
+        path: &str,
+        value: &[u8],
+        stamp: LamportTime,
+    ) -> Result {
+        let r = inject::at!(MergeLink).and_then(|()| env.store.merge_one(peer, path, value, stamp));
+        match r {
+            Ok(Merged::News) => self.news |= path.starts_with("resource-"),
+            Ok(Merged::Doubt) => self
+                .doubts
+                .push(CString::try_from_fmt(format_args!("{path}"))?, GFP_KERNEL)?,
+            Ok(Merged::No) => (),
+            Err(e) => self.failed = Err(e),
+        }
+        Ok(())
+    }
+
+    /// Merges the size of a resource; what was taken before it is durable first.
+    fn take_size(&mut self, env: &Env, peer: &Name, size: &Size) -> Result {
+        let path = text::of(&size.path);
+        let known = env.store.get(path);
+        if known.is_some_and(|v| v.as_bytes() != size.value.as_slice()) {
+            let synced = resource_of(path).map_or(Ok(()), |r| paths::sync_resource_dir(&r));
+            self.failed = self.failed.and(synced);
+            if self.failed.is_err() {
+                // All is asked for again.
+                return Ok(());
+            }
+        }
+        self.take(env, peer, path, &size.value, size.stamp)
+    }
+}
+
+/// A link that says how large a device is.
+struct Size {
+    path: CString,
+    value: KVec<u8>,
+    stamp: LamportTime,
+}
+
+impl Size {
+    fn new(e: &Entry<'_>) -> Result<Self> {
+        let mut value = KVec::new();
+        value.extend_from_slice(e.value, GFP_KERNEL)?;
+        Ok(Self {
+            path: CString::try_from_fmt(format_args!("{}", e.path))?,
+            value,
+            stamp: e.stamp,
+        })
+    }
+}
+
+fn is_size(path: &str) -> bool {
+    TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_size())
 }
 
 /// The resource that a link is of.
@@ -161,15 +243,19 @@ fn resource_of(path: &str) -> Option<Name> {
     Name::new(rest.split('/').next()?.as_bytes())
 }
 
-/// A running primary knows that it is one: where it can't be known which word about that is newer, its own is.
-fn insist(env: &Env, peer: &Name, path: &str) {
-    let leads = resource_of(path)
+/// Whether this host is running primary of the resource that a link is of, and designated.
+pub(crate) fn leads(env: &Env, path: &str) -> bool {
+    resource_of(path)
         .and_then(|resource| env.member(&resource))
         .is_some_and(|m| {
             let runs = m.attached.lock().primary;
             runs && m.designated() == Some(env.me)
-        });
-    if !leads || !env.clock.is_trusted() {
+        })
+}
+
+/// A running primary knows that it is one: where it can't be known which word about that is newer, its own is.
+fn insist(env: &Env, peer: &Name, path: &str) {
+    if !leads(env, path) || !env.clock.is_trusted() {
         warn_limited(format_args!("host {peer} says something else than this one in {path}, and one of the two was written by a clock that was more than 30 days ahead"));
         return;
     }
@@ -187,46 +273,39 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
         now: env.clock.now(),
     };
     let peer = conn.peer;
-    let mut news = false;
-    let mut ahead = false;
-    let mut doubts = KVec::new();
-    let mut failed = Ok(());
+    let mut heard = Heard::new();
+    // How large a device is comes last: it counts together with what its host says of the disk of this one.
+    let mut sizes = KVVec::new();
     let mut payload = conn.call(&ask, tunables::LONG_POLL_MS)?;
     loop {
         let tree = Tree::decode(payload).map_err(|_| EPROTO)?;
-        ahead |= !env.clock.saw(tree.now);
+        heard.ahead |= !env.clock.saw(tree.now);
         for entry in tree.entries() {
             match entry {
-                Ok(e) => match inject::at!(MergeLink)
-                    .and_then(|()| env.store.merge_one(&peer, e.path, e.value, e.stamp))
-                {
-                    Ok(Merged::News) => news |= e.path.starts_with("resource-"),
-                    Ok(Merged::Doubt) => doubts.push(
-                        CString::try_from_fmt(format_args!("{}", e.path))?,
-                        GFP_KERNEL,
-                    )?,
-                    Ok(Merged::No) => (),
-                    // The others may still be taken; asked for again, since `since` stays.
-                    Err(e) => failed = Err(e),
-                },
+                Ok(e) if is_size(e.path) => sizes.push(Size::new(&e)?, GFP_KERNEL)?,
+                Ok(e) => heard.take(env, &peer, e.path, e.value, e.stamp)?,
                 Err(e) => {
                     warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}"))
                 }
             }
         }
         if !tree.more {
-            if news {
+            let (generation, theirs) = (tree.generation, tree.instance);
+            for size in &sizes {
+                heard.take_size(env, &peer, size)?;
+            }
+            if heard.news {
                 env.kick_members();
             }
-            if let Err(e) = failed {
+            if let Err(e) = heard.failed {
                 warn_limited(core::format_args!(
                     "what host {peer} tells can't be written to /mars: {e:?}"
                 ));
                 return Err(e);
             }
-            *since = tree.generation;
-            *instance = tree.instance;
-            return Ok(Heard { ahead, doubts });
+            *since = generation;
+            *instance = theirs;
+            return Ok(heard);
         }
         payload = conn.next_part()?;
     }

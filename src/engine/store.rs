@@ -357,8 +357,9 @@ impl Store {
     }
 
     /// Says again what others refuse since the clock of this host was far ahead. Only once that is known to be right, and the peers
-    /// were heard: a crash may have left less here than what they know.
-    pub(crate) fn say_unheard(&self) -> Result {
+    /// were heard: a crash may have left less here than what they know. Of a role only where this host `leads` by the path; asked
+    /// without the tree's lock.
+    pub(crate) fn say_unheard(&self, leads: impl Fn(&str) -> bool) -> Result {
         if !self.clock.is_trusted() {
             return Ok(());
         }
@@ -372,7 +373,10 @@ impl Store {
             }
         }
         for path in &list {
-            self.repeat(path)?;
+            let checked = TreePath::parse(path).map_err(|_| EINVAL)?;
+            if !checked.is_of_role() || leads(checked.as_str()) {
+                self.repeat(path)?;
+            }
         }
         Ok(())
     }

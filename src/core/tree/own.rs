@@ -112,8 +112,9 @@ impl Tree {
         }
     }
 
-    /// What `me` alone says, and others refuse since the stamp is from a time when its clock was far ahead. Only to be said again when
-    /// the clock is known to be right, and the peers were heard: a crash may have left less than what they know.
+    /// What `me` alone says, and what is said of roles, where others refuse that since the stamp is from a time when a clock was far
+    /// ahead. Only to be said again when the clock is known to be right, and the peers were heard: a crash may have left less than
+    /// what they know. And of a role only by the running primary.
     pub fn unheard<'a>(
         &'a self,
         me: &'a Name,
@@ -121,7 +122,7 @@ impl Tree {
     ) -> impl Iterator<Item = Entry<'a>> + 'a {
         self.iter().filter(move |e| {
             check_future(e.stamp, now_real).is_err()
-                && TreePath::parse(e.path).is_ok_and(|p| is_own(&p, me))
+                && TreePath::parse(e.path).is_ok_and(|p| is_own(&p, me) || p.is_of_role())
         })
     }
 }

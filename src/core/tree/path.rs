@@ -173,6 +173,11 @@ impl<'a> TreePath<'a> {
         matches!(self.place, Place::Resource(_, b"primary" | b"size"))
     }
 
+    /// Whether it says how large a device is.
+    pub fn is_of_size(&self) -> bool {
+        matches!(self.place, Place::Resource(_, b"size"))
+    }
+
     /// Whether it says what is on the disk of `me`.
     pub(super) fn is_of_disk(&self, me: &Name) -> bool {
         let Place::Resource(_, key) = self.place else {

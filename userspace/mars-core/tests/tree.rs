@@ -577,13 +577,14 @@ fn given_far_stamps_when_the_clock_is_right_then_a_host_says_again_what_only_it_
     let own = [
         "actual-alpha/alive",
         "resource-r/actual-alpha/state",
+        "resource-r/primary",
         "resource-r/replay-alpha",
+        "resource-r/size",
         "resource-r/version-000000001-alpha",
     ];
     let others = [
         "actual-beta/alive",
         "resource-r/data-alpha",
-        "resource-r/primary",
         "resource-r/replay-beta",
         "resource-r/version-000000001-beta",
     ];

@@ -9,6 +9,7 @@ use crate::{
     exec::{Ns, MS, SEC},
     fs::{Errno, Node, Res},
     host::Host,
+    truth::SECTOR,
     world::{Sim, DIR},
 };
 use mars_core::{
@@ -17,7 +18,7 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     split_brain::{compare, Relation},
-    succession::is_synced,
+    succession::{is_synced, undecided},
     tree::value::{LogPosLink, ReplayLink},
 };
 use std::{
@@ -49,10 +50,11 @@ pub enum Cmd {
     Delete,
     Drop,
     Reload,
+    Resize,
 }
 
 /// Their names in scripts.
-pub const NAMES: [(Cmd, &str); 20] = [
+pub const NAMES: [(Cmd, &str); 21] = [
     (Cmd::Primary, "primary"),
     (Cmd::Force, "primary-force"),
     (Cmd::Secondary, "secondary"),
@@ -73,9 +75,12 @@ pub const NAMES: [(Cmd, &str); 20] = [
     (Cmd::Delete, "log-delete"),
     (Cmd::Drop, "log-drop"),
     (Cmd::Reload, "reload"),
+    (Cmd::Resize, "resize"),
 ];
 
 const TIMEOUT: Ns = 25 * SEC;
+/// Sectors of the smallest part by which a resource grows.
+const UNIT: usize = 8;
 const POLL: Ns = 200 * MS;
 
 /// One command at its work.
@@ -95,7 +100,13 @@ pub async fn run(h: Rc<Host>, cmd: Cmd) {
     h.say(|| format!("marsadm {cmd:?}"));
     let locks = matches!(
         cmd,
-        Cmd::Primary | Cmd::Force | Cmd::Invalidate | Cmd::Join | Cmd::Leave | Cmd::Drop
+        Cmd::Primary
+            | Cmd::Force
+            | Cmd::Invalidate
+            | Cmd::Join
+            | Cmd::Leave
+            | Cmd::Drop
+            | Cmd::Resize
     );
     let r = if locks && h.admin_works.replace(true) {
         Err("another command works on the resource")
@@ -457,6 +468,7 @@ impl Ctx {
             Cmd::Delete => self.delete_old(&v, None).await,
             Cmd::Drop => self.drop_logs(&v).await,
             Cmd::Reload => self.reload().await,
+            Cmd::Resize => self.resize(&v).await,
         }
     }
 
@@ -520,6 +532,13 @@ impl Ctx {
             }
             let key = format!("actual-{me}/is-copying");
             self.wait(|v| Ok(!v.flag(&key))).await?;
+            if !self.view().good(&me) {
+                return Err("meanwhile the replica has become incomplete");
+            }
+            // A resize that this host has not heard of is cut off with all else.
+            if let Some(size) = v.get("size") {
+                self.decide("size", size).await?;
+            }
             return self.become_primary(force).await;
         }
         if v.designated() == Some(me) {
@@ -967,6 +986,55 @@ impl Ctx {
         let most = self.view().get("maxnr").and_then(|m| m.parse().ok());
         let most = most.unwrap_or(0).max(next.number);
         self.ensure("maxnr", &most.to_string()).await?;
+        Ok(self.trigger().await?)
+    }
+
+    /// To a half of what the disks have more, at least by one unit. With `--force` where somebody is silent.
+    async fn resize(&self, v: &View) -> Done {
+        let (h, me) = (&self.h, self.h.me);
+        let is_primary = |v: &View| v.is_primary(&me) && v.designated() == Some(me);
+        if !is_primary(v) {
+            return Err("this host is not primary");
+        }
+        let sectors = h.sim.cfg.sectors;
+        let old = h.sim.sectors(h.i);
+        let new = old + ((sectors - old) / 2).next_multiple_of(UNIT).max(UNIT);
+        if new > sectors {
+            return Err("it is as large as the disks");
+        }
+        let mut silent = Vec::new();
+        for m in v.members().into_iter().filter(|m| *m != me) {
+            if self.ping(&m).await.is_err() {
+                silent.push(m);
+            }
+        }
+        let v = self.view();
+        for m in v.members().into_iter().filter(|m| *m != me) {
+            let key = format!("syncstatus-{m}");
+            let done = v.get(&key).and_then(|v| v.parse().ok());
+            let was = Some((old * SECTOR) as u64);
+            if undecided(done, was).is_some() || silent.contains(&m) {
+                self.delete(&key).await?;
+            }
+        }
+        let bytes = (new * SECTOR).to_string();
+        self.set(&format!("syncstatus-{me}"), &bytes).await?;
+        self.barrier().await?;
+        if !is_primary(&self.view()) || h.sim.sectors(h.i) != old {
+            return Err("meanwhile another host was made primary");
+        }
+        let place = h
+            .progress
+            .current()
+            .and_then(|(log, end)| h.place(&log, end));
+        let place = place.or_else(|| h.machine().place.get());
+        let place = place.ok_or("the place of the primary is not known")?;
+        {
+            let disk = h.machine().disk.borrow();
+            let mut truth = h.sim.truth.borrow_mut();
+            truth.grows(me, place, &disk, old, new);
+        }
+        self.set("size", &bytes).await?;
         Ok(self.trigger().await?)
     }
 

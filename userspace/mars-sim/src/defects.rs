@@ -90,6 +90,22 @@ pub const ALL: &[(&str, &str)] = &[
         "what follows a log is taken without looking where it ends",
     ),
     (
+        "grows-over-gap",
+        "what the resource has grown by is copied, and a gap before it is forgotten",
+    ),
+    (
+        "void-resize-stays",
+        "a disk counts as complete of a size that was cut off",
+    ),
+    (
+        "unheard-resize-stays",
+        "a primary takes the size of a resize that was cut off",
+    ),
+    (
+        "device-of-any-size",
+        "a device is made larger than the disk is complete",
+    ),
+    (
         "no-course",
         "a log is followed behind the place where a forced failover has cut it off",
     ),

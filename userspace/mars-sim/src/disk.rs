@@ -63,6 +63,13 @@ impl Disk {
         self.view.copy_from_slice(&self.durable);
     }
 
+    /// It has these bytes from the beginning, durably.
+    pub fn preset(&mut self, off: usize, data: &[u8]) {
+        for to in [&mut self.durable, &mut self.view] {
+            to[off..off + data.len()].copy_from_slice(data);
+        }
+    }
+
     /// Bytes of it.
     pub fn len(&self) -> usize {
         self.view.len()

@@ -7,7 +7,7 @@ use crate::{
     exec::{Ns, MS, SEC, WORLD},
     fs::Node,
     script::{Action, Script},
-    truth::{Violation, SECTOR},
+    truth::{foreign, id_of, pattern, Violation, SECTOR},
     world::{Crash, Faults, Sim, DIR},
 };
 use mars_core::{lamport::LamportTime, name::Name};
@@ -105,7 +105,7 @@ fn advance(sim: &Rc<Sim>, until: Ns, looked: &mut u64) {
 
 /// The cluster after `create-cluster`, `join-cluster` and `create-resource`.
 fn setup(sim: &Rc<Sim>) {
-    let size = sim.cfg.sectors * SECTOR;
+    let size = sim.cfg.small * SECTOR;
     let first = sim.machines[0].name;
     for (i, m) in sim.machines.iter().enumerate() {
         let mut fs = m.fs.borrow_mut();
@@ -153,6 +153,11 @@ fn setup(sim: &Rc<Sim>) {
             let _ = fs.create(&format!("{DIR}/log-000000001-{first}"));
         } else if !sim.cfg.synced {
             m.disk.borrow_mut().scribble(&m.rng);
+        }
+        for s in sim.cfg.small..sim.cfg.sectors {
+            m.disk
+                .borrow_mut()
+                .preset(s * SECTOR, &pattern(foreign(i), s));
         }
         fs.sync_all();
     }
@@ -376,6 +381,7 @@ fn converged(sim: &Rc<Sim>) -> Result<(), String> {
         return Err("the log of the primary is not known".into());
     };
     let state = sim.truth.borrow_mut().state(place);
+    let sectors = sim.sectors(0);
     for i in &members {
         let m = &sim.machines[*i];
         let Some(link) = sim.is_good(*i) else {
@@ -391,9 +397,15 @@ fn converged(sim: &Rc<Sim>) -> Result<(), String> {
             ));
         }
         let disk = m.disk.borrow();
-        for (s, id) in state.iter().enumerate() {
-            if disk.view()[s * SECTOR..(s + 1) * SECTOR] != crate::truth::pattern(*id, s) {
-                return Err(format!("sector {s} of {} is not write {id}", m.name));
+        let truth = sim.truth.borrow();
+        for (s, id) in state.iter().enumerate().take(sectors) {
+            let have = &disk.view()[s * SECTOR..(s + 1) * SECTOR];
+            if truth.differs(&m.name, place, s, *id, have) {
+                let (has, wanted) = (id_of(have), truth.wanted(&m.name, place, s, *id));
+                return Err(format!(
+                    "sector {s} of {} is write {has}, not {wanted:?}",
+                    m.name
+                ));
             }
         }
     }

@@ -73,8 +73,8 @@ impl fmt::Display for Script {
         let c = &self.cfg;
         writeln!(
             f,
-            "run seed={} hosts={} sectors={} unit={} fs_unit={} ordered={} stale={} capacity={} rotate={} synced={}",
-            c.seed, c.hosts, c.sectors, c.unit, c.fs_unit, u8::from(c.ordered), u8::from(c.stale), c.capacity, c.rotate, u8::from(c.synced)
+            "run seed={} hosts={} sectors={} small={} unit={} fs_unit={} ordered={} stale={} capacity={} rotate={} synced={}",
+            c.seed, c.hosts, c.sectors, c.small, c.unit, c.fs_unit, u8::from(c.ordered), u8::from(c.stale), c.capacity, c.rotate, u8::from(c.synced)
         )?;
         for (ms, a) in &self.events {
             write!(f, "{ms} ")?;
@@ -134,6 +134,7 @@ impl Script {
             seed: field("seed")?,
             hosts: size("hosts")?,
             sectors: size("sectors")?,
+            small: size("small").or_else(|_| size("sectors"))?,
             unit: size("unit")?,
             fs_unit: size("fs_unit")?,
             ordered: field("ordered")? != 0,
@@ -218,6 +219,7 @@ pub fn generate(seed: u64) -> Script {
         seed: rng.next() >> 16,
         hosts,
         sectors: usize::try_from(8 * rng.range(4, 16)).unwrap_or(64),
+        small: 0,
         unit,
         fs_unit: if rng.chance(1, 2) { 512 } else { 4096 },
         ordered: rng.chance(3, 4),
@@ -255,10 +257,18 @@ pub fn generate(seed: u64) -> Script {
         ..mood
     };
     let mut s = Script {
-        cfg,
+        cfg: Config {
+            small: cfg.sectors,
+            ..cfg
+        },
         events: Vec::new(),
     };
-    Maker { rng, length }.fill(&mut s, mood);
+    let maker = Maker { rng, length };
+    maker.fill(&mut s, mood);
+    let sizes = Rng::new(seed, 6666);
+    if sizes.chance(1, 4) {
+        maker.sizes(&mut s, &sizes);
+    }
     let clock = Rng::new(seed, 9999);
     if clock.chance(1, 12) {
         // The battery of its clock is empty.
@@ -409,6 +419,66 @@ impl Maker {
             s.events.push((when, Action::Crash(h, how, r.below(60))));
             s.events.push((when + r.range(100, 4000), Action::Boot(h)));
         }
+    }
+
+    /// The resource is smaller than the disks at first.
+    fn sizes(&self, s: &mut Script, r: &Rng) {
+        let units = s.cfg.sectors as u64 / 8;
+        s.cfg.small = usize::try_from(8 * r.range(1, units - 1)).unwrap_or(8);
+        if r.chance(1, 3) {
+            self.void_size(s, r);
+        }
+        for _ in 0..r.range(1, 3) {
+            let h = if r.chance(2, 3) {
+                0
+            } else {
+                usize::try_from(r.below(s.cfg.hosts as u64)).unwrap_or(0)
+            };
+            let t = r.range(200, self.length);
+            s.events.push((t, Action::Admin(h, Cmd::Resize)));
+            if r.chance(2, 3) {
+                // The device has the new size when it is made anew.
+                let t = t + r.range(100, 4000);
+                s.events.push((t, Action::Close(h)));
+                s.events.push((t + 50, Action::Admin(h, Cmd::Secondary)));
+                let back = t + r.range(300, 2000);
+                s.events.push((back, Action::Admin(h, Cmd::Primary)));
+                s.events.push((back, Action::Open));
+            }
+        }
+    }
+
+    /// A resize that a failover cuts off, and another one by the new primary.
+    fn void_size(&self, s: &mut Script, r: &Rng) {
+        let (p, t) = (0, r.range(200, self.length));
+        let h = usize::try_from(r.range(1, s.cfg.hosts as u64 - 1)).unwrap_or(1);
+        for x in 1..s.cfg.hosts {
+            s.events.push((t, Action::Cut(p, x)));
+            let mend = if r.chance(1, 3) {
+                r.range(200, 1000)
+            } else {
+                3000
+            };
+            s.events.push((t + mend, Action::Mend(p, x)));
+        }
+        let when = *r.pick(&[50, 500, 2000, 2800]);
+        s.events.push((t + when, Action::Admin(p, Cmd::Resize)));
+        if r.chance(1, 2) {
+            s.events.push((t + 50, Action::Close(p)));
+        }
+        if r.chance(1, 2) {
+            let n = r.below(400);
+            s.events.push((t + 100, Action::Crash(p, Crash::Power, n)));
+            s.events.push((t + r.range(1000, 6000), Action::Boot(p)));
+        }
+        s.events.push((t + 200, Action::Admin(h, Cmd::PauseFetch)));
+        s.events
+            .push((t + r.range(900, 2500), Action::Admin(h, Cmd::Force)));
+        let again = t + r.range(3000, 12_000);
+        s.events
+            .push((again - 200, Action::Admin(h, Cmd::ResumeFetch)));
+        s.events.push((again, Action::Admin(h, Cmd::Resize)));
+        s.events.push((again + 200, Action::Open));
     }
 
     /// A replica is away while logs are rotated, and let go.

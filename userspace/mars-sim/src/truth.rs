@@ -27,6 +27,25 @@ pub const HEADER: u64 = HEADER_SIZE as u64;
 /// Number of a write of an application; 0 is what the disk had at first.
 pub type WriteId = u64;
 
+/// What a place has in a sector that the resource had not at first, and nobody has written: what the disk of the primary had there
+/// when it was resized, see [`Truth::grows`].
+const UNKNOWN: WriteId = 1 << 41;
+
+/// What the disk of a host has at first behind the end of the resource.
+pub fn foreign(host: usize) -> WriteId {
+    (1 << 40) + host as u64
+}
+
+/// Whether a place says by itself what a sector has.
+pub fn is_written(id: WriteId) -> bool {
+    id != UNKNOWN
+}
+
+/// Whether it is that of any host.
+pub fn is_foreign(id: WriteId) -> bool {
+    id >> 40 == 1
+}
+
 /// What write `id` puts into sector `at`.
 pub fn pattern(id: WriteId, at: usize) -> [u8; SECTOR] {
     let mut out = [0; SECTOR];
@@ -129,6 +148,8 @@ pub struct Whose<'a> {
     pub disk: &'a Disk,
     /// When its membership began: the map's identity.
     pub joined: u64,
+    /// Sectors of the resource, by its word.
+    pub sectors: usize,
     /// What a loss of power at this moment could leave, not what there is.
     pub live: bool,
 }
@@ -181,13 +202,29 @@ struct Device {
     logs: Vec<LogId>,
 }
 
+/// A resize.
+struct Grown {
+    /// The primary.
+    host: Name,
+    /// Where the primary was.
+    place: Place,
+    /// First sector that is new.
+    from: usize,
+    /// What its disk had in the new ones.
+    base: Vec<WriteId>,
+}
+
 /// All of it.
 #[derive(Default)]
 pub struct Truth {
     logs: Vec<Log>,
     devices: Vec<Device>,
     gaps: Vec<Gap>,
+    grown: Vec<Grown>,
+    /// Of a disk.
     sectors: usize,
+    /// Of the resource, at first.
+    small: usize,
     cache: Option<(Place, Rc<Vec<WriteId>>)>,
 }
 
@@ -196,11 +233,63 @@ pub type Violation = String;
 
 impl Truth {
     /// Before anything was written.
-    pub fn new(sectors: usize) -> Self {
+    pub fn new(sectors: usize, small: usize) -> Self {
         Self {
             sectors,
+            small,
             ..Self::default()
         }
+    }
+
+    fn empty(&self) -> Vec<WriteId> {
+        let mut base = vec![0; self.small];
+        base.resize(self.sectors, UNKNOWN);
+        base
+    }
+
+    /// A primary at `place` decides that the resource has `to` sectors instead of `from`. What its disk has there is what all have,
+    /// unless it was written since; also what stands at an earlier place of the same history, where these sectors had no meaning.
+    pub fn grows(&mut self, host: Name, place: Place, disk: &Disk, from: usize, to: usize) {
+        let ids = disk.view().chunks_exact(SECTOR).map(id_of);
+        let base = ids.skip(from).take(to.saturating_sub(from)).collect();
+        let place = self.before_gap(place);
+        self.grown.push(Grown {
+            host,
+            place,
+            from,
+            base,
+        });
+    }
+
+    /// What a sector of the disk of `host` may have of which a place says `id`. Who has decided a resize that a failover has cut off is
+    /// complete by it until that is known, or another primary has decided one.
+    pub fn wanted(&self, host: &Name, place: Place, sector: usize, id: WriteId) -> Vec<WriteId> {
+        if id != UNKNOWN {
+            return vec![id];
+        }
+        let place = self.before_gap(place);
+        // If one was cut off by a failover, the host that had decided it may be before or behind that place.
+        let counts = |g: &&Grown| self.leads(place, g.place) || self.leads(g.place, place);
+        let has = |g: &Grown| g.base.get(sector.checked_sub(g.from)?).copied();
+        let ids: Vec<_> = self.grown.iter().filter(counts).filter_map(has).collect();
+        if !ids.is_empty() {
+            return ids;
+        }
+        let own = |g: &&Grown| g.host == *host;
+        self.grown.iter().filter(own).filter_map(has).collect()
+    }
+
+    /// What of a sector is wrong at a place that says `id` of it.
+    pub fn differs(
+        &self,
+        host: &Name,
+        place: Place,
+        sector: usize,
+        id: WriteId,
+        have: &[u8],
+    ) -> bool {
+        let got = id_of(have);
+        have != pattern(got, sector) || !self.wanted(host, place, sector, id).contains(&got)
     }
 
     /// A device appears.
@@ -243,7 +332,7 @@ impl Truth {
             id,
             former: Vec::new(),
             parent: None,
-            base: Rc::new(vec![0; self.sectors]),
+            base: Rc::new(self.empty()),
             chain: Vec::new(),
             attempts: Vec::new(),
             device,
@@ -334,7 +423,11 @@ impl Truth {
             log.attempts.clear();
         }
         let state = match now {
-            Some(disk) => disk.view().chunks_exact(SECTOR).map(id_of).collect(),
+            Some(disk) => {
+                let ids = disk.view().chunks_exact(SECTOR).map(id_of);
+                ids.map(|id| if is_foreign(id) { UNKNOWN } else { id })
+                    .collect()
+            }
             None => (*self.state(base)).clone(),
         };
         let gap = Gap {
@@ -390,7 +483,12 @@ impl Truth {
         };
         let what = self.describe(base);
         let g = &mut self.gaps[i];
-        for (sector, id) in g.newest.iter().enumerate() {
+        for (sector, id) in g
+            .newest
+            .iter()
+            .enumerate()
+            .filter(|(_, id)| **id != UNKNOWN)
+        {
             let want = pattern(*id, sector);
             let mut bad = None;
             disk.outcomes(sector, |have| {
@@ -670,14 +768,13 @@ impl Truth {
         (free, old): (&[bool], &[Option<WriteId>]),
     ) -> Result<(), Violation> {
         let state = self.state(place);
-        for (sector, id) in state.iter().enumerate() {
+        for (sector, id) in state.iter().enumerate().take(w.sectors) {
             if free[sector] {
                 continue;
             }
-            let want = pattern(*id, sector);
             let mut bad = None;
             w.after(sector, old[sector], |have| {
-                if have != want {
+                if self.differs(&w.host, place, sector, *id, have) {
                     bad = Some(id_of(have));
                 }
             });
@@ -704,19 +801,23 @@ impl Truth {
     ) -> Result<(), Violation> {
         let state = self.state(base);
         let gap = self.gap(&w.host, base).map(|i| &self.gaps[i]);
-        for (sector, id) in state.iter().enumerate() {
+        for (sector, id) in state.iter().enumerate().take(w.sectors) {
             let offset = (sector * SECTOR) as u64;
             let marked = is_dirty(map.bits(), offset, SECTOR as u64);
+            let wanted = self.wanted(&w.host, base, sector, *id);
             let mut bad = None;
             let mut look = |have: &[u8]| {
                 let got = id_of(have);
                 let may = match gap {
-                    Some(g) => g.kept[sector] == got || g.since[sector].contains(&got),
-                    None => *id == got,
+                    Some(g) if g.since[sector].contains(&got) => true,
+                    Some(g) => self
+                        .wanted(&w.host, base, sector, g.kept[sector])
+                        .contains(&got),
+                    None => wanted.contains(&got),
                 };
                 if !may || have != pattern(got, sector) {
                     bad = Some(format!("{} write {got}", w.verb()));
-                } else if got != *id && !marked {
+                } else if !wanted.contains(&got) && !marked {
                     bad = Some(format!(
                         "{} write {got} without being in the dirty map",
                         w.verb()
@@ -724,7 +825,7 @@ impl Truth {
                 }
             };
             if free[sector] {
-                look(&pattern(*id, sector));
+                wanted.iter().for_each(|id| look(&pattern(*id, sector)));
             } else {
                 w.after(sector, old[sector], look);
             }
@@ -792,9 +893,9 @@ impl Truth {
             ));
         }
         let state = self.state(place);
-        for (sector, id) in state.iter().enumerate() {
+        for (sector, id) in state.iter().enumerate().take(w.sectors) {
             let have = &disk.view()[sector * SECTOR..(sector + 1) * SECTOR];
-            if have != pattern(*id, sector) {
+            if self.differs(&w.host, place, sector, *id, have) {
                 return Err(format!(
                     "P1 prefix: {when} sector {sector} has write {}, but at {} it is write {id}",
                     id_of(have),

@@ -8,7 +8,7 @@ use crate::{
     fs::{Errno, Fs, Res},
     host::{dirty::joined, Host},
     rng::Rng,
-    truth::{Place, Truth, Violation, Whose},
+    truth::{Place, Truth, Violation, Whose, SECTOR},
 };
 use mars_core::{
     lamport::{LamportTime, MAX_FUTURE_SECS},
@@ -34,8 +34,10 @@ pub struct Config {
     pub seed: u64,
     /// Hosts.
     pub hosts: usize,
-    /// Sectors of the device.
+    /// Sectors of the disks.
     pub sectors: usize,
+    /// Sectors of the resource, before somebody resizes it.
+    pub small: usize,
     /// What a power cut decides for itself on the data disks.
     pub unit: usize,
     /// The same for `/mars`.
@@ -210,7 +212,7 @@ impl Sim {
             let letter = char::from(b'a' + u8::try_from(i).unwrap_or(0));
             Machine {
                 name: Name::new(letter.to_string().as_bytes()).expect("a letter"),
-                disk: RefCell::new(Disk::new(cfg.sectors * crate::truth::SECTOR, cfg.unit)),
+                disk: RefCell::new(Disk::new(cfg.sectors * SECTOR, cfg.unit)),
                 fs: RefCell::new(Fs::new(cfg.fs_unit, cfg.ordered, cfg.stale, cfg.capacity)),
                 host: RefCell::default(),
                 boots: Cell::new(0),
@@ -229,7 +231,7 @@ impl Sim {
             ex: Rc::default(),
             machines: (0..cfg.hosts).map(machine).collect(),
             net: Net::new(cfg.hosts, cfg.seed),
-            truth: RefCell::new(Truth::new(cfg.sectors)),
+            truth: RefCell::new(Truth::new(cfg.sectors, cfg.small)),
             violation: RefCell::default(),
             trace: RefCell::new(traced.then(VecDeque::new)),
             next_write: Cell::new(1),
@@ -385,15 +387,29 @@ impl Sim {
         (v != ".deleted").then(|| v.to_owned())
     }
 
+    fn number(&self, i: usize, key: &str) -> Option<u64> {
+        self.value(i, key)?.parse().ok()
+    }
+
+    /// Sectors of the resource, by the word of a machine.
+    pub fn sectors(&self, i: usize) -> usize {
+        let size = self.number(i, "size").unwrap_or(0);
+        usize::try_from(size).unwrap_or(0) / SECTOR
+    }
+
     /// Whether the disk of a machine says of itself that it is a state of the primary.
     pub fn is_good(&self, i: usize) -> Option<ReplayLink> {
+        self.is_good_of(i, self.number(i, "size"))
+    }
+
+    /// The same of its first `size` bytes.
+    pub fn is_good_of(&self, i: usize, size: Option<u64>) -> Option<ReplayLink> {
         let name = self.machines[i].name;
         let link = ReplayLink::parse(self.value(i, &format!("replay-{name}"))?.as_bytes())?;
-        let number = |key: &str| self.value(i, key)?.parse().ok();
         let from = self.value(i, &format!("syncfrom-{name}"));
         let synced = is_synced(
-            number(&format!("syncstatus-{name}")),
-            number("size"),
+            self.number(i, &format!("syncstatus-{name}")),
+            size,
             from.as_ref().map(String::as_bytes),
         );
         let syncpos = self
@@ -434,6 +450,7 @@ impl Sim {
             dir: DIR,
             disk,
             joined: joined.map_or(0, LamportTime::as_nanos),
+            sectors: self.sectors(i),
             live,
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     defects::on,
     exec::{thread, Ns, Thread, MS},
     fs::{Errno, Node, Res},
-    truth::{Place, WriteId, HEADER},
+    truth::{id_of, is_written, Place, WriteId, HEADER, SECTOR},
 };
 use mars_core::{
     dirty::DroppedLink,
@@ -24,7 +24,10 @@ use mars_core::{
     resource::{decide, Designated, Observed, Role, Step, Work},
     space::Shortage,
     split_brain::{compare, Relation},
-    succession::{is_consistent, next_number},
+    succession::{
+        device_size, is_consistent, next_number, parse_sync_source, undecided, unheard_primary,
+        unheard_resize,
+    },
     tree::value::ReplayLink,
     writeback::Policy,
 };
@@ -82,10 +85,17 @@ struct Control {
     dropping: Option<drop_logs::Worker>,
     /// Since when a primary's map could help this replica, whose logs are gone.
     lacking: Option<(Name, DroppedLink, Ns)>,
+    /// Since when the resource is larger than what this primary's disk is complete of.
+    larger: Option<Ns>,
+    /// It shows a split brain.
+    split_brain: bool,
     /// Whether this round tells figures that change all the time.
     figures: bool,
     pace: Pace<Option<(LogName, u64)>>,
 }
+
+/// So long the resource must be larger than a running primary before that counts as a resize which was cut off.
+const LARGER: Ns = 15_000 * MS;
 
 /// Starts the control thread.
 pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
@@ -100,6 +110,8 @@ pub fn spawn(h: &Rc<Host>) -> Rc<Thread> {
             stopped_at: None,
             split_since: None,
             unsaid: false,
+            larger: None,
+            split_brain: false,
             seen: None,
             said: None,
             shortage: None,
@@ -178,9 +190,9 @@ impl Control {
         let h = &self.h;
         let me = h.me;
         let is_member = h.get(&format!("data-{me}")).is_some();
-        let syncpos = h
-            .get(&format!("syncpos-{me}"))
-            .map(|v| ReplayLink::parse(v.as_bytes()));
+        let split_brain = self.role() != Role::Primary
+            && (self.has_diverged() || self.has_more().await || self.unsaid && h.is_led());
+        self.split_brain = split_brain;
         Observed {
             stopping: stopping || !is_member,
             attach: h.switch(&format!("todo-{me}/attach")),
@@ -197,9 +209,8 @@ impl Control {
                 _ => false,
             },
             synced: self.is_synced(),
-            consistent: is_consistent(syncpos, h.replay_link(&me)),
-            split_brain: self.role() != Role::Primary
-                && (self.has_diverged() || self.has_more().await || self.unsaid && h.is_led()),
+            consistent: self.is_consistent(),
+            split_brain,
             settled: h.is_settled(),
             damaged: self.failure == Some("defective-log") && h.ex.now() < self.retry_at,
         }
@@ -207,6 +218,14 @@ impl Control {
 
     fn is_synced(&self) -> bool {
         self.h.is_synced(&self.h.me)
+    }
+
+    fn is_consistent(&self) -> bool {
+        let h = &self.h;
+        let syncpos = h
+            .get(&format!("syncpos-{}", h.me))
+            .map(|v| ReplayLink::parse(v.as_bytes()));
+        is_consistent(syncpos, h.replay_link(&h.me))
     }
 
     /// Whether this disk has what no log has, while another host is designated.
@@ -287,7 +306,7 @@ impl Control {
         let h = &self.h;
         h.io().await;
         let size = h.size().unwrap_or(0);
-        if h.machine().disk.borrow().len() as u64 != size {
+        if size == 0 || (h.machine().disk.borrow().len() as u64) < size {
             return Err("disk-error");
         }
         match h.dirty.prepare(h, size).await {
@@ -327,6 +346,33 @@ impl Control {
         if !work.fetch {
             stop_all(&h, s.fetch.take()).await;
         }
+        if let Some(size) = h.size().filter(|_| h.is_synced(&h.me)) {
+            let me = h.me;
+            if self.is_consistent() {
+                h.put(&format!("syncfrom-{me}"), &format!("done,{size}"))
+                    .await;
+            }
+            let done = h.number(&format!("syncstatus-{me}"));
+            if let Some(done) =
+                undecided(done, Some(size)).filter(|_| h.is_led() && !self.split_brain)
+            {
+                let from = h.get(&format!("syncfrom-{me}"));
+                let source = from.and_then(|v| parse_sync_source(v.as_bytes()));
+                let said = match source {
+                    None => Ok(()),
+                    Some((host, log)) => {
+                        let from = format!("{host},{log},{done}");
+                        h.try_put(&format!("syncfrom-{me}"), &from).await
+                    }
+                };
+                if said.is_ok() {
+                    h.put(&format!("syncstatus-{me}"), &done.to_string()).await;
+                }
+            }
+        }
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
         let help = drop_logs::help(&h).filter(|_| work.fetch);
         if help.is_none() {
             self.lacking = None;
@@ -364,7 +410,6 @@ impl Control {
             if sync::may_start(&h) && !sync::may_copy(&h) {
                 h.set_trouble(Some("waiting"));
             } else if sync::may_start(&h) {
-                h.dirty.clear(&h).await.map_err(|_| "no-space")?;
                 s.sync = Some(sync::start(&h).await.map_err(|_| "syncing")?);
             } else {
                 let led = h.is_led();
@@ -394,15 +439,13 @@ impl Control {
         stop_one(&h, s.replay.take()).await;
         stop_all(&h, s.fetch.take()).await;
         h.fetch.forget();
+        let size = device_size(h.number(&format!("syncstatus-{me}")), h.size()).ok_or("waiting")?;
         h.put(&format!("actual-{me}/state"), "recovering").await;
-        h.dirty
-            .prepare(&h, h.size().unwrap_or(0))
-            .await
-            .map_err(|_| "no-space")?;
+        h.dirty.prepare(&h, size).await.map_err(|_| "no-space")?;
         let end = replay::to_end(&h, &self.t)
             .await
             .map_err(|_| "defective-log")?;
-        replay::exact(&h, &end.log, end.pos, "before it becomes primary");
+        replay::exact(&h, &end.log, end.pos, size, "before it becomes primary");
         let max = h
             .number("maxnr")
             .and_then(|n| u32::try_from(n).ok())
@@ -439,6 +482,16 @@ impl Control {
         };
         let writeback = pipeline::spawn(&pipe, Box::new(publish));
         let logger = logger::spawn(&h, &pipe, device, log, base);
+        let sectors = usize::try_from(size).unwrap_or(0) / SECTOR;
+        let contents = {
+            let disk = h.machine().disk.borrow();
+            let ids = disk.view().chunks_exact(SECTOR).map(id_of);
+            let known = contents.into_iter().zip(ids);
+            known
+                .map(|(want, have)| if is_written(want) { want } else { have })
+                .take(sectors)
+                .collect()
+        };
         let dev = Device::new(&h, &pipe, device, contents);
         h.attached.set((true, true));
         h.device_id.set(Some(device));
@@ -580,12 +633,39 @@ impl Control {
         Ok(())
     }
 
+    /// Says the size again that this primary has, where a forced failover has cut off a resize that it had not heard of.
+    async fn keep_size(&mut self, device: u64) {
+        let h = self.h.clone();
+        let key = format!("syncstatus-{}", h.me);
+        if h.designated() == Some(h.me) {
+            if let Some(device) = unheard_primary(h.number(&key), device) {
+                h.put(&key, &device.to_string()).await;
+            }
+        }
+        let done = h.number(&key);
+        let Some(size) = unheard_resize(done, h.size()) else {
+            self.larger = None;
+            return;
+        };
+        let now = h.ex.now();
+        let since = *self.larger.get_or_insert(now);
+        if now.saturating_sub(since) > LARGER {
+            if h.try_put("size", &size.to_string()).await.is_ok() {
+                h.say(|| format!("a resize is void; the resource has {size} bytes"));
+            } else {
+                self.larger = Some(now);
+            }
+        }
+    }
+
     async fn stay(&mut self) -> Result<(), &'static str> {
         let h = self.h.clone();
         let Running::Primary(p) = &mut self.running else {
             return Ok(());
         };
         p.device.removing.set(false);
+        let device = p.device.sectors() * SECTOR;
+        self.keep_size(device as u64).await;
         h.progress.close_left().await;
         drop_logs::watch(&h, &mut self.dropping).await;
         if self.watch_space().await? {

@@ -10,7 +10,7 @@ use crate::{
     defects::on,
     exec::Cond,
     fs::Res,
-    truth::{id_of, pattern, WriteId, SECTOR},
+    truth::{id_of, is_foreign, pattern, WriteId, SECTOR},
 };
 use kernel::alloc::KVec;
 use mars_core::{buffer::Coverage, digest::crc};
@@ -57,6 +57,11 @@ impl Device {
         })
     }
 
+    /// Its size.
+    pub fn sectors(&self) -> usize {
+        self.shadow.borrow().len()
+    }
+
     /// Opens it; refused when it is about to go.
     pub fn open(&self) -> bool {
         if self.removing.get() {
@@ -92,9 +97,13 @@ impl Device {
             return;
         }
         let sim = self.h.sim.clone();
+        let sectors = self.sectors();
+        if at >= sectors {
+            return;
+        }
         let id = sim.next_write.get();
         sim.next_write.set(id + 1);
-        let n = n.min(sim.cfg.sectors - at);
+        let n = n.min(sectors - at);
         for s in at..at + n {
             self.writing.borrow_mut()[s].insert(id);
         }
@@ -178,7 +187,7 @@ impl Device {
 
     /// The application reads a sector, and knows what must be there.
     pub fn read(self: &Rc<Self>, at: usize) {
-        if !self.open() {
+        if at >= self.sectors() || !self.open() {
             return;
         }
         self.begin();
@@ -191,8 +200,8 @@ impl Device {
             };
             if let Ok(have) = d.read_sector(at).await {
                 let id = id_of(&have);
-                // What was written meanwhile has a higher number.
-                let newer = may.iter().all(|m| id > *m) && id < d.h.sim.next_write.get();
+                // What was written meanwhile has a higher number, but for what was there before a resize.
+                let newer = may.iter().all(|m| id > *m || is_foreign(*m)) && id < d.h.sim.next_write.get();
                 if !(newer || may.contains(&id)) || have != pattern(id, at) {
                     d.h.sim.violated(format!(
                         "P1 prefix: a read of sector {at} of the device gives write {id}, not one of {may:?} (host {})",

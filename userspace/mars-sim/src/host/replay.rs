@@ -11,7 +11,7 @@ use crate::{
     defects::on,
     exec::{thread, Thread, MS},
     fs::{Errno, Res},
-    truth::{Place, HEADER},
+    truth::{Place, Whose, HEADER, SECTOR},
 };
 use mars_core::{
     buffer::{Kind, LogPos},
@@ -70,7 +70,7 @@ impl Session {
     async fn new(h: &Rc<Host>, following: bool) -> Res<Self> {
         let link = h.replay_link(&h.me).ok_or(Errno::NoEnt)?;
         let (at, limit) = begin(h, &link).await;
-        let size = h.size().ok_or(Errno::NoEnt)?;
+        let size = h.machine().disk.borrow().len() as u64;
         let policy = if following {
             Policy::replica()
         } else {
@@ -424,12 +424,12 @@ fn covered(h: &Host, log: &LogName, pos: u64) {
     h.sim.check(h.i, r);
 }
 
-/// Nothing is in flight: the disk must be exactly a state of the truth, if it says of itself that it is one.
+/// Nothing is in flight: the first `size` bytes of the disk must be exactly a state of the truth.
 ///
 /// A bit that has flipped behind what was reported as durable looks like a torn end after a crash, and what stood there may be on
 /// the disk: two faults at once, of which one destroys what is needed against the other. Such a run ends.
-pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
-    if h.sim.is_good(h.i).is_none() {
+pub fn exact(h: &Host, log: &LogName, pos: u64, size: u64, when: &str) {
+    if h.sim.is_good_of(h.i, Some(size)).is_none() {
         h.sim.violated(format!(
             "P1 prefix: {when} the disk is no state that the primary had (host {})",
             h.me
@@ -440,7 +440,10 @@ pub fn exact(h: &Host, log: &LogName, pos: u64, when: &str) {
         return;
     };
     let (fs, disk) = (h.machine().fs.borrow(), h.machine().disk.borrow());
-    let w = h.sim.whose(h.i, &fs, &disk, false);
+    let w = Whose {
+        sectors: usize::try_from(size).unwrap_or(0) / SECTOR,
+        ..h.sim.whose(h.i, &fs, &disk, false)
+    };
     let open = h.dirty.is_open_now();
     let r = h.sim.truth.borrow_mut().exact(w, place, open, when);
     if r.is_err() && h.machine().flipped.get() && h.torn.get() {

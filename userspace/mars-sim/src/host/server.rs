@@ -13,7 +13,7 @@ use crate::{
     fs::{Errno, Res},
     world::Sim,
 };
-use mars_core::{lamport::LamportTime, log::LogName, name::Name};
+use mars_core::{lamport::LamportTime, log::LogName, name::Name, tree::path::TreePath};
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
@@ -279,6 +279,11 @@ async fn answer(h: &Rc<Host>, client: &Name, ask: Ask) -> Answer {
                 reply => reply,
             })
         }
+        Ask::Digest { offset, len } | Ask::Read { offset, len }
+            if offset + len as u64 > h.size().unwrap_or(0) =>
+        {
+            Answer::Unavailable
+        }
         Ask::Digest { offset, len } if h.attached.get().1 => {
             match sync::digests(h, offset, len).await {
                 Ok(d) => Answer::Bytes(d),
@@ -497,7 +502,14 @@ async fn exchange(
     let mut news = false;
     let mut failed = Ok(());
     let mut doubts = Vec::new();
-    for (path, value, stamp) in &list {
+    let is_size = |path: &str| TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_size());
+    let (sizes, rest): (Vec<_>, Vec<_>) = list.iter().partition(|(path, ..)| is_size(path));
+    for (path, value, stamp) in rest.into_iter().chain(sizes) {
+        if is_size(path) && h.get("size").as_deref() != Some(value) {
+            // A size counts together with what its host says of the disk of this one.
+            failed?;
+            h.sync_dir().await?;
+        }
         match h.merge_one(path, value, *stamp).await {
             Ok(Merged::News) => news |= path.starts_with("resource-"),
             Ok(Merged::Doubt) => doubts.push(path.clone()),

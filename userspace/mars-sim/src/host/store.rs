@@ -159,9 +159,13 @@ impl Host {
             own.map(|e| String::from_utf8_lossy(e.path).into_owned())
                 .collect()
         };
+        let leads = || self.attached.get().1 && self.designated() == Some(self.me);
         for path in &list {
-            let writer = self.writer.lock(&self.ex).await;
             let checked = TreePath::parse(path.as_bytes()).expect("a path of the tree");
+            if checked.is_of_role() && !leads() {
+                continue;
+            }
+            let writer = self.writer.lock(&self.ex).await;
             self.say_again(&checked).await?;
             drop(writer);
         }

@@ -11,12 +11,13 @@ use crate::{
     defects::on,
     exec::{thread, Thread, MS},
     fs::{Errno, Res},
+    truth::HEADER,
 };
 use mars_core::{
     dirty::{Bits, Geometry},
     log::LogName,
     name::Name,
-    succession::{has_before, parse_sync_source, wrote_all_since},
+    succession::{has_before, only_grows, parse_sync_source, was_whole, wrote_all_since},
     sync::{differing, digest_chunk, digests_len, Chunk, ChunkCost, SyncPlan},
     tree::value::ReplayLink,
 };
@@ -81,6 +82,15 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let me = h.me;
     let from = h.designated().ok_or(Errno::NoEnt)?;
     let told = h.get(&format!("syncfrom-{me}"));
+    let before_gap = |l: ReplayLink| l.pos < HEADER && !h.has_passed_gap(&l.log);
+    let done = || h.number(&format!("syncstatus-{me}")).unwrap_or(0);
+    let grows = |v: &String| only_grows(v.as_bytes(), done());
+    if told.as_ref().is_some_and(grows) && h.replay_link(&me).is_some_and(before_gap) {
+        h.try_put(&format!("syncstatus-{me}"), "0").await?;
+    }
+    let whole = told
+        .as_ref()
+        .is_some_and(|v| was_whole(v.as_bytes(), done()));
     let newest = match told.and_then(|v| parse_sync_source(v.as_bytes())) {
         Some((_, log))
             if has_same_source(h, &from)
@@ -90,7 +100,9 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
             log
         }
         _ => {
-            h.try_put(&format!("syncstatus-{me}"), "0").await?;
+            if !whole {
+                h.try_put(&format!("syncstatus-{me}"), "0").await?;
+            }
             let history = h.history(&from);
             history.last().map(|v| v.this.log).ok_or(Errno::NoEnt)?
         }
@@ -101,6 +113,7 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     )
     .await?;
     h.sync_dir().await?;
+    h.dirty.clear(h).await?;
     let link = h.replay_link(&me);
     h.sync.link.set(link);
     if let Some(l) = link {
@@ -253,7 +266,11 @@ async fn one_chunk(h: &Rc<Host>, c: &mut Conn, chunk: Chunk) -> Res<()> {
 fn need_same_link(h: &Host) -> Res<()> {
     let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
     let from = h.designated().ok_or(Errno::Again)?;
-    if place(h.sync.link.get()) == place(h.replay_link(&h.me)) && has_same_source(h, &from) {
+    let planned = h.sync.plan.borrow().as_ref().map(SyncPlan::size);
+    if h.size() >= planned
+        && place(h.sync.link.get()) == place(h.replay_link(&h.me))
+        && has_same_source(h, &from)
+    {
         return Ok(());
     }
     h.sync.broken.set(true);
