@@ -294,10 +294,15 @@ impl Reach {
         !self.0.is_some_and(|(l, reach)| l == *log && reach > pos)
     }
 
-    /// Whether the disk of `me`, whose replay link is in `log`, may have what was cut off.
+    /// Whether the disk of `me`, whose replay link is in `log`, may have what was cut off. Where an own log is no part of the course,
+    /// nothing that follows it will ever be found, also if it is empty, and a crash has left no version link that would tell.
     pub fn is_cut_off(&self, log: &LogName, me: &Name, course: Course) -> bool {
         let of = |(l, reach): (LogName, u64)| l == *log && reach > 0 && !course.may_reach(reach);
-        log.creator != *me && self.0.is_some_and(of)
+        if log.creator == *me {
+            course == Course::Elsewhere
+        } else {
+            self.0.is_some_and(of)
+        }
     }
 
     /// Where replay of `log`, which `me` may have written, must stop on this course.
@@ -612,6 +617,10 @@ mod tests {
         r.apply(&one, 8);
         assert_eq!(r.stop(&one, &me, cut), None);
         assert!(r.is_cut_off(&one, &me, cut) && !r.may_leave(&one, 7));
+        // Of a log that it wrote itself only that it does not count; how much of that counts is in its own history.
+        let own = log(1, "c");
+        assert!(r.is_cut_off(&own, &me, Course::Elsewhere));
+        assert!(!r.is_cut_off(&own, &me, cut) && !r.is_cut_off(&own, &me, Course::Open(0)));
         assert!(!r.is_cut_off(&one, &name("a"), cut));
         assert!(!r.is_cut_off(&one, &me, Course::Open(0)));
         assert!(!r.is_cut_off(&log(2, "p"), &me, Course::EndsAt(0)));

@@ -703,6 +703,7 @@ impl Control {
         let end = replay::to_end(&m, &bdev, ctx)
             .and_then(|end| inject::at!(Recovered).map(|()| end))
             .map_err(recovery_failed)?;
+        self.need_designated()?;
         let max = m
             .number(format_args!("maxnr"))
             .and_then(|n| u32::try_from(n).ok())
@@ -766,6 +767,17 @@ impl Control {
         inject::pass!(PrimaryReady);
         m.env.kick.signal();
         Ok(())
+    }
+
+    /// Recovery may take long, and an administrator may have changed his mind meanwhile.
+    fn need_designated(&self) -> Result<(), Reason> {
+        if self.m.designated() == Some(self.m.me()) {
+            return Ok(());
+        }
+        Err(fail(
+            "waiting",
+            format_args!("meanwhile this host is designated no more"),
+        ))
     }
 
     /// Log `name` of a new primary whose disk stands at `end`; `None`: there is no room for it, and it starts in emergency mode.

@@ -1009,6 +1009,9 @@ impl Ctx {
             }
         }
         let v = self.view();
+        if !is_primary(&v) || h.sim.sectors(h.i) != old {
+            return Err("meanwhile another host was made primary");
+        }
         for m in v.members().into_iter().filter(|m| *m != me) {
             let key = format!("syncstatus-{m}");
             let done = v.get(&key).and_then(|v| v.parse().ok());
@@ -1017,10 +1020,12 @@ impl Ctx {
                 self.delete(&key).await?;
             }
         }
-        let bytes = (new * SECTOR).to_string();
-        self.set(&format!("syncstatus-{me}"), &bytes).await?;
+        let (bytes, before) = ((new * SECTOR).to_string(), (old * SECTOR).to_string());
+        let own = format!("syncstatus-{me}");
+        self.set(&own, &bytes).await?;
         self.barrier().await?;
         if !is_primary(&self.view()) || h.sim.sectors(h.i) != old {
+            self.set(&own, &before).await?;
             return Err("meanwhile another host was made primary");
         }
         let place = h

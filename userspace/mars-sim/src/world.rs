@@ -397,26 +397,27 @@ impl Sim {
         usize::try_from(size).unwrap_or(0) / SECTOR
     }
 
-    /// Whether the disk of a machine says of itself that it is a state of the primary.
-    pub fn is_good(&self, i: usize) -> Option<ReplayLink> {
-        self.is_good_of(i, self.number(i, "size"))
-    }
-
-    /// The same of its first `size` bytes.
-    pub fn is_good_of(&self, i: usize, size: Option<u64>) -> Option<ReplayLink> {
+    /// The replay link of a machine, if its disk has all that a sync has copied from later.
+    pub fn reached(&self, i: usize) -> Option<ReplayLink> {
         let name = self.machines[i].name;
         let link = ReplayLink::parse(self.value(i, &format!("replay-{name}"))?.as_bytes())?;
-        let from = self.value(i, &format!("syncfrom-{name}"));
-        let synced = is_synced(
-            self.number(i, &format!("syncstatus-{name}")),
-            size,
-            from.as_ref().map(String::as_bytes),
-        );
         let syncpos = self
             .value(i, &format!("syncpos-{name}"))
             .and_then(|v| ReplayLink::parse(v.as_bytes()));
         let reached = syncpos.is_none_or(|p| (link.log.number, link.pos) >= (p.log.number, p.pos));
-        (synced && reached && self.value(i, &format!("data-{name}")).is_some()).then_some(link)
+        (reached && self.value(i, &format!("data-{name}")).is_some()).then_some(link)
+    }
+
+    /// Whether the disk of a machine says of itself that it is a state of the primary.
+    pub fn is_good(&self, i: usize) -> Option<ReplayLink> {
+        let name = self.machines[i].name;
+        let from = self.value(i, &format!("syncfrom-{name}"));
+        let synced = is_synced(
+            self.number(i, &format!("syncstatus-{name}")),
+            self.number(i, "size"),
+            from.as_ref().map(String::as_bytes),
+        );
+        self.reached(i).filter(|_| synced)
     }
 
     /// P1 and P2 of a machine that is down, or (`live`) of what a power cut at this moment could leave.

@@ -445,6 +445,10 @@ impl Control {
         let end = replay::to_end(&h, &self.t)
             .await
             .map_err(|_| "defective-log")?;
+        if h.designated() != Some(me) {
+            // Recovery may take long.
+            return Err("waiting");
+        }
         replay::exact(&h, &end.log, end.pos, size, "before it becomes primary");
         let max = h
             .number("maxnr")

@@ -28,6 +28,22 @@ fn need_primary(ctx: &Ctx, res: &Resource) -> Result<()> {
     )
 }
 
+/// Nothing has changed since it was decided what to do.
+fn need_still(ctx: &Ctx, res: &Resource, old: u64) -> Result<()> {
+    need_primary(ctx, res)?;
+    let size = res.size.unwrap_or(0);
+    if size == old {
+        return Ok(());
+    }
+    Err(Failure::refused(format!(
+        "meanwhile '{}' was resized from {} to {} elsewhere",
+        res.name,
+        human(old),
+        human(size)
+    ))
+    .hint("look at `marsadm view`, and run it again"))
+}
+
 /// `resize RESOURCE [SIZE]`.
 pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
     let res = ctx.joined(name)?;
@@ -97,8 +113,9 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
         ))
         .hint("wait until it answers, or remove it with `marsadm leave-resource --host`. With --force it has to compare all of its disk when it comes back, and can't become primary before that"));
     }
-    // As it is said by now.
+    // As it is said by now: to ask has taken its time.
     let res = ctx.resource(name)?;
+    need_still(ctx, &res, old)?;
     operation(ctx, name, |op| {
         op.step(ctx, "undecided")?;
         for m in res.real_members().filter(|m| m.host != ctx.me) {
@@ -109,13 +126,16 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
             }
         }
         op.step(ctx, "syncstatus")?;
-        ctx.store.set(
-            &res.path(&format!("syncstatus-{}", ctx.me)),
-            &new.to_string(),
-        )?;
+        let own = res.path(&format!("syncstatus-{}", ctx.me));
+        ctx.store.set(&own, &new.to_string())?;
         ctx.store.barrier()?;
         op.step(ctx, "size")?;
-        need_primary(ctx, &ctx.resource(name)?)?;
+        let now = ctx.resource(name)?;
+        if let Err(e) = need_still(ctx, &now, old) {
+            // Else this disk would count as complete of what another primary resizes.
+            ctx.store.set(&own, &old.to_string())?;
+            return Err(e);
+        }
         ctx.store.set(&res.path("size"), &new.to_string())?;
         ctx.store.trigger(Trigger::Remote)?;
         out::info(format_args!(
