@@ -90,6 +90,10 @@ pub const ALL: &[(&str, &str)] = &[
         "what follows a log is taken without looking where it ends",
     ),
     (
+        "zeros-lost",
+        "a range that becomes zero is not written back",
+    ),
+    (
         "grows-over-gap",
         "what the resource has grown by is copied, and a gap before it is forgotten",
     ),

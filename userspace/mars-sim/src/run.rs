@@ -200,7 +200,7 @@ fn act(sim: &Rc<Sim>, apps: &[Cell<bool>], action: Action) {
         m.faults.set(faults);
     };
     match action {
-        Action::Write(at, n, fua) => devices(sim, apps, |d| d.write(at, n, fua)),
+        Action::Write(kind, at, n, fua) => devices(sim, apps, |d| d.write(kind, at, n, fua)),
         Action::Flush => devices(sim, apps, |d| d.flush()),
         Action::Read(at) => devices(sim, apps, |d| d.read(at)),
         Action::Close(h) => {

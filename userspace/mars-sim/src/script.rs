@@ -10,13 +10,14 @@ use crate::{
     rng::Rng,
     world::{Config, Crash},
 };
+use mars_core::buffer::Kind;
 use std::fmt;
 
 /// One thing that happens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
-    /// Applications write: first sector, sectors, with FUA.
-    Write(usize, usize, bool),
+    /// Applications write, or discard, or have become zero: first sector, sectors, with FUA.
+    Write(Kind, usize, usize, bool),
     /// Applications flush.
     Flush,
     /// Applications read a sector.
@@ -79,8 +80,13 @@ impl fmt::Display for Script {
         for (ms, a) in &self.events {
             write!(f, "{ms} ")?;
             match a {
-                Action::Write(at, n, fua) => {
-                    write!(f, "write {at} {n}{}", if *fua { " fua" } else { "" })?
+                Action::Write(kind, at, n, fua) => {
+                    let kind = match kind {
+                        Kind::Write => "write",
+                        Kind::Zeroes => "zero",
+                        Kind::Discard => "discard",
+                    };
+                    write!(f, "{kind} {at} {n}{}", if *fua { " fua" } else { "" })?
                 }
                 Action::Flush => write!(f, "flush")?,
                 Action::Read(at) => write!(f, "read {at}")?,
@@ -161,7 +167,14 @@ fn parse_line(line: &str) -> Option<(u64, Action)> {
     let int = |i: usize| -> Option<i64> { rest.get(i)?.parse().ok() };
     let host = |i: usize| -> Option<usize> { rest.get(i)?.parse().ok() };
     let action = match verb {
-        "write" => Action::Write(host(0)?, host(1)?, rest.get(2) == Some(&"fua")),
+        "write" | "zero" | "discard" => {
+            let kind = match verb {
+                "zero" => Kind::Zeroes,
+                "discard" => Kind::Discard,
+                _ => Kind::Write,
+            };
+            Action::Write(kind, host(0)?, host(1)?, rest.get(2) == Some(&"fua"))
+        }
         "flush" => Action::Flush,
         "read" => Action::Read(host(0)?),
         "close" => Action::Close(host(0)?),
@@ -279,6 +292,18 @@ pub fn generate(seed: u64) -> Script {
         let late: Vec<_> = boots.filter(|_| clock.chance(1, 2)).collect();
         s.events.extend(late);
     }
+    let zeros = Rng::new(seed, 5555);
+    if zeros.chance(1, 4) {
+        for (_, action) in &mut s.events {
+            let Action::Write(kind, _, n, _) = action else {
+                continue;
+            };
+            if zeros.chance(1, 5) {
+                *kind = *zeros.pick(&[Kind::Zeroes, Kind::Discard]);
+                *n *= *zeros.pick(&[1, 1, 4, 20]);
+            }
+        }
+    }
     s.events.sort_by_key(|(ms, _)| *ms);
     s
 }
@@ -372,8 +397,10 @@ impl Maker {
                 };
                 let at = if n == 8 { at & !7 } else { at };
                 let small = |x: u64| usize::try_from(x).unwrap_or(0);
-                s.events
-                    .push((t, Action::Write(small(at), small(n), r.chance(1, 10))));
+                s.events.push((
+                    t,
+                    Action::Write(Kind::Write, small(at), small(n), r.chance(1, 10)),
+                ));
                 if r.chance(1, 6) {
                     s.events.push((t + r.below(gap + 1), Action::Flush));
                 }
@@ -400,6 +427,7 @@ impl Maker {
         for _ in 0..r.range(4, 30) {
             let when = t + r.below(until - t + 5000);
             let write = Action::Write(
+                Kind::Write,
                 small(r.below(sectors)),
                 small(r.range(1, 8)),
                 r.chance(1, 8),
@@ -507,7 +535,7 @@ impl Maker {
             let small = |x: u64| usize::try_from(x).unwrap_or(0);
             for _ in 0..r.range(1, 8) {
                 let sector = small(r.below(s.cfg.sectors as u64));
-                let write = Action::Write(sector, small(r.range(1, 8)), false);
+                let write = Action::Write(Kind::Write, sector, small(r.range(1, 8)), false);
                 s.events.push((at + r.below(300), write));
             }
             at += 400;

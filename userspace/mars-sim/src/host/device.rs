@@ -13,7 +13,10 @@ use crate::{
     truth::{id_of, is_foreign, pattern, WriteId, SECTOR},
 };
 use kernel::alloc::KVec;
-use mars_core::{buffer::Coverage, digest::crc};
+use mars_core::{
+    buffer::{Coverage, Kind},
+    digest::crc,
+};
 use mars_host_digest::HostDigest;
 use std::{
     cell::{Cell, RefCell},
@@ -38,6 +41,8 @@ pub struct Device {
     shadow: RefCell<Vec<WriteId>>,
     /// Writes to a sector that are under way.
     writing: RefCell<Vec<BTreeSet<WriteId>>>,
+    /// Which of all writes are zeros.
+    zeros: RefCell<BTreeSet<WriteId>>,
 }
 
 impl Device {
@@ -54,6 +59,7 @@ impl Device {
             idle: Cond::default(),
             shadow: RefCell::new(contents),
             writing,
+            zeros: RefCell::default(),
         })
     }
 
@@ -91,8 +97,8 @@ impl Device {
         self.idle.notify(&self.h.ex);
     }
 
-    /// The application writes. P4: it never gets an error.
-    pub fn write(self: &Rc<Self>, at: usize, n: usize, fua: bool) {
+    /// The application writes, or (a `kind` without data) has a range become zero. P4: it never gets an error.
+    pub fn write(self: &Rc<Self>, kind: Kind, at: usize, n: usize, fua: bool) {
         if !self.open() {
             return;
         }
@@ -104,22 +110,36 @@ impl Device {
         let id = sim.next_write.get();
         sim.next_write.set(id + 1);
         let n = n.min(sectors - at);
+        let data = kind == Kind::Write;
+        if !data {
+            self.zeros.borrow_mut().insert(id);
+        }
         for s in at..at + n {
             self.writing.borrow_mut()[s].insert(id);
         }
         self.begin();
         let d = self.clone();
         sim.ex.clone().spawn(self.h.i, async move {
-            let data: Vec<u8> = (at..at + n).flat_map(|s| pattern(id, s)).collect();
-            let sum = crc::<HostDigest>(&[&data]);
+            let data = data.then(|| {
+                (at..at + n)
+                    .flat_map(|s| pattern(id, s))
+                    .collect::<Vec<u8>>()
+            });
+            let sum = data.as_ref().map_or(0, |d| crc::<HostDigest>(&[d]));
+            let put = if data.is_some() { id } else { 0 };
             let stamp = d.h.now().as_nanos();
             let d2 = d.clone();
             let then = move |s: &mut State| {
-                d2.h.say(|| format!("write {id} at {at}+{n}, record {}", s.buffer.last_seq().0));
+                d2.h.say(|| {
+                    format!(
+                        "{kind:?} {id} at {at}+{n}, record {}",
+                        s.buffer.last_seq().0
+                    )
+                });
                 let c = &d2.h.sim.counts.writes;
                 c.set(c.get() + 1);
                 for s in at..at + n {
-                    d2.shadow.borrow_mut()[s] = id;
+                    d2.shadow.borrow_mut()[s] = put;
                     d2.writing.borrow_mut()[s].remove(&id);
                 }
                 if fua && on("fua-early") {
@@ -136,8 +156,10 @@ impl Device {
                     d2.end();
                 }
             };
+            let len = u32::try_from(n * SECTOR).expect("small");
+            let place = ((at * SECTOR) as u64, len);
             d.pipe
-                .admit((at * SECTOR) as u64, stamp, sum, Rc::new(data), then)
+                .admit(kind, place, (stamp, sum), data.map(Rc::new), then)
                 .await;
             if fua {
                 d.pipe.log_work.signal(&d.h.ex);
@@ -193,13 +215,17 @@ impl Device {
         self.begin();
         let d = self.clone();
         self.h.ex.spawn(self.h.i, async move {
-            let may: BTreeSet<WriteId> = {
+            let (mut may, begun) = {
                 let mut may = d.writing.borrow()[at].clone();
                 may.insert(d.shadow.borrow()[at]);
-                may
+                (may, d.h.sim.next_write.get())
             };
             if let Ok(have) = d.read_sector(at).await {
                 let id = id_of(&have);
+                let zeros = d.zeros.borrow();
+                if may.iter().any(|id| zeros.contains(id)) || zeros.range(begun..).next().is_some() {
+                    may.insert(0);
+                }
                 // What was written meanwhile has a higher number, but for what was there before a resize.
                 let newer = may.iter().all(|m| id > *m || is_foreign(*m)) && id < d.h.sim.next_write.get();
                 if !(newer || may.contains(&id)) || have != pattern(id, at) {

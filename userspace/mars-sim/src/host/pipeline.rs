@@ -137,20 +137,20 @@ impl Pipeline {
         f(&mut self.state.borrow_mut())
     }
 
-    /// Admits a record of a primary, waiting for room.
+    /// Admits a record of a primary, waiting for room; without data, a range of `length` bytes becomes zero.
     pub async fn admit(
         &self,
-        offset: u64,
-        stamp: u64,
-        crc: u32,
-        data: Rc<Vec<u8>>,
+        kind: Kind,
+        (offset, length): (u64, u32),
+        (stamp, crc): (u64, u32),
+        data: Option<Rc<Vec<u8>>>,
         then: impl FnOnce(&mut State),
     ) {
-        let length = u32::try_from(data.len()).expect("small");
+        let room = data.as_ref().map_or(0, |d| d.len());
         loop {
             if self.with(|s| {
                 s.held_up |= s.held;
-                s.has_room(data.len())
+                s.has_room(room)
             }) {
                 break;
             }
@@ -160,9 +160,9 @@ impl Pipeline {
         }
         let now = self.h.ex.now();
         let first = self.with(|s| {
-            let data = Slice { buf: data, off: 0 };
+            let data = data.map(|buf| Slice { buf, off: 0 });
             s.buffer
-                .admit(Kind::Write, offset, length, stamp, crc, Some(data))
+                .admit(kind, offset, length, stamp, crc, data)
                 .expect("memory");
             s.admitted_at = now;
             then(s);
@@ -364,6 +364,12 @@ fn submit(pipe: &Rc<Pipeline>, io: WritebackIo<Slice>) {
     let mut data = Vec::with_capacity(io.length as usize);
     for f in &io.fragments {
         data.extend_from_slice(f.data.bytes(f.offset, f.length));
+    }
+    if io.fragments.is_empty() && on("zeros-lost") {
+        // What is there stays.
+        let (off, len) = (io.offset, io.length as usize);
+        let off = usize::try_from(off).expect("small");
+        data.extend_from_slice(&pipe.h.machine().disk.borrow().view()[off..off + len]);
     }
     data.resize(io.length as usize, 0);
     pipe.in_flight.set(pipe.in_flight.get() + 1);
