@@ -372,6 +372,12 @@ pub fn is_synced(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[
         .is_some_and(|(done, size)| done >= size.max(wanted))
 }
 
+/// Whether a disk is complete, or was before the resource grew: then what it has is its own, and no sync replaces it.
+pub fn is_whole(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[u8]>) -> bool {
+    let grows = |done: u64| syncfrom.is_some_and(|v| only_grows(v, done));
+    is_synced(syncstatus, size, syncfrom) || syncstatus.is_some_and(grows)
+}
+
 /// The `syncstatus` that the complete disk of a host which is not designated has to go back to, if any: what it says of bytes that
 /// the resource does not have comes from a resize that was never decided, or that a failover has cut off, and must not count when
 /// the resource grows later.
@@ -398,8 +404,12 @@ pub fn unheard_primary(syncstatus: Option<u64>, device: u64) -> Option<u64> {
 
 /// The size of the resource that a running primary has to say again, if any. It was complete when it became primary, and whoever
 /// makes it larger raises its `syncstatus` first; so a size beyond that was decided by another host before a forced failover cut
-/// it off. With it, this disk could never become primary again.
-pub fn unheard_resize(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
+/// it off. With it, this disk could never become primary again. A size that is less than what its `device` has, which may be in
+/// use, comes from a failover that was taken back.
+pub fn unheard_resize(syncstatus: Option<u64>, size: Option<u64>, device: u64) -> Option<u64> {
+    if size.is_some_and(|size| size < device) {
+        return Some(device);
+    }
     let has_less = |done: &u64| *done > 0 && size.is_some_and(|size| size > *done);
     syncstatus.filter(|done| has_less(done) && !defect!("unheard-resize-stays"))
 }
@@ -719,7 +729,9 @@ mod tests {
         assert_eq!(undecided(Some(96), Some(64)), Some(64));
         assert_eq!(undecided(Some(64), Some(64)), None);
         assert_eq!(undecided(None, Some(64)), None);
-        assert_eq!(unheard_resize(Some(64), Some(96)), Some(64));
+        assert_eq!(unheard_resize(Some(64), Some(96), 64), Some(64));
+        assert_eq!(unheard_resize(Some(64), Some(64), 96), Some(96));
+        assert_eq!(unheard_resize(Some(96), Some(96), 64), None);
         assert_eq!(unheard_primary(None, 64), Some(64));
         assert_eq!(unheard_primary(Some(0), 64), Some(64));
         assert_eq!(unheard_primary(Some(64), 64), None);
@@ -735,7 +747,7 @@ mod tests {
             (Some(0), Some(9)),
             (None, Some(9)),
         ] {
-            assert_eq!(unheard_resize(done, size), None);
+            assert_eq!(unheard_resize(done, size, 0), None);
         }
     }
 
@@ -771,6 +783,13 @@ mod tests {
     #[test]
     fn given_a_disk_that_was_complete_when_the_resource_grows_then_only_that_is_looked_at() {
         assert!(only_grows(b"done,64", 64));
+        assert!(is_whole(Some(64), Some(96), Some(b"done,64")));
+        assert!(is_whole(Some(64), Some(96), Some(b"a,log-000000002-a,64")));
+        assert!(is_whole(Some(64), Some(64), None));
+        assert!(!is_whole(Some(64), Some(96), None));
+        assert!(!is_whole(Some(32), Some(96), Some(b"a,log-000000002-a,64")));
+        assert!(!is_whole(Some(0), Some(96), Some(b"done,64")));
+        assert!(!is_whole(None, Some(96), Some(b"done,64")));
         assert!(only_grows(b"a,log-000000002-a,64", 64));
         assert!(only_grows(b"a,log-000000002-a,64", 70));
         // Half of a sync, or none at all.

@@ -48,11 +48,8 @@ use mars_core::{
         Relation, //
     },
     succession::{
-        device_size,
         is_consistent,
         next_number,
-        parse_sync_source,
-        undecided,
         unheard_primary,
         unheard_resize, //
     },
@@ -368,7 +365,7 @@ impl Control {
     /// also if this host's history can't say so yet.
     fn has_more(&self) -> bool {
         let me = self.m.me();
-        self.m.dirty.is_open() && self.m.designated().is_some_and(|h| h != me) && self.is_synced()
+        self.m.dirty.is_open() && self.m.designated().is_some_and(|h| h != me) && self.m.is_whole()
     }
 
     /// Whether another host is primary while it can't be told how far this host's own logs go: its disk may have what is cut off.
@@ -405,7 +402,7 @@ impl Control {
             return true;
         }
         // What a disk had that is not complete is replaced by the sync.
-        let link = self.m.replay_link(&me).filter(|_| self.is_synced());
+        let link = self.m.replay_link(&me).filter(|_| self.m.is_whole());
         let reach = self.m.fetch.reach();
         if link.is_some_and(|l| {
             let course = self.m.course(&l.log);
@@ -565,23 +562,9 @@ impl Control {
                 // All of it, whoever was the source: when the resource grows, only the rest has to be copied.
                 m.set(format_args!("syncfrom-{me}"), format_args!("done,{size}"));
             }
-            let done = m.number(format_args!("syncstatus-{me}"));
             // In a split brain it may be this host that goes on.
-            if let Some(done) =
-                undecided(done, Some(size)).filter(|_| m.is_led() && !self.split_brain)
-            {
-                let from = m.get(format_args!("syncfrom-{me}"));
-                let source = from.and_then(|v| parse_sync_source(v.as_bytes()));
-                // Complete, but not consistent yet.
-                let said = source.map_or(Ok(()), |(host, log)| {
-                    m.try_set(
-                        format_args!("syncfrom-{me}"),
-                        format_args!("{host},{log},{done}"),
-                    )
-                });
-                if said.is_ok() {
-                    m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
-                }
+            if m.is_led() && !self.split_brain {
+                let _ = m.forget_void_resize();
             }
         }
         let Running::Secondary(s) = &mut self.running else {
@@ -687,8 +670,10 @@ impl Control {
         m.fetch.forget();
         // What kept a worker waiting is no state of a primary.
         m.set_trouble(None);
+        self.larger = None;
         // As it was decided: what is heard of a resize from now on, this disk does not have.
-        let size = device_size(m.number(format_args!("syncstatus-{me}")), m.size())
+        let size = m
+            .device_size()
             .ok_or_else(|| fail("waiting", format_args!("the disk is not complete any more")))?;
         let bdev = s.bdev.clone();
         m.set(
@@ -740,6 +725,7 @@ impl Control {
                 })?;
         }
         let name = if log.is_some() { name } else { end.log };
+        self.need_designated()?;
         // Before anything is confirmed to an application: after a crash this host looks how far its logs go (`last_words`) only if
         // it was primary.
         m.try_set(format_args!("actual-{me}/is-primary"), format_args!("1"))
@@ -1119,11 +1105,18 @@ impl Control {
         let status = || m.number(format_args!("syncstatus-{me}"));
         if m.designated() == Some(me) {
             if let Some(device) = unheard_primary(status(), device) {
+                pr_warn!("{}: another host said that this disk is not complete; this host is primary, so it is\n", m.name.as_str());
                 m.set(format_args!("syncstatus-{me}"), format_args!("{device}"));
             }
         }
         let done = status();
-        let Some(size) = unheard_resize(done, m.size()) else {
+        // Not while the role goes to another host.
+        let device = if m.designated() == Some(me) {
+            device
+        } else {
+            0
+        };
+        let Some(size) = unheard_resize(done, m.size(), device) else {
             self.larger = None;
             return;
         };
@@ -1135,7 +1128,7 @@ impl Control {
                 .is_ok()
             {
                 pr_warn!(
-                    "{}: a resize that was decided elsewhere before a failover is void; the resource has {} bytes\n",
+                    "{}: what another host said about the size is void since a failover; the resource has {} bytes\n",
                     m.name.as_str(),
                     size
                 );

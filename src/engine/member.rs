@@ -32,12 +32,16 @@ use mars_core::{
     name::Name,
     succession::{
         course,
+        device_size,
         is_beyond,
         is_consistent,
         is_forward,
         is_synced,
+        is_whole,
         may_sync_at,
+        parse_sync_source,
         reported_end,
+        undecided,
         vouches,
         Course, //
     },
@@ -277,6 +281,42 @@ impl Member {
     /// Logical size in bytes.
     pub(crate) fn size(&self) -> Option<u64> {
         self.number(format_args!("size"))
+    }
+
+    /// Whether the disk of this host is complete, or was before the resource grew.
+    pub(crate) fn is_whole(&self) -> bool {
+        let me = self.me();
+        let from = self.get(format_args!("syncfrom-{me}"));
+        let from = from.as_ref().map(Value::as_bytes);
+        is_whole(
+            self.number(format_args!("syncstatus-{me}")),
+            self.size(),
+            from,
+        )
+    }
+
+    /// So much of the resource the disk of this host has.
+    pub(crate) fn device_size(&self) -> Option<u64> {
+        let me = self.me();
+        device_size(self.number(format_args!("syncstatus-{me}")), self.size())
+    }
+
+    /// Takes back what the complete disk of this host says of a resize that was never decided, or that a failover has cut off.
+    pub(crate) fn forget_void_resize(&self) -> Result {
+        let me = self.me();
+        let done = self.number(format_args!("syncstatus-{me}"));
+        let Some(size) = undecided(done, self.size()) else {
+            return Ok(());
+        };
+        let from = self.get(format_args!("syncfrom-{me}"));
+        if let Some((host, log)) = from.and_then(|v| parse_sync_source(v.as_bytes())) {
+            // Complete, but not consistent yet.
+            self.try_set(
+                format_args!("syncfrom-{me}"),
+                format_args!("{host},{log},{size}"),
+            )?;
+        }
+        self.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))
     }
 
     /// Whether all of the disk of `host` was filled by a sync, or was the source of one.

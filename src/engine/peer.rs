@@ -10,9 +10,11 @@ use kernel::{
 };
 
 use mars_core::{
-    lamport::LamportTime,
     name::Name,
-    tree::path::TreePath,
+    tree::{
+        path::TreePath,
+        tombstone::is_tombstone, //
+    },
     wire::message::{
         meta::{
             Entry,
@@ -178,63 +180,61 @@ impl Heard {
     /// # Errors
     ///
     /// Out of memory. What can't be written is noted: the others may still be taken.
-    fn take(
-        &mut self,
-        env: &Env,
-        peer: &Name,
-        path: &str,
-        value: &[u8],
-        stamp: LamportTime,
-    ) -> Result {
-        let r = inject::at!(MergeLink).and_then(|()| env.store.merge_one(peer, path, value, stamp));
+    fn take(&mut self, env: &Env, peer: &Name, e: &Entry<'_>) -> Result {
+        let r = inject::at!(MergeLink)
+            .and_then(|()| before(env, e))
+            .and_then(|known| match known {
+                true => Ok(Merged::No),
+                false => env.store.merge_one(peer, e.path, e.value, e.stamp),
+            });
         match r {
-            Ok(Merged::News) => self.news |= path.starts_with("resource-"),
-            Ok(Merged::Doubt) => self
-                .doubts
-                .push(CString::try_from_fmt(format_args!("{path}"))?, GFP_KERNEL)?,
+            Ok(Merged::News) => self.news |= e.path.starts_with("resource-"),
+            Ok(Merged::Doubt) => self.doubts.push(
+                CString::try_from_fmt(format_args!("{}", e.path))?,
+                GFP_KERNEL,
+            )?,
             Ok(Merged::No) => (),
             Err(e) => self.failed = Err(e),
         }
         Ok(())
     }
+}
 
-    /// Merges the size of a resource; what was taken before it is durable first.
-    fn take_size(&mut self, env: &Env, peer: &Name, size: &Size) -> Result {
-        let path = text::of(&size.path);
-        let known = env.store.get(path);
-        if known.is_some_and(|v| v.as_bytes() != size.value.as_slice()) {
-            let synced = resource_of(path).map_or(Ok(()), |r| paths::sync_resource_dir(&r));
-            self.failed = self.failed.and(synced);
-            if self.failed.is_err() {
-                // All is asked for again.
-                return Ok(());
-            }
+/// Whether a link says what is on the disk of this host.
+fn is_own(env: &Env, e: &Entry<'_>) -> bool {
+    TreePath::parse(e.path.as_bytes()).is_ok_and(|p| p.is_of_disk(&env.me))
+}
+
+/// What has to be done before a link of a peer is merged. `true`: it must not be.
+fn before(env: &Env, e: &Entry<'_>) -> Result<bool> {
+    let Ok(path) = TreePath::parse(e.path.as_bytes()) else {
+        return Ok(false);
+    };
+    let (size, sync) = (path.is_of_size(), path.is_of_sync(&env.me));
+    let member = resource_of(e.path).filter(|_| size || sync);
+    let Some(m) = member.and_then(|resource| env.member(&resource)) else {
+        return Ok(false);
+    };
+    if sync {
+        // The device of a primary is complete, whoever says something else because it has not heard that there is one.
+        let newer = env.store.stamp(e.path).is_some_and(|t| e.stamp > t);
+        let runs = m.attached.lock().primary && m.get(format_args!("data-{}", env.me)).is_some();
+        if runs && newer && is_tombstone(e.value) && env.clock.saw(e.stamp) {
+            env.store.repeat(e.path.as_bytes())?;
+            return Ok(true);
         }
-        self.take(env, peer, path, &size.value, size.stamp)
+    } else if m
+        .get(format_args!("size"))
+        .is_none_or(|v| v.as_bytes() != e.value)
+    {
+        // How large a device is counts together with what is said of the disk of this host, by itself or (before, since
+        // that was merged first) by others.
+        if m.designated() != Some(env.me) {
+            m.forget_void_resize()?;
+        }
+        paths::sync_resource_dir(&m.name)?;
     }
-}
-
-/// A link that says how large a device is.
-struct Size {
-    path: CString,
-    value: KVec<u8>,
-    stamp: LamportTime,
-}
-
-impl Size {
-    fn new(e: &Entry<'_>) -> Result<Self> {
-        let mut value = KVec::new();
-        value.extend_from_slice(e.value, GFP_KERNEL)?;
-        Ok(Self {
-            path: CString::try_from_fmt(format_args!("{}", e.path))?,
-            value,
-            stamp: e.stamp,
-        })
-    }
-}
-
-fn is_size(path: &str) -> bool {
-    TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_size())
+    Ok(false)
 }
 
 /// The resource that a link is of.
@@ -274,26 +274,23 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
     };
     let peer = conn.peer;
     let mut heard = Heard::new();
-    // How large a device is comes last: it counts together with what its host says of the disk of this one.
-    let mut sizes = KVVec::new();
     let mut payload = conn.call(&ask, tunables::LONG_POLL_MS)?;
     loop {
         let tree = Tree::decode(payload).map_err(|_| EPROTO)?;
         heard.ahead |= !env.clock.saw(tree.now);
-        for entry in tree.entries() {
-            match entry {
-                Ok(e) if is_size(e.path) => sizes.push(Size::new(&e)?, GFP_KERNEL)?,
-                Ok(e) => heard.take(env, &peer, e.path, e.value, e.stamp)?,
-                Err(e) => {
-                    warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}"))
+        // First what is said of the disk of this host: everything else counts together with that.
+        for own in [true, false] {
+            for entry in tree.entries() {
+                match entry {
+                    Ok(e) if is_own(env, &e) == own => heard.take(env, &peer, &e)?,
+                    Err(e) if own => {
+                        warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}"))
+                    }
+                    _ => (),
                 }
             }
         }
         if !tree.more {
-            let (generation, theirs) = (tree.generation, tree.instance);
-            for size in &sizes {
-                heard.take_size(env, &peer, size)?;
-            }
             if heard.news {
                 env.kick_members();
             }
@@ -303,8 +300,8 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
                 ));
                 return Err(e);
             }
-            *since = generation;
-            *instance = theirs;
+            *since = tree.generation;
+            *instance = tree.instance;
             return Ok(heard);
         }
         payload = conn.next_part()?;

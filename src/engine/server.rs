@@ -630,7 +630,7 @@ impl Handler<'_> {
         let Some((member, bdev)) = self.disk(&m.resource) else {
             return conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]);
         };
-        if m.offset.saturating_add(u64::from(m.length)) > member.size().unwrap_or(0) {
+        if m.offset.saturating_add(u64::from(m.length)) > member.device_size().unwrap_or(0) {
             return conn.reply_bulk(id, &reply(SyncStatus::OutOfRange), &[]);
         }
         match sync::digests(&bdev, m) {
@@ -649,7 +649,7 @@ impl Handler<'_> {
         let Some((member, bdev)) = self.disk(&m.resource) else {
             return conn.reply_bulk(id, &reply(SyncStatus::Unavailable), &[]);
         };
-        if m.offset.saturating_add(u64::from(m.length)) > member.size().unwrap_or(0) {
+        if m.offset.saturating_add(u64::from(m.length)) > member.device_size().unwrap_or(0) {
             return conn.reply_bulk(id, &reply(SyncStatus::OutOfRange), &[]);
         }
         let len = usize::try_from(m.length)?;

@@ -291,7 +291,7 @@ impl Store {
             MergeDecision::Take => (),
             MergeDecision::SayAgain => {
                 self.clock.saw(stamp);
-                self.say_again(&checked)?;
+                self.say_again(&checked, None)?;
                 drop(writer);
                 self.changed.notify_all();
                 return Ok(Merged::News);
@@ -374,8 +374,11 @@ impl Store {
         }
         for path in &list {
             let checked = TreePath::parse(path).map_err(|_| EINVAL)?;
-            if !checked.is_of_role() || leads(checked.as_str()) {
+            if !checked.is_of_role() {
                 self.repeat(path)?;
+            } else if leads(checked.as_str()) {
+                // It was decided before the clock was right. What was decided elsewhere since then is newer.
+                self.repeat_at(path, Some(self.clock.right_since()))?;
             }
         }
         Ok(())
@@ -383,16 +386,21 @@ impl Store {
 
     /// Writes what is here once more, with a new stamp.
     pub(crate) fn repeat(&self, path: &[u8]) -> Result {
+        self.repeat_at(path, None)
+    }
+
+    /// The same, with this stamp.
+    fn repeat_at(&self, path: &[u8], stamp: Option<LamportTime>) -> Result {
         let path = TreePath::parse(path).map_err(|_| EINVAL)?;
         let writer = self.writer.lock();
-        self.say_again(&path)?;
+        self.say_again(&path, stamp)?;
         drop(writer);
         self.changed.notify_all();
         Ok(())
     }
 
     /// Writes what this host says of itself once more, with a new stamp; `writer` is held.
-    fn say_again(&self, path: &TreePath<'_>) -> Result {
+    fn say_again(&self, path: &TreePath<'_>, stamp: Option<LamportTime>) -> Result {
         let mut value = KVec::new();
         let mut before = LamportTime::ZERO;
         // A tool may have written since the last scan: what is on the disk decides, not the copy in memory.
@@ -412,10 +420,11 @@ impl Store {
         let trusted = self.clock.is_trusted();
         let before = if trusted { LamportTime::ZERO } else { before };
         let now = self.clock.now().max(before);
-        let stamp = self
-            .tree
-            .lock()
-            .stamp_for(path.as_bytes(), now, self.clock.is_trusted());
+        let stamp = stamp.unwrap_or_else(|| {
+            self.tree
+                .lock()
+                .stamp_for(path.as_bytes(), now, self.clock.is_trusted())
+        });
         self.write(path.as_str(), text, stamp)?;
         self.tree.lock().apply_local(path, &value, stamp)?;
         Ok(())

@@ -199,6 +199,10 @@ impl Workers {
         let told = m.get(format_args!("syncfrom-{me}"));
         let told = told.as_ref().map(Value::as_bytes);
         let header = u64::try_from(HEADER_SIZE)?;
+        if m.dirty.is_open() {
+            // What was written without a log, and nobody else has, is somewhere on this disk.
+            m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
+        }
         // Replay moves past the header only when there is no gap before it, or it was passed.
         let before_gap = |l: ReplayLink| l.pos < header && !m.has_passed_gap(&l.log);
         let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);

@@ -532,7 +532,8 @@ impl Ctx {
             }
             let key = format!("actual-{me}/is-copying");
             self.wait(|v| Ok(!v.flag(&key))).await?;
-            if !self.view().good(&me) {
+            let v = self.view();
+            if !v.good(&me) {
                 return Err("meanwhile the replica has become incomplete");
             }
             // A resize that this host has not heard of is cut off with all else.
@@ -556,21 +557,29 @@ impl Ctx {
         if v.designated().is_some_and(|d| d != me && Some(d) != old) {
             return Err("meanwhile another host was made primary");
         }
+        if !v.good(&me) {
+            return Err("meanwhile the replica has become incomplete");
+        }
         let had = old.filter(|o| v.is_primary(o) || v.designated() == Some(*o));
         let rival = self.claimant(&v);
         let claim = self.claim().await?;
-        if let Some(old) = &old {
-            if let Err(e) = self.caught_up(old, Some(claim)).await {
-                if let Some(old) = had.filter(|_| self.claimed() == Some(claim)) {
-                    self.write(&format!("{DIR}/primary"), old.as_str(), true)
-                        .await?;
-                    self.trigger().await?;
-                }
-                return Err(e);
-            }
+        let mut heard = match &old {
+            Some(old) => self.caught_up(old, Some(claim)).await,
+            None => Ok(()),
+        };
+        if heard.is_ok() && !on("handover-unheard") {
+            heard = self.heard(claim, rival).await;
         }
-        if !on("handover-unheard") {
-            self.heard(claim, rival).await?;
+        if heard.is_ok() && !self.view().good(&me) {
+            heard = Err("meanwhile the replica has become incomplete");
+        }
+        if let Err(e) = heard {
+            if let Some(old) = had.filter(|_| self.claimed() == Some(claim)) {
+                self.write(&format!("{DIR}/primary"), old.as_str(), true)
+                    .await?;
+                self.trigger().await?;
+            }
+            return Err(e);
         }
         if self.view().designated().is_some_and(|d| d != me) {
             return Err("meanwhile another host was made primary");
@@ -1009,6 +1018,9 @@ impl Ctx {
             }
         }
         let v = self.view();
+        if silent.iter().any(|m| v.is_primary(m)) {
+            return Err("a silent host was primary");
+        }
         if !is_primary(&v) || h.sim.sectors(h.i) != old {
             return Err("meanwhile another host was made primary");
         }
@@ -1016,7 +1028,10 @@ impl Ctx {
             let key = format!("syncstatus-{m}");
             let done = v.get(&key).and_then(|v| v.parse().ok());
             let was = Some((old * SECTOR) as u64);
-            if undecided(done, was).is_some() || silent.contains(&m) {
+            if silent.contains(&m) {
+                // Also if that is said already.
+                self.set(&key, ".deleted").await?;
+            } else if undecided(done, was).is_some() {
                 self.delete(&key).await?;
             }
         }
@@ -1025,7 +1040,10 @@ impl Ctx {
         self.set(&own, &bytes).await?;
         self.barrier().await?;
         if !is_primary(&self.view()) || h.sim.sectors(h.i) != old {
-            self.set(&own, &before).await?;
+            if self.view().get(&own) == Some(&bytes) {
+                self.set(&own, &before).await?;
+                self.trigger().await?;
+            }
             return Err("meanwhile another host was made primary");
         }
         let place = h
@@ -1034,12 +1052,12 @@ impl Ctx {
             .and_then(|(log, end)| h.place(&log, end));
         let place = place.or_else(|| h.machine().place.get());
         let place = place.ok_or("the place of the primary is not known")?;
+        self.set("size", &bytes).await?;
         {
             let disk = h.machine().disk.borrow();
             let mut truth = h.sim.truth.borrow_mut();
-            truth.grows(me, place, &disk, old, new);
+            truth.grows(h.sim.size_stamp(h.i), place, &disk, (old, new));
         }
-        self.set("size", &bytes).await?;
         Ok(self.trigger().await?)
     }
 

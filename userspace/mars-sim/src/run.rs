@@ -381,7 +381,7 @@ fn converged(sim: &Rc<Sim>) -> Result<(), String> {
         return Err("the log of the primary is not known".into());
     };
     let state = sim.truth.borrow_mut().state(place);
-    let sectors = sim.sectors(0);
+    let (sectors, sized) = (sim.sectors(0), sim.size_stamp(0));
     for i in &members {
         let m = &sim.machines[*i];
         let Some(link) = sim.is_good(*i) else {
@@ -397,13 +397,19 @@ fn converged(sim: &Rc<Sim>) -> Result<(), String> {
             ));
         }
         let disk = m.disk.borrow();
-        let truth = sim.truth.borrow();
+        let (truth, theirs) = (sim.truth.borrow(), sim.machines[*primary].disk.borrow());
         for (s, id) in state.iter().enumerate().take(sectors) {
             let have = &disk.view()[s * SECTOR..(s + 1) * SECTOR];
-            if truth.differs(&m.name, place, s, *id, have) {
-                let (has, wanted) = (id_of(have), truth.wanted(&m.name, place, s, *id));
+            if truth.differs(sized, place, s, *id, have) {
+                let (has, wanted) = (id_of(have), truth.wanted(sized, place, s, *id));
                 return Err(format!(
-                    "sector {s} of {} is write {has}, not {wanted:?}",
+                    "sector {s} of {} is write {has}, not {wanted}",
+                    m.name
+                ));
+            }
+            if *have != theirs.view()[s * SECTOR..(s + 1) * SECTOR] {
+                return Err(format!(
+                    "sector {s} of {} differs from the primary's",
                     m.name
                 ));
             }

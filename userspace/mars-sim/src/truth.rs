@@ -12,6 +12,7 @@ use crate::{
 };
 use mars_core::{
     dirty::{DirtyMap, Recovery},
+    lamport::LamportTime,
     log::{LogName, HEADER_SIZE},
     name::Name,
     tree::value::ReplayLink,
@@ -150,6 +151,8 @@ pub struct Whose<'a> {
     pub joined: u64,
     /// Sectors of the resource, by its word.
     pub sectors: usize,
+    /// When that was decided.
+    pub sized: LamportTime,
     /// What a loss of power at this moment could leave, not what there is.
     pub live: bool,
 }
@@ -204,8 +207,8 @@ struct Device {
 
 /// A resize.
 struct Grown {
-    /// The primary.
-    host: Name,
+    /// When it was decided.
+    stamp: LamportTime,
     /// Where the primary was.
     place: Place,
     /// First sector that is new.
@@ -249,47 +252,55 @@ impl Truth {
 
     /// A primary at `place` decides that the resource has `to` sectors instead of `from`. What its disk has there is what all have,
     /// unless it was written since; also what stands at an earlier place of the same history, where these sectors had no meaning.
-    pub fn grows(&mut self, host: Name, place: Place, disk: &Disk, from: usize, to: usize) {
+    pub fn grows(
+        &mut self,
+        stamp: LamportTime,
+        place: Place,
+        disk: &Disk,
+        (from, to): (usize, usize),
+    ) {
         let ids = disk.view().chunks_exact(SECTOR).map(id_of);
         let base = ids.skip(from).take(to.saturating_sub(from)).collect();
         let place = self.before_gap(place);
         self.grown.push(Grown {
-            host,
+            stamp,
             place,
             from,
             base,
         });
     }
 
-    /// What a sector of the disk of `host` may have of which a place says `id`. Who has decided a resize that a failover has cut off is
-    /// complete by it until that is known, or another primary has decided one.
-    pub fn wanted(&self, host: &Name, place: Place, sector: usize, id: WriteId) -> Vec<WriteId> {
+    /// What a sector has of which a place says `id`, for a host that knows the resizes up to `sized`.
+    pub fn wanted(&self, sized: LamportTime, place: Place, sector: usize, id: WriteId) -> WriteId {
         if id != UNKNOWN {
-            return vec![id];
+            return id;
         }
         let place = self.before_gap(place);
-        // If one was cut off by a failover, the host that had decided it may be before or behind that place.
+        // If one was cut off by a failover, the host that had decided it may be before or behind that place. Until it knows of
+        // that, it is complete by its own word.
         let counts = |g: &&Grown| self.leads(place, g.place) || self.leads(g.place, place);
         let has = |g: &Grown| g.base.get(sector.checked_sub(g.from)?).copied();
-        let ids: Vec<_> = self.grown.iter().filter(counts).filter_map(has).collect();
-        if !ids.is_empty() {
-            return ids;
-        }
-        let own = |g: &&Grown| g.host == *host;
-        self.grown.iter().filter(own).filter_map(has).collect()
+        let known = || {
+            self.grown
+                .iter()
+                .filter(|g| g.stamp <= sized && has(g).is_some())
+        };
+        let newest = |g: &&Grown| g.stamp;
+        let found = known().filter(counts).max_by_key(newest);
+        let found = found.or_else(|| known().max_by_key(newest));
+        found.and_then(has).unwrap_or(UNKNOWN)
     }
 
     /// What of a sector is wrong at a place that says `id` of it.
     pub fn differs(
         &self,
-        host: &Name,
+        sized: LamportTime,
         place: Place,
         sector: usize,
         id: WriteId,
         have: &[u8],
     ) -> bool {
-        let got = id_of(have);
-        have != pattern(got, sector) || !self.wanted(host, place, sector, id).contains(&got)
+        have != pattern(self.wanted(sized, place, sector, id), sector)
     }
 
     /// A device appears.
@@ -774,7 +785,7 @@ impl Truth {
             }
             let mut bad = None;
             w.after(sector, old[sector], |have| {
-                if self.differs(&w.host, place, sector, *id, have) {
+                if self.differs(w.sized, place, sector, *id, have) {
                     bad = Some(id_of(have));
                 }
             });
@@ -804,20 +815,18 @@ impl Truth {
         for (sector, id) in state.iter().enumerate().take(w.sectors) {
             let offset = (sector * SECTOR) as u64;
             let marked = is_dirty(map.bits(), offset, SECTOR as u64);
-            let wanted = self.wanted(&w.host, base, sector, *id);
+            let wanted = self.wanted(w.sized, base, sector, *id);
             let mut bad = None;
             let mut look = |have: &[u8]| {
                 let got = id_of(have);
                 let may = match gap {
                     Some(g) if g.since[sector].contains(&got) => true,
-                    Some(g) => self
-                        .wanted(&w.host, base, sector, g.kept[sector])
-                        .contains(&got),
-                    None => wanted.contains(&got),
+                    Some(g) => self.wanted(w.sized, base, sector, g.kept[sector]) == got,
+                    None => wanted == got,
                 };
                 if !may || have != pattern(got, sector) {
                     bad = Some(format!("{} write {got}", w.verb()));
-                } else if !wanted.contains(&got) && !marked {
+                } else if wanted != got && !marked {
                     bad = Some(format!(
                         "{} write {got} without being in the dirty map",
                         w.verb()
@@ -825,7 +834,7 @@ impl Truth {
                 }
             };
             if free[sector] {
-                wanted.iter().for_each(|id| look(&pattern(*id, sector)));
+                look(&pattern(wanted, sector));
             } else {
                 w.after(sector, old[sector], look);
             }
@@ -895,7 +904,7 @@ impl Truth {
         let state = self.state(place);
         for (sector, id) in state.iter().enumerate().take(w.sectors) {
             let have = &disk.view()[sector * SECTOR..(sector + 1) * SECTOR];
-            if self.differs(&w.host, place, sector, *id, have) {
+            if self.differs(w.sized, place, sector, *id, have) {
                 return Err(format!(
                     "P1 prefix: {when} sector {sector} has write {}, but at {} it is write {id}",
                     id_of(have),

@@ -397,6 +397,13 @@ impl Sim {
         usize::try_from(size).unwrap_or(0) / SECTOR
     }
 
+    /// When the size was decided that a machine knows.
+    pub fn size_stamp(&self, i: usize) -> LamportTime {
+        let fs = self.machines[i].fs.borrow();
+        let link = fs.link(&format!("{DIR}/size"));
+        link.map_or(LamportTime::ZERO, |(_, stamp)| stamp)
+    }
+
     /// The replay link of a machine, if its disk has all that a sync has copied from later.
     pub fn reached(&self, i: usize) -> Option<ReplayLink> {
         let name = self.machines[i].name;
@@ -452,6 +459,7 @@ impl Sim {
             disk,
             joined: joined.map_or(0, LamportTime::as_nanos),
             sectors: self.sectors(i),
+            sized: self.size_stamp(i),
             live,
         }
     }

@@ -24,10 +24,7 @@ use mars_core::{
     resource::{decide, Designated, Observed, Role, Step, Work},
     space::Shortage,
     split_brain::{compare, Relation},
-    succession::{
-        device_size, is_consistent, next_number, parse_sync_source, undecided, unheard_primary,
-        unheard_resize,
-    },
+    succession::{is_consistent, next_number, unheard_primary, unheard_resize},
     tree::value::ReplayLink,
     writeback::Policy,
 };
@@ -234,7 +231,7 @@ impl Control {
         !on("gap-forgotten")
             && h.dirty.is_open(h).await
             && h.designated().is_some_and(|d| d != h.me)
-            && self.is_synced()
+            && h.is_whole()
     }
 
     fn has_diverged(&self) -> bool {
@@ -255,7 +252,7 @@ impl Control {
             return true;
         }
         let (link, reach) = (h.replay_link(&h.me), h.fetch.reach());
-        let link = link.filter(|_| self.is_synced());
+        let link = link.filter(|_| h.is_whole());
         if link.is_some_and(|l| {
             let course = h.course(&l.log);
             course.is_short_of(l.pos) || reach.is_cut_off(&l.log, &h.me, course)
@@ -352,22 +349,8 @@ impl Control {
                 h.put(&format!("syncfrom-{me}"), &format!("done,{size}"))
                     .await;
             }
-            let done = h.number(&format!("syncstatus-{me}"));
-            if let Some(done) =
-                undecided(done, Some(size)).filter(|_| h.is_led() && !self.split_brain)
-            {
-                let from = h.get(&format!("syncfrom-{me}"));
-                let source = from.and_then(|v| parse_sync_source(v.as_bytes()));
-                let said = match source {
-                    None => Ok(()),
-                    Some((host, log)) => {
-                        let from = format!("{host},{log},{done}");
-                        h.try_put(&format!("syncfrom-{me}"), &from).await
-                    }
-                };
-                if said.is_ok() {
-                    h.put(&format!("syncstatus-{me}"), &done.to_string()).await;
-                }
+            if h.is_led() && !self.split_brain {
+                let _ = h.forget_void_resize().await;
             }
         }
         let Running::Secondary(s) = &mut self.running else {
@@ -439,7 +422,8 @@ impl Control {
         stop_one(&h, s.replay.take()).await;
         stop_all(&h, s.fetch.take()).await;
         h.fetch.forget();
-        let size = device_size(h.number(&format!("syncstatus-{me}")), h.size()).ok_or("waiting")?;
+        self.larger = None;
+        let size = h.device_size().ok_or("waiting")?;
         h.put(&format!("actual-{me}/state"), "recovering").await;
         h.dirty.prepare(&h, size).await.map_err(|_| "no-space")?;
         let end = replay::to_end(&h, &self.t)
@@ -471,6 +455,9 @@ impl Control {
             h.sync_dir().await.map_err(|_| "disk-error")?;
         }
         let name = if log.is_some() { name } else { end.log };
+        if h.designated() != Some(me) {
+            return Err("waiting");
+        }
         // Before anything is confirmed to an application: after a crash this host looks how far its logs go only if it was primary.
         h.try_put(&format!("actual-{me}/is-primary"), "1")
             .await
@@ -647,7 +634,12 @@ impl Control {
             }
         }
         let done = h.number(&key);
-        let Some(size) = unheard_resize(done, h.size()) else {
+        let device = if h.designated() == Some(h.me) {
+            device
+        } else {
+            0
+        };
+        let Some(size) = unheard_resize(done, h.size(), device) else {
             self.larger = None;
             return;
         };

@@ -34,8 +34,8 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     succession::{
-        course, is_beyond, is_consistent, is_forward, is_synced, may_sync_at, reported_end,
-        vouches, Course, Purpose, Search,
+        course, device_size, is_beyond, is_consistent, is_forward, is_synced, is_whole,
+        may_sync_at, parse_sync_source, reported_end, undecided, vouches, Course, Purpose, Search,
     },
     tree::{value::ReplayLink, Tree},
 };
@@ -565,6 +565,35 @@ impl Host {
             }
         }
         s.found()
+    }
+
+    /// Whether the disk of this host is complete, or was before the resource grew.
+    pub fn is_whole(&self) -> bool {
+        let me = self.me;
+        let from = self.get(&format!("syncfrom-{me}"));
+        let done = self.number(&format!("syncstatus-{me}"));
+        is_whole(done, self.size(), from.as_ref().map(String::as_bytes))
+    }
+
+    /// So much of the resource the disk of this host has.
+    pub fn device_size(&self) -> Option<u64> {
+        device_size(self.number(&format!("syncstatus-{}", self.me)), self.size())
+    }
+
+    /// Takes back what the complete disk of this host says of a resize that was never decided, or that a failover has cut off.
+    pub async fn forget_void_resize(&self) -> Res<()> {
+        let me = self.me;
+        let done = self.number(&format!("syncstatus-{me}"));
+        let Some(size) = undecided(done, self.size()) else {
+            return Ok(());
+        };
+        let from = self.get(&format!("syncfrom-{me}"));
+        if let Some((host, log)) = from.and_then(|v| parse_sync_source(v.as_bytes())) {
+            self.try_put(&format!("syncfrom-{me}"), &format!("{host},{log},{size}"))
+                .await?;
+        }
+        self.try_put(&format!("syncstatus-{me}"), &size.to_string())
+            .await
     }
 
     /// Whether all of the disk of `host` was filled by a sync, or was the source of one.

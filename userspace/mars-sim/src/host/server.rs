@@ -280,7 +280,7 @@ async fn answer(h: &Rc<Host>, client: &Name, ask: Ask) -> Answer {
             })
         }
         Ask::Digest { offset, len } | Ask::Read { offset, len }
-            if offset + len as u64 > h.size().unwrap_or(0) =>
+            if offset + len as u64 > h.device_size().unwrap_or(0) =>
         {
             Answer::Unavailable
         }
@@ -477,6 +477,29 @@ struct Heard {
     doubts: Vec<String>,
 }
 
+/// What has to be done before a link of a peer is merged. `true`: it must not be.
+async fn before(h: &Rc<Host>, path: &str, value: &str, stamp: LamportTime) -> Res<bool> {
+    let Ok(checked) = TreePath::parse(path.as_bytes()) else {
+        return Ok(false);
+    };
+    if checked.is_of_sync(&h.me) {
+        let key = format!("syncstatus-{}", h.me);
+        let there = h.get(&key).and_then(|_| h.stamp(&key));
+        let newer = there.is_some_and(|t| stamp > t);
+        let runs = h.attached.get().1 && h.get(&format!("data-{}", h.me)).is_some();
+        if runs && newer && value == ".deleted" && h.saw(stamp) {
+            h.repeat(path).await?;
+            return Ok(true);
+        }
+    } else if checked.is_of_size() && h.get("size").as_deref() != Some(value) {
+        if h.designated() != Some(h.me) {
+            h.forget_void_resize().await?;
+        }
+        h.sync_dir().await?;
+    }
+    Ok(false)
+}
+
 async fn exchange(
     h: &Rc<Host>,
     name: &Name,
@@ -502,15 +525,16 @@ async fn exchange(
     let mut news = false;
     let mut failed = Ok(());
     let mut doubts = Vec::new();
-    let is_size = |path: &str| TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_size());
-    let (sizes, rest): (Vec<_>, Vec<_>) = list.iter().partition(|(path, ..)| is_size(path));
-    for (path, value, stamp) in rest.into_iter().chain(sizes) {
-        if is_size(path) && h.get("size").as_deref() != Some(value) {
-            // A size counts together with what its host says of the disk of this one.
-            failed?;
-            h.sync_dir().await?;
-        }
-        match h.merge_one(path, value, *stamp).await {
+    // First what is said of the disk of this host.
+    let is_own = |path: &str| TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_disk(&h.me));
+    let (own, rest): (Vec<_>, Vec<_>) = list.iter().partition(|(path, ..)| is_own(path));
+    for (path, value, stamp) in own.into_iter().chain(rest) {
+        let merged = match before(h, path, value, *stamp).await {
+            Ok(true) => Ok(Merged::No),
+            Ok(false) => h.merge_one(path, value, *stamp).await,
+            Err(e) => Err(e),
+        };
+        match merged {
             Ok(Merged::News) => news |= path.starts_with("resource-"),
             Ok(Merged::Doubt) => doubts.push(path.clone()),
             Ok(Merged::No) => (),

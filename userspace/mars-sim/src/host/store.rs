@@ -85,7 +85,7 @@ impl Host {
         };
         if decision == MergeDecision::SayAgain {
             self.saw(stamp);
-            self.say_again(&checked).await?;
+            self.say_again(&checked, None).await?;
             drop(writer);
             self.tree_changed.notify(&self.ex);
             return Ok(Merged::News);
@@ -134,14 +134,15 @@ impl Host {
     }
 
     /// Writes what this host says of itself once more, with a new stamp; `writer` is held.
-    async fn say_again(&self, path: &TreePath<'_>) -> Res<()> {
+    async fn say_again(&self, path: &TreePath<'_>, stamp: Option<LamportTime>) -> Res<()> {
         let own = {
             let tree = self.tree.borrow();
             let own = tree.get(path.as_bytes()).unwrap_or(b".deleted");
             String::from_utf8_lossy(own).into_owned()
         };
         let (now, trusted) = (self.now(), self.is_trusted());
-        let stamp = self.tree.borrow().stamp_for(path.as_bytes(), now, trusted);
+        let given = self.tree.borrow().stamp_for(path.as_bytes(), now, trusted);
+        let stamp = stamp.unwrap_or(given);
         self.write_link(path.as_str(), &own, stamp).await?;
         let mut tree = self.tree.borrow_mut();
         let _ = tree.apply_local(path, own.as_bytes(), stamp);
@@ -166,7 +167,9 @@ impl Host {
                 continue;
             }
             let writer = self.writer.lock(&self.ex).await;
-            self.say_again(&checked).await?;
+            // What is said of a role was decided before the clock was right.
+            let stamp = checked.is_of_role().then(|| self.right_since());
+            self.say_again(&checked, stamp).await?;
             drop(writer);
         }
         if !list.is_empty() {
@@ -176,13 +179,23 @@ impl Host {
         Ok(())
     }
 
+    /// Writes what is here once more, with a new stamp.
+    pub async fn repeat(&self, path: &str) -> Res<()> {
+        let writer = self.writer.lock(&self.ex).await;
+        let checked = TreePath::parse(path.as_bytes()).expect("a path of the tree");
+        self.say_again(&checked, None).await?;
+        drop(writer);
+        self.tree_changed.notify(&self.ex);
+        Ok(())
+    }
+
     /// A running primary knows that it is one: where it is in doubt which word about that is newer, its own is.
     pub async fn insist(&self, path: &str) -> Res<()> {
         let writer = self.writer.lock(&self.ex).await;
         if self.attached.get().1 && self.designated() == Some(self.me) && self.is_trusted() {
             self.say(|| format!("insists on {path}"));
             let checked = TreePath::parse(path.as_bytes()).expect("a path of the tree");
-            self.say_again(&checked).await?;
+            self.say_again(&checked, None).await?;
             drop(writer);
             self.tree_changed.notify(&self.ex);
         }

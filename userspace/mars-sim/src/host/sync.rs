@@ -82,6 +82,9 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let me = h.me;
     let from = h.designated().ok_or(Errno::NoEnt)?;
     let told = h.get(&format!("syncfrom-{me}"));
+    if h.dirty.is_open(h).await {
+        h.try_put(&format!("syncstatus-{me}"), "0").await?;
+    }
     let before_gap = |l: ReplayLink| l.pos < HEADER && !h.has_passed_gap(&l.log);
     let done = || h.number(&format!("syncstatus-{me}")).unwrap_or(0);
     let grows = |v: &String| only_grows(v.as_bytes(), done());

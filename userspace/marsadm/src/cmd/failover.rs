@@ -50,8 +50,14 @@ pub fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         loss(ctx, &res, own, old);
     }
     op.step(ctx, "designate")?;
-    still_good(ctx, name)?;
+    let res = still_good(ctx, name)?;
     if let Some(size) = res.size {
+        if let Some(more) = ctx.own(&res)?.syncstatus.filter(|done| *done > size) {
+            out::warn(format_args!(
+                "the resource has {} here, and had {} on '{}': the device will be smaller. If what was written behind that counts, `marsadm resize {name} {more}` at once, and make the device anew",
+                human(size), human(more), ctx.me
+            ));
+        }
         // A resize that this host has not heard of is cut off with all else: with that size this disk would be incomplete.
         ctx.store.decide(&res.path("size"), &size.to_string())?;
     }

@@ -83,9 +83,10 @@ fn need_good_replica(ctx: &Ctx, res: &Resource, own: &Member) -> Result<()> {
 }
 
 /// Asks once more, after all that had to be waited for: the resource may have grown meanwhile.
-pub fn still_good(ctx: &Ctx, name: &str) -> Result<()> {
+pub fn still_good(ctx: &Ctx, name: &str) -> Result<Resource> {
     let res = ctx.resource(name)?;
-    need_good_replica(ctx, &res, ctx.own(&res)?)
+    need_good_replica(ctx, &res, ctx.own(&res)?)?;
+    Ok(res)
 }
 
 /// The host that is or was primary before, other than the acting one.
@@ -154,7 +155,7 @@ fn planned(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     let heard = released
         .and_then(|()| heard(ctx, name, claim, rival.as_deref(), &deadline))
         .and_then(|()| still_good(ctx, name));
-    let heard = heard.and_then(|()| {
+    let heard = heard.and_then(|_| {
         op.step(ctx, "designate")?;
         need_claim(&ctx.resource(name)?, claim)
     });

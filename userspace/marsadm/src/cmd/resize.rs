@@ -13,7 +13,7 @@ use crate::out;
 use crate::sys::disk::GRAIN;
 use crate::tree::model::Resource;
 use crate::tree::split::human;
-use crate::tree::store::Trigger;
+use crate::tree::store::{Trigger, TOMBSTONE};
 use mars_core::succession::undecided;
 
 fn need_primary(ctx: &Ctx, res: &Resource) -> Result<()> {
@@ -113,16 +113,31 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
         ))
         .hint("wait until it answers, or remove it with `marsadm leave-resource --host`. With --force it has to compare all of its disk when it comes back, and can't become primary before that"));
     }
+    let running: Vec<&str> = res
+        .real_members()
+        .filter(|m| m.actual.primary && silent.contains(&m.host))
+        .map(|m| m.host.as_str())
+        .collect();
+    if !running.is_empty() {
+        return Err(Failure::refused(format!(
+            "{} was primary when it was heard last, and does not answer: it may resize the resource, too",
+            running.join(", ")
+        ))
+        .hint("wait until it answers, or remove it with `marsadm leave-resource --host`"));
+    }
     // As it is said by now: to ask has taken its time.
     let res = ctx.resource(name)?;
     need_still(ctx, &res, old)?;
     operation(ctx, name, |op| {
         op.step(ctx, "undecided")?;
         for m in res.real_members().filter(|m| m.host != ctx.me) {
-            if undecided(m.syncstatus, Some(old)).is_some() || silent.contains(&m.host) {
-                // Of what is on its disk a host is only told that it is nothing.
-                ctx.store
-                    .delete(&res.path(&format!("syncstatus-{}", m.host)))?;
+            // Of what is on its disk a host is only told that it is nothing.
+            let key = res.path(&format!("syncstatus-{}", m.host));
+            if silent.contains(&m.host) {
+                // Also if that is said already: since then it may have said more.
+                ctx.store.set(&key, TOMBSTONE)?;
+            } else if undecided(m.syncstatus, Some(old)).is_some() {
+                ctx.store.delete(&key)?;
             }
         }
         op.step(ctx, "syncstatus")?;
@@ -133,7 +148,11 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
         let now = ctx.resource(name)?;
         if let Err(e) = need_still(ctx, &now, old) {
             // Else this disk would count as complete of what another primary resizes.
-            ctx.store.set(&own, &old.to_string())?;
+            if ctx.own(&now)?.syncstatus == Some(new) {
+                ctx.store.set(&own, &old.to_string())?;
+                ctx.store.barrier()?;
+                ctx.store.trigger(Trigger::Remote)?;
+            }
             return Err(e);
         }
         ctx.store.set(&res.path("size"), &new.to_string())?;
