@@ -146,6 +146,12 @@ impl FetchPlan {
         self.closed_at = Some(end);
     }
 
+    /// Whether the source says that the log ends before `end`, of which another host knows: then the source has another log of that
+    /// name, or none.
+    pub fn is_short_of(&self, end: u64) -> bool {
+        self.closed_at.is_some_and(|closed| closed < end)
+    }
+
     /// Where it was said to end.
     pub fn ends_at(&self) -> Option<u64> {
         self.ends_at

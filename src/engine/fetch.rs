@@ -283,6 +283,11 @@ impl Fetch {
             .filter(|log| s.target.as_ref().is_none_or(|t| t.log == *log))
     }
 
+    /// The local file of `log`, in which the replay link is, has so many bytes, before anything of it is replayed or cut.
+    pub(crate) fn found(&self, log: &LogName, size: u64) {
+        self.state.lock().reach.found(*log, size);
+    }
+
     /// What the disk may have.
     pub(crate) fn reach(&self) -> Reach {
         self.state.lock().reach
@@ -420,6 +425,7 @@ fn keep_course(m: &Arc<Member>) {
         if let Some(t) = s.target.as_mut().filter(|t| t.log == log) {
             let ends_at = t.plan.ends_at();
             match course {
+                Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at) => lost = true,
                 Course::Open(at) => lost |= ends_at.is_some_and(|end| end < at),
                 Course::EndsAt(end) if ends_at.is_some_and(|e| e != end) => lost = true,
                 Course::EndsAt(end) if may_leave(&log, course) => t.plan.end_at(end),
@@ -536,6 +542,9 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
         }
     })?;
     let size = file.size();
+    if m.replay_link(&m.me()).is_some_and(|l| l.log == log) {
+        m.fetch.found(&log, size);
+    }
     let (mut end, whole) = replay::valid_end(m, &file, &log, from)?;
     // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
     let repair = m.designated() == Some(m.me());
@@ -552,13 +561,9 @@ fn begin(m: &Arc<Member>, log: LogName, from: u64, epoch: u64) -> Result<bool> {
     };
     let file = Arc::new(file, GFP_KERNEL)?;
     let reported = m.reported_end(&log);
-    let here = m.replay_link(&m.me()).is_some_and(|l| l.log == log);
     let mut s = m.fetch.state.lock();
     if s.epoch != epoch {
         return Ok(false);
-    }
-    if here {
-        s.reach.found(log, size);
     }
     if let Some(damaged) = Doubt::of(s.damaged, &log) {
         end = end.min(damaged);

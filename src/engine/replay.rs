@@ -175,6 +175,11 @@ impl Session {
     #[inline(never)]
     fn new(m: Arc<Member>, bdev: Arc<BlockDevice>, following: bool) -> Result<Self> {
         let link = m.replay_link(&m.me()).ok_or(ENOENT)?;
+        if following && link.log.creator != m.me() {
+            // An earlier run of the module may have replayed more than the link says: all that this file has.
+            let stat = dir::stat(&paths::log(&m.name, &link.log)?);
+            m.fetch.found(&link.log, stat.map_or(0, |s| s.size));
+        }
         let (at, limit) = start(&m, &link);
         // Of the disk: the log may have what was written after a resize that is not known here yet.
         let size = bdev.size();

@@ -342,15 +342,21 @@ impl Ctx {
             fs.link(&path)
                 .is_some_and(|(_, t)| check_future(t, self.h.real()).is_err())
         };
+        let old = self.h.sim.size_stamp(self.h.i);
         if !far {
-            return self.set(key, value).await;
+            self.set(key, value).await?;
+        } else {
+            self.h.fs_io().await?;
+            let now = self.now();
+            self.last.set(self.last.get().max(now));
+            let m = self.h.machine();
+            m.fs.borrow_mut().put_link(&path, value, now)?;
         }
-        self.h.fs_io().await?;
-        let now = self.now();
-        self.last.set(self.last.get().max(now));
-        let m = self.h.machine();
-        let r = m.fs.borrow_mut().put_link(&path, value, now);
-        r
+        if key == "size" {
+            let new = self.h.sim.size_stamp(self.h.i);
+            self.h.sim.truth.borrow_mut().restamp(old, new);
+        }
+        Ok(())
     }
 
     async fn ensure(&self, key: &str, value: &str) -> Res<()> {
@@ -788,6 +794,8 @@ impl Ctx {
         self.set(&format!("syncstatus-{me}"), "0").await?;
         // Else a sync that an earlier life of this disk asked for would compare only a part of it.
         self.delete(&format!("gap-{me}")).await?;
+        // Until the history is complete there is no position in it.
+        self.delete(&format!("replay-{me}")).await?;
         // What an earlier attempt has copied of a log that was still written then would contradict what comes after it.
         let first = log.number.saturating_sub(1);
         for number in 0..=log.number {
@@ -806,6 +814,8 @@ impl Ctx {
                     .await?;
             }
         }
+        // The history first: without it, what follows would seem to be another one.
+        self.barrier().await?;
         let start = ReplayLink {
             log,
             pos: 0,
@@ -888,6 +898,8 @@ impl Ctx {
         }
         self.barrier().await?;
         self.delete(&format!("replay-{me}")).await?;
+        // A position without the history before it would begin another one.
+        self.barrier().await?;
         self.drop_versions(&[]).await?;
         self.purge_own_logs().await?;
         self.trigger().await?;
@@ -1023,6 +1035,9 @@ impl Ctx {
         }
         if !is_primary(&v) || h.sim.sectors(h.i) != old {
             return Err("meanwhile another host was made primary");
+        }
+        if h.device_size() < h.size() {
+            return Err("the size was decided elsewhere, and is void");
         }
         for m in v.members().into_iter().filter(|m| *m != me) {
             let key = format!("syncstatus-{m}");

@@ -464,13 +464,16 @@ fn help(sim: &Rc<Sim>) {
             .copied()
             .filter(|i| Some(*i) != primary || v.state(&name(*i)) != "defective-log")
             .max_by_key(|i| {
-                v.replay(&name(*i))
-                    .map_or((0, 0), |r| (r.log.number, r.pos))
+                let place = v.replay(&name(*i)).map(|r| (r.log.number, r.pos));
+                // Not always the same, if there are others.
+                let tried = sim.tried.borrow().iter().filter(|t| *t == i).count();
+                (place, std::cmp::Reverse(tried))
             });
         match (primary, best) {
             (Some(p), _) if good.contains(&p) && v.state(&name(p)) != "waiting" => (),
             (_, Some(b)) => {
                 let s = sim.clone();
+                sim.tried.borrow_mut().push(b);
                 sim.ex.spawn(WORLD, async move {
                     command(&s, b, Cmd::PauseFetch);
                     s.ex.sleep(2 * SEC).await;

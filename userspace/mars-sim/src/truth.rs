@@ -207,8 +207,8 @@ struct Device {
 
 /// A resize.
 struct Grown {
-    /// When it was decided.
-    stamp: LamportTime,
+    /// When it was decided, and all stamps with which that was said again.
+    stamps: Vec<LamportTime>,
     /// Where the primary was.
     place: Place,
     /// First sector that is new.
@@ -263,11 +263,20 @@ impl Truth {
         let base = ids.skip(from).take(to.saturating_sub(from)).collect();
         let place = self.before_gap(place);
         self.grown.push(Grown {
-            stamp,
+            stamps: vec![stamp],
             place,
             from,
             base,
         });
+    }
+
+    /// The size is said again with another stamp, perhaps an older one.
+    pub fn restamp(&mut self, old: LamportTime, new: LamportTime) {
+        for g in &mut self.grown {
+            if g.stamps.contains(&old) {
+                g.stamps.push(new);
+            }
+        }
     }
 
     /// What a sector has of which a place says `id`, for a host that knows the resizes up to `sized`.
@@ -280,12 +289,9 @@ impl Truth {
         // that, it is complete by its own word.
         let counts = |g: &&Grown| self.leads(place, g.place) || self.leads(g.place, place);
         let has = |g: &Grown| g.base.get(sector.checked_sub(g.from)?).copied();
-        let known = || {
-            self.grown
-                .iter()
-                .filter(|g| g.stamp <= sized && has(g).is_some())
-        };
-        let newest = |g: &&Grown| g.stamp;
+        let is_known = |g: &&Grown| g.stamps.iter().any(|t| *t <= sized) && has(g).is_some();
+        let known = || self.grown.iter().filter(is_known);
+        let newest = |g: &&Grown| g.stamps.first().copied();
         let found = known().filter(counts).max_by_key(newest);
         let found = found.or_else(|| known().max_by_key(newest));
         found.and_then(has).unwrap_or(UNKNOWN)

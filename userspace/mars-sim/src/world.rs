@@ -201,6 +201,8 @@ pub struct Sim {
     pub forced: Cell<bool>,
     /// When that was last.
     pub forced_at: Cell<Option<Ns>>,
+    /// Whom an administrator has tried in vain to make primary at the end.
+    pub tried: RefCell<Vec<usize>>,
     /// Whom an administrator has designated last.
     pub designated: Cell<Option<Name>>,
 }
@@ -240,6 +242,7 @@ impl Sim {
             over: Cell::new(false),
             forced: Cell::new(false),
             forced_at: Cell::new(None),
+            tried: RefCell::default(),
             designated: Cell::new(None),
             cfg: cfg.clone(),
         })

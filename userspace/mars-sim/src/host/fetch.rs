@@ -199,6 +199,11 @@ impl Fetch {
             .filter(|log| s.target.as_ref().is_none_or(|t| t.log == *log))
     }
 
+    /// The local file of a log, in which the replay link is, has so many bytes, before anything of it is replayed or cut.
+    pub fn found(&self, log: &LogName, size: u64) {
+        self.state.borrow_mut().reach.found(*log, size);
+    }
+
     /// What the disk may have.
     pub fn reach(&self) -> Reach {
         self.state.borrow().reach
@@ -306,6 +311,7 @@ fn keep_course(h: &Host) {
         if let Some(t) = s.target.as_mut() {
             let ends_at = t.plan.ends_at();
             match course {
+                Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at) => lost = true,
                 Course::Open(at) => lost |= ends_at.is_some_and(|end| end < at),
                 Course::EndsAt(end) if ends_at.is_some_and(|e| e != end) => lost = true,
                 Course::EndsAt(end) if may_leave(&log, course) => t.plan.end_at(end),
@@ -388,6 +394,9 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
     }
     let ino = h.machine().fs.borrow_mut().create(&path)?;
     let size = h.machine().fs.borrow().size(ino) as u64;
+    if h.replay_link(&h.me).is_some_and(|l| l.log == log) {
+        h.fetch.found(&log, size);
+    }
     let (mut end, whole) = replay::valid_end(h, ino, &log, from).await?;
     // A designated primary has its disk for good, and fetches only what is damaged: not more than was durable here once.
     let repair = h.designated() == Some(h.me);
@@ -401,13 +410,9 @@ async fn begin(h: &Rc<Host>, log: LogName, from: u64, epoch: u64) -> Res<bool> {
     } else {
         0
     };
-    let here = h.replay_link(&h.me).is_some_and(|l| l.log == log);
     let mut s = h.fetch.state.borrow_mut();
     if s.epoch != epoch {
         return Ok(false);
-    }
-    if here {
-        s.reach.found(log, size);
     }
     if let Some(damaged) = Doubt::of(s.damaged, &log) {
         end = end.min(damaged);

@@ -69,6 +69,14 @@ struct Session {
 impl Session {
     async fn new(h: &Rc<Host>, following: bool) -> Res<Self> {
         let link = h.replay_link(&h.me).ok_or(Errno::NoEnt)?;
+        if following && link.log.creator != h.me {
+            // An earlier run may have replayed more than the link says: all that this file has.
+            let fs = h.machine().fs.borrow();
+            let size = fs
+                .file(&h.log_path(&link.log))
+                .map_or(0, |ino| fs.size(ino));
+            h.fetch.found(&link.log, size as u64);
+        }
         let (at, limit) = begin(h, &link).await;
         let size = h.machine().disk.borrow().len() as u64;
         let policy = if following {

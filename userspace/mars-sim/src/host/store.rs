@@ -143,7 +143,11 @@ impl Host {
         let (now, trusted) = (self.now(), self.is_trusted());
         let given = self.tree.borrow().stamp_for(path.as_bytes(), now, trusted);
         let stamp = stamp.unwrap_or(given);
+        let old = self.tree.borrow().entry(path.as_bytes()).map(|e| e.stamp);
         self.write_link(path.as_str(), &own, stamp).await?;
+        if let Some(old) = old.filter(|_| path.is_of_size()) {
+            self.sim.truth.borrow_mut().restamp(old, stamp);
+        }
         let mut tree = self.tree.borrow_mut();
         let _ = tree.apply_local(path, own.as_bytes(), stamp);
         Ok(())

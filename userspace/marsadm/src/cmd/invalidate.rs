@@ -49,6 +49,8 @@ pub fn invalidate(ctx: &Ctx, name: &str) -> Result<()> {
         ctx.store.barrier()?;
         op.step(ctx, "history")?;
         ctx.store.delete(&res.path(&format!("replay-{me}")))?;
+        // A position without the history before it would begin another one.
+        ctx.store.barrier()?;
         replica::drop_versions(ctx, &res, &BTreeSet::new())?;
         op.step(ctx, "purge")?;
         replica::purge_own_logs(ctx, &ctx.resource(name)?)?;

@@ -121,6 +121,8 @@ pub fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
     ctx.store.set(&complete, "0")?;
     // Else a sync that an earlier life of this disk asked for would compare only a part of it.
     ctx.store.delete(&res.path(&format!("gap-{}", ctx.me)))?;
+    // Until the history is complete there is no position in it.
+    ctx.store.delete(&res.path(&format!("replay-{}", ctx.me)))?;
     let path = |number: u32| res.path(&format!("version-{number:09}-{}", ctx.me));
     // What an earlier attempt has copied of a log that was still written then would contradict what comes after it.
     for (number, version) in &member.versions {
@@ -138,6 +140,8 @@ pub fn position(ctx: &Ctx, name: &str, primary: &str) -> Result<()> {
         &res.path(&format!("skip-check-{}", ctx.me)),
         &log.number.to_string(),
     )?;
+    // The history first: without it, what follows would seem to be another one.
+    ctx.store.barrier()?;
     let start = Position::new(log, 0).replay_value();
     ctx.store
         .set(&res.path(&format!("replay-{}", ctx.me)), &start)?;

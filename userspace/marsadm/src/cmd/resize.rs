@@ -32,6 +32,17 @@ fn need_primary(ctx: &Ctx, res: &Resource) -> Result<()> {
 fn need_still(ctx: &Ctx, res: &Resource, old: u64) -> Result<()> {
     need_primary(ctx, res)?;
     let size = res.size.unwrap_or(0);
+    let have = ctx.own(res)?.syncstatus.unwrap_or(0);
+    if have < size {
+        return Err(Failure::refused(format!(
+            "'{}' was resized to {} by a host that was primary before '{}', which has {}",
+            res.name,
+            human(size),
+            ctx.me,
+            human(have)
+        ))
+        .hint("the module takes that back within half a minute: look at `marsadm view`, and run it again"));
+    }
     if size == old {
         return Ok(());
     }
@@ -50,7 +61,7 @@ pub fn resize(ctx: &Ctx, name: &str, size: Option<&str>) -> Result<()> {
     ctx.need_here("resize")?;
     ctx.need_module("resize")?;
     report_split(&res);
-    need_primary(ctx, &res)?;
+    need_still(ctx, &res, res.size.unwrap_or(0))?;
     let unknown: Vec<&str> = res
         .real_members()
         .filter(|m| m.actsize.is_none())
