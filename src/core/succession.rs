@@ -374,7 +374,8 @@ pub fn is_synced(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[
 
 /// Whether a disk is complete, or was before the resource grew: then what it has is its own, and no sync replaces it.
 pub fn is_whole(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[u8]>) -> bool {
-    let grows = |done: u64| syncfrom.is_some_and(|v| only_grows(v, done));
+    // What never was filled by a sync is that of a primary.
+    let grows = |done: u64| syncfrom.map_or(done > 0, |v| only_grows(v, done));
     is_synced(syncstatus, size, syncfrom) || syncstatus.is_some_and(grows)
 }
 
@@ -786,7 +787,7 @@ mod tests {
         assert!(is_whole(Some(64), Some(96), Some(b"done,64")));
         assert!(is_whole(Some(64), Some(96), Some(b"a,log-000000002-a,64")));
         assert!(is_whole(Some(64), Some(64), None));
-        assert!(!is_whole(Some(64), Some(96), None));
+        assert!(is_whole(Some(64), Some(96), None) && !is_whole(Some(0), Some(96), None));
         assert!(!is_whole(Some(32), Some(96), Some(b"a,log-000000002-a,64")));
         assert!(!is_whole(Some(0), Some(96), Some(b"done,64")));
         assert!(!is_whole(None, Some(96), Some(b"done,64")));

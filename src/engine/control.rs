@@ -1105,8 +1105,10 @@ impl Control {
         let status = || m.number(format_args!("syncstatus-{me}"));
         if m.designated() == Some(me) {
             if let Some(device) = unheard_primary(status(), device) {
-                pr_warn!("{}: another host said that this disk is not complete; this host is primary, so it is\n", m.name.as_str());
-                m.set(format_args!("syncstatus-{me}"), format_args!("{device}"));
+                let said = m.try_set(format_args!("syncstatus-{me}"), format_args!("{device}"));
+                if said.is_ok() {
+                    pr_warn!("{}: another host said that this disk is not complete; this host is primary, so it is\n", m.name.as_str());
+                }
             }
         }
         let done = status();

@@ -419,13 +419,19 @@ fn keep_course(m: &Arc<Member>) {
         let course = m.course(log);
         may_leave(log, course) && !course.has(*end)
     });
+    let mut wrong = None;
     if let Some(log) = target {
         let course = m.course(&log);
         let mut s = m.fetch.state.lock();
         if let Some(t) = s.target.as_mut().filter(|t| t.log == log) {
             let ends_at = t.plan.ends_at();
             match course {
-                Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at) => lost = true,
+                Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at) => {
+                    // Not if there is nobody else to ask.
+                    let other = |p: &Name| *p != t.source && m.env.is_alive(p);
+                    wrong = m.designated().filter(other).map(|_| t.source);
+                    lost |= wrong.is_some();
+                }
                 Course::Open(at) => lost |= ends_at.is_some_and(|end| end < at),
                 Course::EndsAt(end) if ends_at.is_some_and(|e| e != end) => lost = true,
                 Course::EndsAt(end) if may_leave(&log, course) => t.plan.end_at(end),
@@ -440,6 +446,9 @@ fn keep_course(m: &Arc<Member>) {
             m.name.as_str()
         );
         m.fetch.forget();
+        if let Some(source) = wrong {
+            let _ = m.fetch.state.lock().avoid.push(source, GFP_KERNEL);
+        }
     }
 }
 

@@ -305,7 +305,8 @@ impl Member {
     pub(crate) fn forget_void_resize(&self) -> Result {
         let me = self.me();
         let done = self.number(format_args!("syncstatus-{me}"));
-        let Some(size) = undecided(done, self.size()) else {
+        // Of a sync that is under way nothing counts.
+        let Some(size) = undecided(done, self.size()).filter(|_| self.is_synced(&me)) else {
             return Ok(());
         };
         let from = self.get(format_args!("syncfrom-{me}"));

@@ -10,11 +10,9 @@ use kernel::{
 };
 
 use mars_core::{
+    lamport::LamportTime,
     name::Name,
-    tree::{
-        path::TreePath,
-        tombstone::is_tombstone, //
-    },
+    tree::path::TreePath,
     wire::message::{
         meta::{
             Entry,
@@ -38,7 +36,10 @@ use crate::{
         env::Env,
         inject,
         paths,
-        store::Merged,
+        store::{
+            Merged,
+            Value, //
+        },
         text::{
             self,
             warn_limited, //
@@ -182,11 +183,7 @@ impl Heard {
     /// Out of memory. What can't be written is noted: the others may still be taken.
     fn take(&mut self, env: &Env, peer: &Name, e: &Entry<'_>) -> Result {
         let r = inject::at!(MergeLink)
-            .and_then(|()| before(env, e))
-            .and_then(|known| match known {
-                true => Ok(Merged::No),
-                false => env.store.merge_one(peer, e.path, e.value, e.stamp),
-            });
+            .and_then(|()| env.store.merge_one(peer, e.path, e.value, e.stamp));
         match r {
             Ok(Merged::News) => self.news |= e.path.starts_with("resource-"),
             Ok(Merged::Doubt) => self.doubts.push(
@@ -205,36 +202,61 @@ fn is_own(env: &Env, e: &Entry<'_>) -> bool {
     TreePath::parse(e.path.as_bytes()).is_ok_and(|p| p.is_of_disk(&env.me))
 }
 
-/// What has to be done before a link of a peer is merged. `true`: it must not be.
-fn before(env: &Env, e: &Entry<'_>) -> Result<bool> {
-    let Ok(path) = TreePath::parse(e.path.as_bytes()) else {
-        return Ok(false);
-    };
-    let (size, sync) = (path.is_of_size(), path.is_of_sync(&env.me));
-    let member = resource_of(e.path).filter(|_| size || sync);
-    let Some(m) = member.and_then(|resource| env.member(&resource)) else {
-        return Ok(false);
-    };
-    if sync {
-        // The device of a primary is complete, whoever says something else because it has not heard that there is one.
-        let newer = env.store.stamp(e.path).is_some_and(|t| e.stamp > t);
-        let runs = m.attached.lock().primary && m.get(format_args!("data-{}", env.me)).is_some();
-        if runs && newer && is_tombstone(e.value) && env.clock.saw(e.stamp) {
-            env.store.repeat(e.path.as_bytes())?;
-            return Ok(true);
+/// A size that is newer than the one that is known here. It is merged last: it counts together with what its host says of the
+/// disk of this one, which may come in a later part.
+struct Size {
+    path: CString,
+    value: KVec<u8>,
+    stamp: LamportTime,
+}
+
+impl Size {
+    /// There is one for each resource of this host at most.
+    fn put(list: &mut KVVec<Size>, e: &Entry<'_>) -> Result {
+        let mut value = KVec::new();
+        value.extend_from_slice(e.value, GFP_KERNEL)?;
+        let size = Self {
+            path: CString::try_from_fmt(format_args!("{}", e.path))?,
+            value,
+            stamp: e.stamp,
+        };
+        match list.iter_mut().find(|s| text::of(&s.path) == e.path) {
+            Some(old) => *old = size,
+            None => list.push(size, GFP_KERNEL)?,
         }
-    } else if m
-        .get(format_args!("size"))
-        .is_none_or(|v| v.as_bytes() != e.value)
-    {
-        // How large a device is counts together with what is said of the disk of this host, by itself or (before, since
-        // that was merged first) by others.
-        if m.designated() != Some(env.me) {
-            m.forget_void_resize()?;
-        }
-        paths::sync_resource_dir(&m.name)?;
+        Ok(())
     }
-    Ok(false)
+
+    fn is_news(env: &Env, e: &Entry<'_>) -> bool {
+        let of_size = TreePath::parse(e.path.as_bytes()).is_ok_and(|p| p.is_of_size());
+        let other = |v: &Value| v.as_bytes() != e.value;
+        of_size
+            && env.store.get(e.path).as_ref().is_some_and(other)
+            && env.store.stamp(e.path).is_some_and(|t| e.stamp > t)
+    }
+
+    /// What this host itself has said of more than the size that it knew is taken back first.
+    fn merge(&self, heard: &mut Heard, env: &Env, peer: &Name) -> Result {
+        let path = text::of(&self.path);
+        let member = resource_of(path).and_then(|resource| env.member(&resource));
+        if let Some(m) = member {
+            let void = if m.designated() == Some(env.me) {
+                Ok(())
+            } else {
+                m.forget_void_resize()
+            };
+            if let Err(e) = void.and_then(|()| paths::sync_resource_dir(&m.name)) {
+                heard.failed = Err(e);
+                return Ok(());
+            }
+        }
+        let e = Entry {
+            path,
+            value: &self.value,
+            stamp: self.stamp,
+        };
+        heard.take(env, peer, &e)
+    }
 }
 
 /// The resource that a link is of.
@@ -274,6 +296,8 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
     };
     let peer = conn.peer;
     let mut heard = Heard::new();
+    let mut sizes = KVVec::new();
+    let mut own_failed = false;
     let mut payload = conn.call(&ask, tunables::LONG_POLL_MS)?;
     loop {
         let tree = Tree::decode(payload).map_err(|_| EPROTO)?;
@@ -282,15 +306,25 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
         for own in [true, false] {
             for entry in tree.entries() {
                 match entry {
-                    Ok(e) if is_own(env, &e) == own => heard.take(env, &peer, &e)?,
+                    Ok(e) if is_own(env, &e) != own => (),
+                    Ok(e) if Size::is_news(env, &e) => Size::put(&mut sizes, &e)?,
+                    Ok(e) => {
+                        heard.take(env, &peer, &e)?;
+                        own_failed |= own && heard.failed.is_err();
+                    }
                     Err(e) if own => {
                         warn_limited(core::format_args!("host {peer} sent an invalid entry: {e}"))
                     }
-                    _ => (),
+                    Err(_) => (),
                 }
             }
         }
         if !tree.more {
+            let (generation, theirs) = (tree.generation, tree.instance);
+            // Else all is asked for again.
+            for size in sizes.iter().filter(|_| !own_failed) {
+                size.merge(&mut heard, env, &peer)?;
+            }
             if heard.news {
                 env.kick_members();
             }
@@ -300,8 +334,8 @@ fn exchange(env: &Env, conn: &mut Conn, since: &mut u64, instance: &mut u64) -> 
                 ));
                 return Err(e);
             }
-            *since = tree.generation;
-            *instance = tree.instance;
+            *since = generation;
+            *instance = theirs;
             return Ok(heard);
         }
         payload = conn.next_part()?;

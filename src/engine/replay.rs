@@ -178,7 +178,8 @@ impl Session {
         if following && link.log.creator != m.me() {
             // An earlier run of the module may have replayed more than the link says: all that this file has.
             let stat = dir::stat(&paths::log(&m.name, &link.log)?);
-            m.fetch.found(&link.log, stat.map_or(0, |s| s.size));
+            let size = stat.map_or(0, |s| if s.kind == EntryKind::File { s.size } else { 0 });
+            m.fetch.found(&link.log, size);
         }
         let (at, limit) = start(&m, &link);
         // Of the disk: the log may have what was written after a resize that is not known here yet.

@@ -106,6 +106,8 @@ struct Job {
     plan: SyncPlan,
     /// The replay link when it began: replay goes on from there, over whatever is copied.
     link: Option<ReplayLink>,
+    /// The `syncstatus` as this sync has told it last.
+    told: u64,
     /// Before anything is compared, the map of what was written before this log, since that number, is needed.
     need: Option<(LogName, u32)>,
     /// Only what is dirty here is compared.
@@ -240,14 +242,15 @@ impl Workers {
         inject::at!(SyncBegin)?;
         // The link first: whoever moves it says last that nothing counts.
         let link = m.replay_link(&me);
-        if let Some(l) = link {
+        let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
+        if let Some(l) = link.filter(|_| !told.is_some_and(|v| only_grows(v, start))) {
             // Whatever the disk had before is replaced.
             m.fetch.begin_replay(&l.log);
         }
-        let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
         *m.sync.job.lock() = Some(Job {
             plan: SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?,
             link,
+            told: start,
             need: m.gap_to_pass(),
             map: None,
         });
@@ -505,11 +508,17 @@ fn status(s: SyncStatus) -> Result {
 /// `syncstatus` that came with the new link. The same where another host was primary meanwhile.
 fn need_same_link(m: &Member) -> Result {
     let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
-    let began = m.sync.job.lock().as_ref().map(|j| place(j.link));
+    let (began, told) = {
+        let job = m.sync.job.lock();
+        (job.as_ref().map(|j| place(j.link)), job.as_ref().map(|j| j.told))
+    };
+    // Somebody may have said meanwhile that nothing counts.
+    let status = m.number(format_args!("syncstatus-{}", m.me()));
+    let as_told = told == Some(status.unwrap_or(0));
     let from = m.designated().ok_or(EAGAIN)?;
     let planned = m.sync.job.lock().as_ref().map(|j| j.plan.size());
     let shrunk = m.size() < planned;
-    if !shrunk && began == Some(place(m.replay_link(&m.me()))) && has_same_source(m, &from)? {
+    if as_told && !shrunk && began == Some(place(m.replay_link(&m.me()))) && has_same_source(m, &from)? {
         return Ok(());
     }
     m.sync.broken.store(true, Relaxed);
@@ -534,6 +543,9 @@ fn save(m: &Member, bdev: &BlockDevice) {
     if flush(m, bdev).is_ok() && inject::at!(SyncSave).is_ok() && need_same_link(m).is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
+        if let Some(j) = m.sync.job.lock().as_mut() {
+            j.told = done;
+        }
         let equal = stats
             .compared
             .saturating_sub(stats.transferred)

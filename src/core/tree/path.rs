@@ -178,14 +178,6 @@ impl<'a> TreePath<'a> {
         matches!(self.place, Place::Resource(_, b"size"))
     }
 
-    /// Whether it says how much of the disk of `me` is synced.
-    pub fn is_of_sync(&self, me: &Name) -> bool {
-        let Place::Resource(_, key) = self.place else {
-            return false;
-        };
-        key.strip_prefix(b"syncstatus-") == Some(me.as_bytes())
-    }
-
     /// Whether it says what is on the disk of `me`.
     pub fn is_of_disk(&self, me: &Name) -> bool {
         let Place::Resource(_, key) = self.place else {

@@ -305,13 +305,18 @@ fn keep_course(h: &Host) {
         let course = h.course(log);
         may_leave(log, course) && !course.has(*end)
     });
+    let mut wrong = None;
     if let Some(log) = target {
         let course = h.course(&log);
         let mut s = h.fetch.state.borrow_mut();
         if let Some(t) = s.target.as_mut() {
             let ends_at = t.plan.ends_at();
             match course {
-                Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at) => lost = true,
+                Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at) => {
+                    let other = |p: &Name| *p != t.source && h.is_alive(p);
+                    wrong = h.designated().filter(other).map(|_| t.source);
+                    lost |= wrong.is_some();
+                }
                 Course::Open(at) => lost |= ends_at.is_some_and(|end| end < at),
                 Course::EndsAt(end) if ends_at.is_some_and(|e| e != end) => lost = true,
                 Course::EndsAt(end) if may_leave(&log, course) => t.plan.end_at(end),
@@ -323,6 +328,7 @@ fn keep_course(h: &Host) {
     if lost {
         h.say(|| format!("the history goes another way: {}", h.fetch.describe()));
         h.fetch.forget();
+        h.fetch.state.borrow_mut().avoid.extend(wrong);
     }
 }
 

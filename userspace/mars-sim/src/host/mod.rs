@@ -584,7 +584,7 @@ impl Host {
     pub async fn forget_void_resize(&self) -> Res<()> {
         let me = self.me;
         let done = self.number(&format!("syncstatus-{me}"));
-        let Some(size) = undecided(done, self.size()) else {
+        let Some(size) = undecided(done, self.size()).filter(|_| self.is_synced(&me)) else {
             return Ok(());
         };
         let from = self.get(&format!("syncfrom-{me}"));

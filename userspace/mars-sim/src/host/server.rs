@@ -477,27 +477,19 @@ struct Heard {
     doubts: Vec<String>,
 }
 
-/// What has to be done before a link of a peer is merged. `true`: it must not be.
-async fn before(h: &Rc<Host>, path: &str, value: &str, stamp: LamportTime) -> Res<bool> {
-    let Ok(checked) = TreePath::parse(path.as_bytes()) else {
-        return Ok(false);
-    };
-    if checked.is_of_sync(&h.me) {
-        let key = format!("syncstatus-{}", h.me);
-        let there = h.get(&key).and_then(|_| h.stamp(&key));
-        let newer = there.is_some_and(|t| stamp > t);
-        let runs = h.attached.get().1 && h.get(&format!("data-{}", h.me)).is_some();
-        if runs && newer && value == ".deleted" && h.saw(stamp) {
-            h.repeat(path).await?;
-            return Ok(true);
-        }
-    } else if checked.is_of_size() && h.get("size").as_deref() != Some(value) {
-        if h.designated() != Some(h.me) {
-            h.forget_void_resize().await?;
-        }
-        h.sync_dir().await?;
+/// A size that is newer than the one that is known here.
+fn is_new_size(h: &Host, path: &str, value: &str, stamp: LamportTime) -> bool {
+    let of_size = TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_size());
+    let other = h.get("size").is_some_and(|v| v != value);
+    of_size && other && h.stamp("size").is_some_and(|t| stamp > t)
+}
+
+/// What this host itself has said of more than the size that it knew is taken back first.
+async fn before_size(h: &Host) -> Res<()> {
+    if h.designated() != Some(h.me) {
+        h.forget_void_resize().await?;
     }
-    Ok(false)
+    h.sync_dir().await
 }
 
 async fn exchange(
@@ -525,15 +517,28 @@ async fn exchange(
     let mut news = false;
     let mut failed = Ok(());
     let mut doubts = Vec::new();
-    // First what is said of the disk of this host.
+    // First what is said of the disk of this host, sizes last.
     let is_own = |path: &str| TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_disk(&h.me));
     let (own, rest): (Vec<_>, Vec<_>) = list.iter().partition(|(path, ..)| is_own(path));
-    for (path, value, stamp) in own.into_iter().chain(rest) {
-        let merged = match before(h, path, value, *stamp).await {
-            Ok(true) => Ok(Merged::No),
-            Ok(false) => h.merge_one(path, value, *stamp).await,
-            Err(e) => Err(e),
-        };
+    let is_size = |(path, value, stamp): &&(String, String, LamportTime)| {
+        is_new_size(h, path, value, *stamp)
+    };
+    let (sizes, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_size);
+    let (owned, last) = (own.len(), own.len() + rest.len());
+    let all = own.into_iter().chain(rest).chain(sizes).enumerate();
+    let mut own_failed = false;
+    for (i, (path, value, stamp)) in all {
+        let mut merged = Ok(Merged::No);
+        if i >= last {
+            if own_failed {
+                continue;
+            }
+            merged = before_size(h).await.map(|()| Merged::No);
+        }
+        if merged.is_ok() {
+            merged = h.merge_one(path, value, *stamp).await;
+        }
+        own_failed |= i < owned && merged.is_err();
         match merged {
             Ok(Merged::News) => news |= path.starts_with("resource-"),
             Ok(Merged::Doubt) => doubts.push(path.clone()),

@@ -183,16 +183,6 @@ impl Host {
         Ok(())
     }
 
-    /// Writes what is here once more, with a new stamp.
-    pub async fn repeat(&self, path: &str) -> Res<()> {
-        let writer = self.writer.lock(&self.ex).await;
-        let checked = TreePath::parse(path.as_bytes()).expect("a path of the tree");
-        self.say_again(&checked, None).await?;
-        drop(writer);
-        self.tree_changed.notify(&self.ex);
-        Ok(())
-    }
-
     /// A running primary knows that it is one: where it is in doubt which word about that is newer, its own is.
     pub async fn insist(&self, path: &str) -> Res<()> {
         let writer = self.writer.lock(&self.ex).await;

@@ -41,6 +41,8 @@ pub struct Sync {
     plan: RefCell<Option<SyncPlan>>,
     /// The replay link when it began.
     link: Cell<Option<ReplayLink>>,
+    /// The `syncstatus` as this sync has told it last.
+    told: Cell<u64>,
     /// Before anything is compared, the map of what was written before this log, since that number, is needed.
     need: Cell<Option<(LogName, u32)>>,
     /// Only what is dirty here is compared.
@@ -94,7 +96,7 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let whole = told
         .as_ref()
         .is_some_and(|v| was_whole(v.as_bytes(), done()));
-    let newest = match told.and_then(|v| parse_sync_source(v.as_bytes())) {
+    let newest = match told.as_ref().and_then(|v| parse_sync_source(v.as_bytes())) {
         Some((_, log))
             if has_same_source(h, &from)
                 && h.number(&format!("syncstatus-{me}"))
@@ -119,11 +121,13 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     h.dirty.clear(h).await?;
     let link = h.replay_link(&me);
     h.sync.link.set(link);
-    if let Some(l) = link {
+    let start = h.number(&format!("syncstatus-{me}")).unwrap_or(0);
+    let grows = told.is_some_and(|v| only_grows(v.as_bytes(), start));
+    if let Some(l) = link.filter(|_| !grows) {
         // Whatever the disk had before is replaced.
         h.fetch.begin_replay(&l.log);
     }
-    let start = h.number(&format!("syncstatus-{me}")).unwrap_or(0);
+    h.sync.told.set(start);
     let plan = SyncPlan::new(size, start, GRAIN, CHUNK).map_err(|_| Errno::Io)?;
     *h.sync.plan.borrow_mut() = Some(plan);
     h.sync.need.set(h.gap_to_pass());
@@ -269,8 +273,10 @@ async fn one_chunk(h: &Rc<Host>, c: &mut Conn, chunk: Chunk) -> Res<()> {
 fn need_same_link(h: &Host) -> Res<()> {
     let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
     let from = h.designated().ok_or(Errno::Again)?;
+    let status = h.number(&format!("syncstatus-{}", h.me)).unwrap_or(0);
     let planned = h.sync.plan.borrow().as_ref().map(SyncPlan::size);
-    if h.size() >= planned
+    if status == h.sync.told.get()
+        && h.size() >= planned
         && place(h.sync.link.get()) == place(h.replay_link(&h.me))
         && has_same_source(h, &from)
     {
@@ -289,6 +295,7 @@ async fn save(h: &Host) {
     if h.flush_disk().await.is_ok() && need_same_link(h).is_ok() {
         let me = h.me;
         h.put(&format!("syncstatus-{me}"), &done.to_string()).await;
+        h.sync.told.set(done);
     }
 }
 

@@ -54,8 +54,8 @@ pub fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     if let Some(size) = res.size {
         if let Some(more) = ctx.own(&res)?.syncstatus.filter(|done| *done > size) {
             out::warn(format_args!(
-                "the resource has {} here, and had {} on '{}': the device will be smaller. If what was written behind that counts, `marsadm resize {name} {more}` at once, and make the device anew",
-                human(size), human(more), ctx.me
+                "the resource has {}, but the disk of '{}' was complete of {}: a device that is made now is smaller. If what is behind counts, `marsadm resize {name} {more}` at once, and make the device anew",
+                human(size), ctx.me, human(more)
             ));
         }
         // A resize that this host has not heard of is cut off with all else: with that size this disk would be incomplete.
