@@ -543,7 +543,7 @@ fn save(m: &Member, bdev: &BlockDevice) {
     if flush(m, bdev).is_ok() && inject::at!(SyncSave).is_ok() && need_same_link(m).is_ok() {
         let me = m.me();
         m.set(format_args!("syncstatus-{me}"), format_args!("{done}"));
-        if let Some(j) = m.sync.job.lock().as_mut() {
+        if let Some(j) = &mut *m.sync.job.lock() {
             j.told = done;
         }
         let equal = stats

@@ -311,12 +311,13 @@ fn keep_course(h: &Host) {
         let mut s = h.fetch.state.borrow_mut();
         if let Some(t) = s.target.as_mut() {
             let ends_at = t.plan.ends_at();
+            if matches!(course, Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at)) {
+                // Not if there is nobody else to ask.
+                let other = |p: &Name| *p != t.source && h.is_alive(p);
+                wrong = h.designated().filter(other).map(|_| t.source);
+                lost |= wrong.is_some();
+            }
             match course {
-                Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at) => {
-                    let other = |p: &Name| *p != t.source && h.is_alive(p);
-                    wrong = h.designated().filter(other).map(|_| t.source);
-                    lost |= wrong.is_some();
-                }
                 Course::Open(at) => lost |= ends_at.is_some_and(|end| end < at),
                 Course::EndsAt(end) if ends_at.is_some_and(|e| e != end) => lost = true,
                 Course::EndsAt(end) if may_leave(&log, course) => t.plan.end_at(end),

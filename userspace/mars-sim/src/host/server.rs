@@ -520,9 +520,8 @@ async fn exchange(
     // First what is said of the disk of this host, sizes last.
     let is_own = |path: &str| TreePath::parse(path.as_bytes()).is_ok_and(|p| p.is_of_disk(&h.me));
     let (own, rest): (Vec<_>, Vec<_>) = list.iter().partition(|(path, ..)| is_own(path));
-    let is_size = |(path, value, stamp): &&(String, String, LamportTime)| {
-        is_new_size(h, path, value, *stamp)
-    };
+    let is_size =
+        |(path, value, stamp): &&(String, String, LamportTime)| is_new_size(h, path, value, *stamp);
     let (sizes, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(is_size);
     let (owned, last) = (own.len(), own.len() + rest.len());
     let all = own.into_iter().chain(rest).chain(sizes).enumerate();
