@@ -510,7 +510,10 @@ fn need_same_link(m: &Member) -> Result {
     let place = |l: Option<ReplayLink>| l.map(|l| (l.log, l.pos));
     let (began, told) = {
         let job = m.sync.job.lock();
-        (job.as_ref().map(|j| place(j.link)), job.as_ref().map(|j| j.told))
+        (
+            job.as_ref().map(|j| place(j.link)),
+            job.as_ref().map(|j| j.told),
+        )
     };
     // Somebody may have said meanwhile that nothing counts.
     let status = m.number(format_args!("syncstatus-{}", m.me()));
@@ -518,7 +521,11 @@ fn need_same_link(m: &Member) -> Result {
     let from = m.designated().ok_or(EAGAIN)?;
     let planned = m.sync.job.lock().as_ref().map(|j| j.plan.size());
     let shrunk = m.size() < planned;
-    if as_told && !shrunk && began == Some(place(m.replay_link(&m.me()))) && has_same_source(m, &from)? {
+    if as_told
+        && !shrunk
+        && began == Some(place(m.replay_link(&m.me())))
+        && has_same_source(m, &from)?
+    {
         return Ok(());
     }
     m.sync.broken.store(true, Relaxed);
