@@ -422,13 +422,13 @@ fn keep_course(m: &Arc<Member>) {
     let mut wrong = None;
     if let Some(log) = target {
         let course = m.course(&log);
+        let primary = m.designated().filter(|p| m.env.is_alive(p));
         let mut s = m.fetch.state.lock();
         if let Some(t) = s.target.as_mut().filter(|t| t.log == log) {
             let ends_at = t.plan.ends_at();
             if matches!(course, Course::Open(at) | Course::EndsAt(at) if t.plan.is_short_of(at)) {
                 // Not if there is nobody else to ask.
-                let other = |p: &Name| *p != t.source && m.env.is_alive(p);
-                wrong = m.designated().filter(other).map(|_| t.source);
+                wrong = primary.filter(|p| *p != t.source).map(|_| t.source);
                 lost |= wrong.is_some();
             }
             match course {
