@@ -40,10 +40,12 @@ pub fn join_resource(ctx: &Ctx, args: &DiskArgs) -> Result<()> {
     let res = ctx.resource(name)?;
     let disk_path = args.disk.to_str().unwrap_or_default();
     if let Some(member) = res.member(me) {
-        if member.disk.as_deref() == Some(disk_path) && member.replay.is_some() {
+        let same = member.disk.as_deref() == Some(disk_path);
+        if same && member.replay.is_some() {
             return resume(ctx, name);
         }
-        if !ctx.opt.force {
+        // Without a position an earlier attempt has not come to its end.
+        if !same && !ctx.opt.force {
             return Err(Failure::refused(format!(
                 "host '{me}' is already a member of '{name}', with the disk {}",
                 member.disk.as_deref().unwrap_or("?")
