@@ -517,6 +517,13 @@ impl Control {
         Ok(())
     }
 
+    fn note_unflushed(&self) {
+        let bdev = self.m.attached.lock().bdev.clone();
+        if let Some(bdev) = bdev {
+            self.m.note_unflushed(&bdev);
+        }
+    }
+
     fn share(&self, bdev: Option<Arc<BlockDevice>>, primary: bool) {
         let mut a = self.m.attached.lock();
         let before = core::mem::replace(&mut a.bdev, bdev);
@@ -529,6 +536,7 @@ impl Control {
     fn detach(&mut self) {
         self.m.attached.lock().primary = false;
         self.running = Running::Detached;
+        self.note_unflushed();
         // Last: the cluster loop takes this for the end, and must not have to wait for a disk.
         self.share(None, false);
         self.m.dirty.forget();
@@ -788,6 +796,7 @@ impl Control {
                 // The first in a row.
                 note_failed_sync();
             }
+            bdev.note_unflushed();
             fail(
                 "disk-error",
                 format_args!("the disk can't be flushed: {e:?}"),
@@ -1211,6 +1220,7 @@ impl Control {
             )
         };
         let role = self.role();
+        self.note_unflushed();
         bit("is-attached", role != Role::Detached);
         bit("is-primary", role == Role::Primary || self.unsaid);
         bit("if-on", role == Role::Primary);

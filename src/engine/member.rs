@@ -301,6 +301,26 @@ impl Member {
         device_size(self.number(format_args!("syncstatus-{me}")), self.size())
     }
 
+    /// A flush of the disk that has failed is not forgotten when the disk is closed, or the module unloaded.
+    pub(crate) fn note_unflushed(&self, bdev: &BlockDevice) {
+        let me = self.me();
+        if self.number(format_args!("unflushed-{me}")) == Some(1) {
+            bdev.note_unflushed();
+        } else if bdev.is_unflushed() {
+            self.set(format_args!("unflushed-{me}"), format_args!("1"));
+            // If the kernel crashes and the disk goes on, so does the doubt.
+            let _ = paths::sync_resource_dir(&self.name);
+        }
+    }
+
+    /// All that the resource has was written once more, and flushed.
+    pub(crate) fn is_flushed(&self, bdev: &BlockDevice) {
+        let me = self.me();
+        if bdev.settle_unflushed() {
+            self.set(format_args!("unflushed-{me}"), format_args!("0"));
+        }
+    }
+
     /// Takes back what the complete disk of this host says of a resize that was never decided, or that a failover has cut off.
     pub(crate) fn forget_void_resize(&self) -> Result {
         let me = self.me();

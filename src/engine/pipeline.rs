@@ -931,10 +931,14 @@ impl WriteBack<'_> {
     /// where it is until that is durable.
     fn flushed(&mut self, result: Result) {
         let pipe = self.pipe;
-        if result.is_err_and(|e| e != ENOMEM) && !pipe.with(|s| s.flush_failed) {
-            note_failed_sync();
+        if result.is_err_and(|e| e != ENOMEM) {
+            pipe.bdev.note_unflushed();
+            if !pipe.with(|s| s.flush_failed) {
+                note_failed_sync();
+            }
         }
         if self.is_in_doubt() && result.is_ok() {
+            pipe.bdev.note_unflushed();
             return pipe.with(|s| s.buffer.flush_end(false));
         }
         pipe.with(|s| {

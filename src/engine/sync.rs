@@ -108,6 +108,8 @@ struct Job {
     link: Option<ReplayLink>,
     /// The `syncstatus` as this sync has told it last.
     told: u64,
+    /// It looks at all of the disk.
+    of_all: bool,
     /// Before anything is compared, the map of what was written before this log, since that number, is needed.
     need: Option<(LogName, u32)>,
     /// Only what is dirty here is compared.
@@ -139,8 +141,8 @@ pub(crate) struct Sync {
     failed_syncs: Atomic<u64>,
     /// So often, in a row, a flush did not count because of that.
     doubts: Atomic<u32>,
-    /// Since then the disk may show what it does not have: what compares equal is written, too.
-    suspect: AtomicFlag,
+    /// So did the last one.
+    flush_failed: AtomicFlag,
 }
 
 impl Sync {
@@ -154,7 +156,7 @@ impl Sync {
                 broken: AtomicFlag::new(false),
                 failed_syncs: Atomic::new(0),
                 doubts: Atomic::new(0),
-                suspect: AtomicFlag::new(false),
+                flush_failed: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
         )
@@ -247,14 +249,17 @@ impl Workers {
             // Whatever the disk had before is replaced.
             m.fetch.begin_replay(&l.log);
         }
+        let need = m.gap_to_pass();
         *m.sync.job.lock() = Some(Job {
+            of_all: start == 0 && need.is_none(),
             plan: SyncPlan::new(size, start, DEFAULT_GRAIN, DEFAULT_CHUNK).map_err(|_| EINVAL)?,
             link,
             told: start,
-            need: m.gap_to_pass(),
+            need,
             map: None,
         });
         m.sync.failed_syncs.store(failed_syncs(), Relaxed);
+        m.note_unflushed(&bdev);
         m.sync.transferred.store(0, Relaxed);
         m.sync.broken.store(false, Relaxed);
         // All former workers are gone; one that was stopped before it ran has not counted itself out.
@@ -396,17 +401,18 @@ fn work(ctx: &ThreadCtx, m: &Arc<Member>, bdev: &Arc<BlockDevice>, from: Name, l
 fn flush(m: &Member, bdev: &BlockDevice) -> Result {
     let before = m.sync.failed_syncs.load(Relaxed);
     let r = inject::at!(SyncFlush).and_then(|()| bdev.flush());
-    if r.is_err() && !m.sync.suspect.load(Relaxed) {
+    if r.is_err() && !m.sync.flush_failed.load(Relaxed) {
         // The first in a row.
         note_failed_sync();
     }
+    m.sync.flush_failed.store(r.is_err(), Relaxed);
     let now = failed_syncs();
     m.sync.failed_syncs.store(now, Relaxed);
     if r.is_ok() && before != now && m.sync.doubts.fetch_add(1, Relaxed) < DOUBTS {
         // If that is on the same drive, it alone was told that the cache is lost.
         pr_warn!("{}: something else on this host could not be made durable; the sync begins again at what was durable before\n", m.name.as_str());
         m.sync.broken.store(true, Relaxed);
-        m.sync.suspect.store(true, Relaxed);
+        bdev.note_unflushed();
         return Err(EAGAIN);
     } else if r.is_ok() {
         m.sync.doubts.store(0, Relaxed);
@@ -414,7 +420,7 @@ fn flush(m: &Member, bdev: &BlockDevice) -> Result {
     r.inspect_err(|e| {
         pr_err!("{}: flushing the disk failed: {:?}; the sync begins again at what was durable before\n", m.name.as_str(), e);
         m.sync.broken.store(true, Relaxed);
-        m.sync.suspect.store(true, Relaxed);
+        bdev.note_unflushed();
         trouble(m, EIO);
     })
 }
@@ -488,7 +494,8 @@ fn one_chunk(m: &Member, bdev: &BlockDevice, c: &mut Conn, chunk: Chunk) -> Resu
             .and_then(|()| bdev.write_at(&local, from, n, offset, false))
             .map_err(own_disk)?;
     }
-    if m.sync.suspect.load(Relaxed) {
+    if bdev.is_unflushed() {
+        // It may show what it does not have: what compares equal is written, too.
         bdev.write_at(&local, 0, len, chunk.offset, false)
             .map_err(own_disk)?;
     }
@@ -617,7 +624,10 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn, ctx: &ThreadCtx) -> Resu
     let size = size.ok_or(EINVAL)?;
     m.set(format_args!("actual-{me}/sync-pos"), format_args!("{size}"));
     m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
-    m.sync.suspect.store(false, Relaxed);
+    let of_all = m.sync.job.lock().as_ref().is_some_and(|j| j.of_all);
+    if of_all {
+        m.is_flushed(bdev);
+    }
     m.set_trouble(None);
     let found = m.sync.job.lock().as_ref().map(|j| j.plan.stats());
     pr_info!(

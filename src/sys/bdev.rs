@@ -19,6 +19,10 @@ use kernel::{
     str::{
         CStr,
         CString, //
+    },
+    sync::atomic::{
+        AtomicFlag,
+        Relaxed, //
     }, //
 };
 
@@ -45,6 +49,8 @@ pub(crate) struct BlockDevice {
     file: *mut bindings::file,
     bdev: *mut bindings::block_device,
     path: CString,
+    /// See [`Self::note_unflushed`].
+    unflushed: AtomicFlag,
     _holder: Option<KBox<Holder>>,
 }
 
@@ -84,6 +90,7 @@ impl BlockDevice {
             file,
             bdev,
             path: name,
+            unflushed: AtomicFlag::new(false),
             _holder: holder,
         })
     }
@@ -170,6 +177,22 @@ impl BlockDevice {
         may_wait()?;
         // SAFETY: By the type invariants, `bdev` is valid; the call above allows to wait.
         to_result(unsafe { bindings::blkdev_issue_flush(self.bdev) })
+    }
+
+    /// A flush has failed: what was written since the last good one may be lost, though the device still shows it. (A
+    /// successful one afterwards says nothing of that.)
+    pub(crate) fn note_unflushed(&self) {
+        self.unflushed.store(true, Relaxed);
+    }
+
+    /// Whether that was so, since it was opened.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Relaxed)
+    }
+
+    /// All of it was written once more, and flushed: gives whether there was a doubt.
+    pub(crate) fn settle_unflushed(&self) -> bool {
+        self.unflushed.xchg(false, Relaxed)
     }
 
     /// Reads `len` bytes from `offset` of the device into `buf`, from its byte `at` on. May sleep.

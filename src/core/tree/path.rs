@@ -183,12 +183,13 @@ impl<'a> TreePath<'a> {
         let Place::Resource(_, key) = self.place else {
             return false;
         };
-        let keys: [&[u8]; 5] = [
+        let keys: [&[u8]; 6] = [
             b"replay-",
             b"syncstatus-",
             b"syncpos-",
             b"syncfrom-",
             b"gap-",
+            b"unflushed-",
         ];
         keys.iter()
             .any(|prefix| key.strip_prefix(*prefix) == Some(me.as_bytes()))
@@ -413,7 +414,14 @@ mod tests {
         assert!(accept("resource-r0/actual-beta/is-primary"));
         assert!(accept("resource-r0/todo-alpha/attach"));
         assert!(accept("ips/ip-alpha"));
-        for key in ["replay", "syncstatus", "syncpos", "syncfrom", "gap"] {
+        for key in [
+            "replay",
+            "syncstatus",
+            "syncpos",
+            "syncfrom",
+            "gap",
+            "unflushed",
+        ] {
             let own = std::format!("resource-r0/{key}-alpha");
             assert!(!accept(&own), "{own}");
             assert!(accept(&std::format!("resource-r0/{key}-beta")));

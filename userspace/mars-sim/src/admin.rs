@@ -960,6 +960,7 @@ impl Ctx {
             "replay",
             "syncfrom",
             "gap",
+            "unflushed",
         ] {
             self.delete(&format!("{key}-{me}")).await?;
         }

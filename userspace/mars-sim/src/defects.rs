@@ -190,6 +190,10 @@ pub const ALL: &[(&str, &str)] = &[
         "sync-status-before-flush",
         "a sync is complete before the disk is flushed",
     ),
+    (
+        "sync-trusts-flush",
+        "after a failed flush, a sync goes on where it was",
+    ),
     ("sync-and-replay", "sync and replay run at the same time"),
     (
         "link-goes-back",

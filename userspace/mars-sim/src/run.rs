@@ -231,6 +231,7 @@ fn act(sim: &Rc<Sim>, apps: &[Cell<bool>], action: Action) {
         Action::Drift(h, ppm) => sim.machines[h].drift.set(ppm),
         Action::Flip(h, n) => flip(sim, h, n),
         Action::FsFault(h, n) => fault(h, &|f| f.fs = n),
+        Action::SyncFault(h, n) => fault(h, &|f| f.sync = n),
         Action::DiskFault(h, n) => fault(h, &|f| f.disk = n),
         Action::FlushFault(h, n) => fault(h, &|f| f.flush = n),
         Action::Full(h, free) => {

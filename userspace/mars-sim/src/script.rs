@@ -46,6 +46,8 @@ pub enum Action {
     Flip(usize, u64),
     /// `/mars` fails so many times in 256.
     FsFault(usize, u64),
+    /// Of 256 syncs of a file of `/mars`, so many fail.
+    SyncFault(usize, u64),
     /// The data disk fails.
     DiskFault(usize, u64),
     /// Flushes of the data disk fail.
@@ -103,6 +105,7 @@ impl fmt::Display for Script {
                 Action::Drift(h, d) => write!(f, "drift {h} {d}")?,
                 Action::Flip(h, n) => write!(f, "flip {h} {n}")?,
                 Action::FsFault(h, n) => write!(f, "fs-fault {h} {n}")?,
+                Action::SyncFault(h, n) => write!(f, "sync-fault {h} {n}")?,
                 Action::DiskFault(h, n) => write!(f, "disk-fault {h} {n}")?,
                 Action::FlushFault(h, n) => write!(f, "flush-fault {h} {n}")?,
                 Action::Full(h, n) => write!(f, "full {h} {n}")?,
@@ -190,6 +193,7 @@ fn parse_line(line: &str) -> Option<(u64, Action)> {
         "drift" => Action::Drift(host(0)?, int(1)?),
         "flip" => Action::Flip(host(0)?, num(1)?),
         "fs-fault" => Action::FsFault(host(0)?, num(1)?),
+        "sync-fault" => Action::SyncFault(host(0)?, num(1)?),
         "disk-fault" => Action::DiskFault(host(0)?, num(1)?),
         "flush-fault" => Action::FlushFault(host(0)?, num(1)?),
         "full" => Action::Full(host(0)?, host(1)?),
@@ -661,17 +665,32 @@ impl Maker {
         let (h, t) = (self.host(s), self.at());
         let until = t + r.range(200, 4000);
         let rate = *r.pick(&[4, 32, 128, 256]);
-        match r.below(6) {
+        match r.below(8) {
             0 | 1 => s.events.push((t, Action::Flip(h, r.next() >> 20))),
             2 => {
                 s.events.push((t, Action::FsFault(h, rate)));
                 s.events.push((until, Action::FsFault(h, 0)));
             }
             3 => {
+                s.events.push((t, Action::SyncFault(h, rate)));
+                s.events.push((until, Action::SyncFault(h, 0)));
+            }
+            4 => {
                 s.events.push((t, Action::DiskFault(h, rate)));
                 s.events.push((until, Action::DiskFault(h, 0)));
             }
-            4 => {
+            5 => {
+                s.events.push((t, Action::FlushFault(h, rate)));
+                s.events.push((until, Action::FlushFault(h, 0)));
+                // Its cache may be lost while it still shows it.
+                for cmd in [Cmd::Invalidate, Cmd::Reload] {
+                    if r.chance(1, 3) {
+                        s.events
+                            .push((t + r.below(until - t + 2000), Action::Admin(h, cmd)));
+                    }
+                }
+            }
+            6 => {
                 let free = usize::try_from(r.below(16 << 10)).unwrap_or(0);
                 s.events.push((t, Action::Full(h, free)));
                 s.events.push((until, Action::Room(h)));

@@ -68,6 +68,8 @@ pub enum Crash {
 pub struct Faults {
     /// Operations on `/mars`.
     pub fs: u64,
+    /// Syncs of files of `/mars`.
+    pub sync: u64,
     /// Reads and writes of the data disk.
     pub disk: u64,
     /// Flushes of the data disk.

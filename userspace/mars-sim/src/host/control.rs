@@ -152,6 +152,9 @@ impl Control {
             let changes = !matches!(step, Step::Stay | Step::Follow(_));
             self.figures = self.pace.look(h.ex.now(), self.position(), changes);
             self.act(step).await;
+            if self.role() != Role::Detached {
+                h.note_unflushed().await;
+            }
             self.publish(step, &o).await;
             if matches!(self.running, Running::Detached) && self.t.should_stop() {
                 return;
@@ -324,6 +327,8 @@ impl Control {
             stop_one(&h, s.replay).await;
             stop_all(&h, s.fetch).await;
         }
+        h.note_unflushed().await;
+        h.unflushed.set(false);
         h.dirty.forget(&h).await;
         h.fetch.forget();
         h.set_trouble(None);

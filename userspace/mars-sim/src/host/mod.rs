@@ -109,6 +109,8 @@ pub struct Host {
     pub(crate) progress: logger::Progress,
     pub(crate) fetch: fetch::Fetch,
     pub(crate) sync: sync::Sync,
+    /// A flush of the disk has failed: it may show what it does not have. A sync writes what compares equal, too.
+    pub(crate) unflushed: Cell<bool>,
     pub(crate) dirty: dirty::Dirty,
     pub(crate) space: space::Watch,
     /// The disk is open; `/dev/mars/r` exists.
@@ -162,6 +164,7 @@ impl Host {
             progress: logger::Progress::new(),
             fetch: fetch::Fetch::default(),
             sync: sync::Sync::default(),
+            unflushed: Cell::default(),
             dirty: dirty::Dirty::default(),
             space: space::Watch::default(),
             attached: Cell::new((false, false)),
@@ -720,7 +723,8 @@ impl Host {
     /// Makes a file durable.
     pub async fn sync_file(&self, ino: u32, data_only: bool) -> Res<()> {
         let mark = self.machine().fs.borrow().sync(ino);
-        if let Err(e) = self.fs_io().await {
+        let done = self.fs_io().await;
+        if let Err(e) = done.and_then(|()| self.sim.fails(self.i, |f| f.sync)) {
             let m = self.machine();
             m.fs.borrow_mut().sync_failed(ino, mark, &m.rng);
             self.say(|| format!("a sync of file {ino} failed"));
@@ -762,11 +766,31 @@ impl Host {
         let upto = m.disk.borrow().flush();
         self.io().await;
         if let Err(e) = self.sim.fails(self.i, |f| f.flush) {
+            self.unflushed.set(!on("sync-trusts-flush"));
             m.disk.borrow_mut().flush_failed(upto, &m.rng);
             return Err(e);
         }
         m.disk.borrow_mut().flushed(upto);
         Ok(())
+    }
+
+    /// A flush that has failed is not forgotten when the disk is closed.
+    pub async fn note_unflushed(&self) {
+        let key = format!("unflushed-{}", self.me);
+        if self.switch(&key) {
+            self.unflushed.set(!on("sync-trusts-flush"));
+        } else if self.unflushed.get() {
+            self.put(&key, "1").await;
+            let _ = self.sync_dir().await;
+        }
+    }
+
+    /// All that the resource has was written once more, and flushed.
+    pub async fn is_flushed(&self) {
+        let key = format!("unflushed-{}", self.me);
+        if self.unflushed.replace(false) {
+            self.put(&key, "0").await;
+        }
     }
 
     /// Writes to the data disk.

@@ -481,7 +481,8 @@ async fn write_again(h: &Host, ino: u32, from: u64, end: u64) -> Res<()> {
 /// Looks at what the disk has, not at what a failed sync of an earlier run of the module has left in the page cache. What this
 /// run knows to be in doubt is still to be written once more from there.
 fn drop_cache(h: &Host, ino: u32, log: &LogName) {
-    if h.fetch.unsynced(log).is_none() && !on("trust-page-cache") {
+    let trusted = on("trust-page-cache") || on("trust-failed-sync");
+    if h.fetch.unsynced(log).is_none() && !trusted {
         h.machine().fs.borrow_mut().drop_cache(ino);
     }
 }

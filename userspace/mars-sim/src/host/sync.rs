@@ -49,6 +49,8 @@ pub struct Sync {
     map: RefCell<Option<Bits>>,
     /// All ends, and begins again.
     broken: Cell<bool>,
+    /// It looks at all of the disk.
+    of_all: Cell<bool>,
     running: Cell<usize>,
 }
 
@@ -131,8 +133,10 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     let plan = SyncPlan::new(size, start, GRAIN, CHUNK).map_err(|_| Errno::Io)?;
     *h.sync.plan.borrow_mut() = Some(plan);
     h.sync.need.set(h.gap_to_pass());
+    h.sync.of_all.set(start == 0 && h.sync.need.get().is_none());
     *h.sync.map.borrow_mut() = None;
     h.sync.broken.set(false);
+    h.note_unflushed().await;
     h.say(|| format!("syncs from {from} at {start}"));
     let mut threads = Vec::new();
     for i in 0..CONNECTIONS {
@@ -231,7 +235,7 @@ async fn work(t: &Thread, h: &Rc<Host>, from: Name, leader: bool) {
             }
         }
     }
-    if leader {
+    if leader && !h.sync.broken.get() {
         save(h).await;
     }
 }
@@ -266,7 +270,21 @@ async fn one_chunk(h: &Rc<Host>, c: &mut Conn, chunk: Chunk) -> Res<()> {
         }
         h.write_disk(offset, local[from..from + n].to_vec()).await?;
     }
+    if h.unflushed.get() {
+        // It may show what it does not have.
+        h.write_disk(chunk.offset, local).await?;
+    }
     Ok(())
+}
+
+/// Flushes the disk. A flush that failed may have lost any block since the last good one, and the next one would not tell:
+/// so everything since then is compared again.
+async fn flush(h: &Host) -> Res<()> {
+    let r = h.flush_disk().await;
+    if r.is_err() && !on("sync-trusts-flush") {
+        h.sync.broken.set(true);
+    }
+    r
 }
 
 /// Whether the replay link is where it was when the sync began, and nobody else was primary meanwhile.
@@ -292,7 +310,7 @@ async fn save(h: &Host) {
     if Some(done) == h.sync.plan.borrow().as_ref().map(SyncPlan::size) {
         return;
     }
-    if h.flush_disk().await.is_ok() && need_same_link(h).is_ok() {
+    if flush(h).await.is_ok() && need_same_link(h).is_ok() {
         let me = h.me;
         h.put(&format!("syncstatus-{me}"), &done.to_string()).await;
         h.sync.told.set(done);
@@ -315,7 +333,7 @@ async fn finish(h: &Rc<Host>, c: &mut Conn, t: &Thread) -> Res<()> {
         t.sleep(&h.ex, NEWS_MS * MS).await;
     }
     if !on("sync-status-before-flush") {
-        h.flush_disk().await?;
+        flush(h).await?;
     }
     need_same_link(h)?;
     let me = h.me;
@@ -336,6 +354,9 @@ async fn finish(h: &Rc<Host>, c: &mut Conn, t: &Thread) -> Res<()> {
     let size = size.ok_or(Errno::NoEnt)?;
     h.try_put(&format!("syncstatus-{me}"), &size.to_string())
         .await?;
+    if h.sync.of_all.get() {
+        h.is_flushed().await;
+    }
     h.set_trouble(None);
     h.say(|| format!("sync is complete, consistent at {log} {pos}"));
     Ok(())

@@ -27,6 +27,7 @@ const OWN: &[&str] = &[
     "actsize",
     "syncfrom",
     "gap",
+    "unflushed",
     "connect",
 ];
 
