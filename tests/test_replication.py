@@ -236,6 +236,38 @@ def test_resize_that_was_interrupted(mars_hosts):
     equal([a, b])
 
 
+def test_failover_amid_a_resize(mars_hosts):
+    """The primary is lost while what the resource has grown by is copied: the replica goes on with what it had before."""
+    a, b = mars_hosts(2)
+    marscluster.setup_cluster([a, b])
+    for host in (a, b):
+        host.run(f"dd if=/dev/urandom of={host.disk('data').dev} bs=1M count=96 oflag=direct status=none", timeout=90)
+    create(a, "64M")
+    marscluster.join_resource(b)
+    a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=8 seek=20 oflag=direct conv=fsync status=none", timeout=90)
+    marscluster.wait_synced([a, b])
+    expected = a.run(f"sha256sum < {DEVICE}").out
+    a.shape_link(b, rate="8mbit")
+    a.run("marsadm resize data 96M --timeout 60", timeout=70)
+    wait_until(lambda: marscluster.member(b).synced > 65 << 20, 60, "the new part is copied")
+    a.power_cut()
+    refused = b.run("marsadm primary data --timeout 60", timeout=70, check=False)
+    assert refused.rc == 2 and "has grown" in refused.err and "64.000 MiB" in refused.err, refused
+    assert marscluster.member(b).synced < 96 << 20
+    b.run("marsadm pause-fetch data && marsadm primary --force data --timeout 60", timeout=70)
+    marscluster.wait_device(b)
+    assert b.run(f"blockdev --getsize64 {DEVICE}").out == str(64 << 20)
+    assert b.run(f"sha256sum < {DEVICE}").out == expected
+    restart(a)
+    a.shape_link(b)
+    wait_until(lambda: marscluster.member(a).synced == 64 << 20, 60, "the resize is taken back")
+    marscluster.wait_synced([b, a])
+    b.run("marsadm resize data 96M --timeout 60", timeout=70)
+    marscluster.wait_synced([b, a])
+    assert a.run("dmesg | grep -o '[0-9]* bytes compared' | tail -1").out == f"{32 << 20} bytes compared"
+    equal([a, b])
+
+
 def encrypt(host) -> None:
     """The data disk, as LUKS2 does it on disks with blocks of 4096 bytes."""
     disk = host.disk("data").dev

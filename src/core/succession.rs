@@ -5,6 +5,8 @@
 //! Log numbers are counted by all members of a resource together, so none can be guessed: what follows a log is said by a
 //! version link that names the end of that log as its predecessor. The engine and the simulator ask here.
 
+use core::fmt;
+
 use crate::{
     defect::defect,
     lamport::LamportTime,
@@ -206,39 +208,68 @@ pub fn wrote_all_since(log: &LogName, host: &Name, history: &[VersionLink]) -> b
                 .all(|v| !since(v) || v.this.log.creator == *host)
 }
 
-/// Whether the first `done` bytes of a disk, up to which it was compared, were all of a good replica, which is what its
-/// `syncfrom-<host>` then says ("done,BYTES"): the resource has grown since, and they need not be compared again, whoever is primary.
-pub fn was_whole(syncfrom: &[u8], done: u64) -> bool {
-    let text = syncfrom.strip_prefix(b"done,");
-    let bytes = text
-        .and_then(|t| core::str::from_utf8(t).ok())
-        .and_then(|t| t.parse().ok());
-    done > 0 && bytes == Some(done)
+/// So many bytes of a disk, of which `done` are synced, are all of a good replica from before the resource grew: they need not be
+/// compared again, whoever is primary, and a failover can go back to that size. Its `syncfrom-<host>` says so: "done,BYTES", or in
+/// the source of the sync that fills the rest.
+pub fn whole_part(syncfrom: &[u8], done: u64) -> Option<u64> {
+    let whole = match syncfrom.strip_prefix(b"done,") {
+        Some(text) => parse_u64(text).filter(|whole| *whole == done),
+        None => sync_source(syncfrom)?.whole,
+    };
+    whole.filter(|whole| *whole > 0 && (*whole <= done || defect!("whole-for-ever")))
+}
+
+/// The value of `syncfrom-<host>` while a sync is not complete.
+pub struct SyncSource {
+    /// Who is copied.
+    pub host: Name,
+    /// Its newest log when that began.
+    pub log: LogName,
+    /// So many bytes the sync is to fill; older versions did not say.
+    pub target: Option<u64>,
+    /// The part that the sync does not look at, because it was complete before.
+    pub whole: Option<u64>,
+}
+
+impl fmt::Display for SyncSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{},{}", self.host, self.log)?;
+        match (self.target, self.whole) {
+            (None, _) => Ok(()),
+            (Some(target), None) => write!(f, ",{target}"),
+            (Some(target), Some(whole)) => write!(f, ",{target},{whole}"),
+        }
+    }
+}
+
+fn sync_source(value: &[u8]) -> Option<SyncSource> {
+    let mut parts = value.split(|b| *b == b',');
+    let (host, log) = (Name::new(parts.next()?)?, LogName::parse(parts.next()?)?);
+    let mut bytes = || parts.next().map_or(Some(None), |p| parse_u64(p).map(Some));
+    let (target, whole) = (bytes()?, bytes()?);
+    parts.next().is_none().then_some(SyncSource {
+        host,
+        log,
+        target,
+        whole,
+    })
 }
 
 /// The value of `syncfrom-<host>` while a sync is not complete: the host that is copied, and its newest log when that began.
 pub fn parse_sync_source(value: &[u8]) -> Option<(Name, LogName)> {
-    let mut parts = value.splitn(3, |b| *b == b',');
-    let host = Name::new(parts.next()?)?;
-    let log = LogName::parse(parts.next()?)?;
-    match parts.next() {
-        None => (),
-        Some(bytes) => drop(parse_u64(bytes)?),
-    }
-    Some((host, log))
+    sync_source(value).map(|s| (s.host, s.log))
 }
 
-/// How many bytes that sync is to fill; older versions did not say.
+/// How many bytes that sync is to fill.
 fn sync_target(value: &[u8]) -> Option<u64> {
-    parse_sync_source(value)?;
-    parse_u64(value.splitn(3, |b| *b == b',').nth(2)?)
+    sync_source(value)?.target
 }
 
 /// Whether a disk, of which `done` bytes are synced, was complete, so that a sync only has to look at what the resource has grown
 /// by: `syncfrom` of its host.
 pub fn only_grows(syncfrom: &[u8], done: u64) -> bool {
     let all = |wanted| done > 0 && done >= wanted;
-    (was_whole(syncfrom, done) || sync_target(syncfrom).is_some_and(all))
+    (whole_part(syncfrom, done).is_some() || sync_target(syncfrom).is_some_and(all))
         && !defect!("grows-over-gap")
 }
 
@@ -364,12 +395,14 @@ pub fn reported_end(log: &LogName, own: Option<&VersionLink>) -> u64 {
 /// the resource.
 ///
 /// `syncstatus` may be more than `size`: `marsadm resize` writes that of the primary first, and what stops it in between must not
-/// leave a primary that counts as incomplete. But not if it says how far a sync has come that wanted more: then none of it counts.
+/// leave a primary that counts as incomplete. But not if it says how far a sync has come that wanted more: then only that counts
+/// which was complete before ([`whole_part`]).
 pub fn is_synced(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[u8]>) -> bool {
     let wanted = syncfrom.and_then(sync_target).unwrap_or(0);
-    syncstatus
-        .zip(size)
-        .is_some_and(|(done, size)| done >= size.max(wanted))
+    syncstatus.zip(size).is_some_and(|(done, size)| {
+        let whole = syncfrom.and_then(|v| whole_part(v, done));
+        done >= size.max(wanted) || whole.is_some_and(|whole| whole >= size)
+    })
 }
 
 /// Whether a disk is complete, or was before the resource grew: then what it has is its own, and no sync replaces it.
@@ -384,6 +417,15 @@ pub fn is_whole(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[u
 /// the resource grows later.
 pub fn undecided(syncstatus: Option<u64>, size: Option<u64>) -> Option<u64> {
     size.filter(|size| syncstatus.is_some_and(|done| done > *size) && !defect!("void-resize-stays"))
+}
+
+/// Whether a disk is being filled beyond `size`, of which it has all already: a failover has cut off the resize, and the sync of what
+/// it had brought. Then `syncstatus` and `syncpos` have to go back to what was before ([`whole_part`]).
+pub fn is_void_growth(syncstatus: Option<u64>, size: Option<u64>, syncfrom: Option<&[u8]>) -> bool {
+    let Some(((done, size), from)) = syncstatus.zip(size).zip(syncfrom) else {
+        return false;
+    };
+    parse_sync_source(from).is_some() && whole_part(from, done).is_some_and(|whole| whole >= size)
 }
 
 /// How large the device of a host is that becomes primary: its disk was complete when that was decided, and if the resource is
@@ -691,7 +733,9 @@ mod tests {
         let back = chain(&[("a", 10), ("b", 20), ("a", 5)]);
         assert!(!wrote_all_since(&log(1, "a"), &a, &back));
         assert!(wrote_all_since(&log(3, "a"), &a, &back));
-        for told in ["a,log-000000003-a", "a,log-000000003-a,4096"] {
+        for told in ["", ",4096", ",4096,512"].map(|rest| std::format!("a,log-000000003-a{rest}")) {
+            let source = sync_source(told.as_bytes()).unwrap();
+            assert_eq!(std::format!("{source}"), told);
             let told = parse_sync_source(told.as_bytes());
             assert_eq!(told, Some((a, log(3, "a"))));
         }
@@ -703,14 +747,26 @@ mod tests {
             "a,log-3-a",
             "a,log-000000003-a,",
             "a,log-000000003-a,x",
-            "a,log-000000003-a,1,2",
+            "a,log-000000003-a,1,",
+            "a,log-000000003-a,1,x",
+            "a,log-000000003-a,1,2,3",
             "done,9",
         ] {
             assert_eq!(parse_sync_source(bad.as_bytes()), None);
         }
-        assert!(was_whole(b"done,4096", 4096));
-        for (told, done) in [("done,4096", 8192), ("done,0", 0), ("a,log-000000003-a", 9)] {
-            assert!(!was_whole(told.as_bytes(), done));
+        assert_eq!(whole_part(b"done,4096", 4096), Some(4096));
+        for (told, done) in [
+            ("done,4096", 8192),
+            ("done,0", 0),
+            ("a,log-000000003-a", 9),
+            ("a,log-000000003-a,9", 9),
+            ("a,log-000000003-a,9,0", 9),
+            ("a,log-000000003-a,9,5", 4),
+        ] {
+            assert_eq!(whole_part(told.as_bytes(), done), None);
+        }
+        for done in [5, 7, 9] {
+            assert_eq!(whole_part(b"a,log-000000003-a,9,5", done), Some(5));
         }
     }
 
@@ -793,6 +849,47 @@ mod tests {
         assert!(!is_whole(None, Some(96), Some(b"done,64")));
         assert!(only_grows(b"a,log-000000002-a,64", 64));
         assert!(only_grows(b"a,log-000000002-a,64", 70));
+        // While what it has grown by is copied.
+        for done in [64, 80] {
+            assert!(only_grows(b"a,log-000000002-a,96,64", done));
+            assert!(is_whole(
+                Some(done),
+                Some(96),
+                Some(b"a,log-000000002-a,96,64")
+            ));
+            assert!(!is_synced(
+                Some(done),
+                Some(96),
+                Some(b"a,log-000000002-a,96,64")
+            ));
+            assert!(is_synced(
+                Some(done),
+                Some(64),
+                Some(b"a,log-000000002-a,96,64")
+            ));
+            assert!(is_void_growth(
+                Some(done),
+                Some(64),
+                Some(b"a,log-000000002-a,96,64")
+            ));
+            assert!(!is_void_growth(
+                Some(done),
+                Some(96),
+                Some(b"a,log-000000002-a,96,64")
+            ));
+        }
+        assert!(!is_void_growth(Some(64), Some(64), Some(b"done,64")));
+        assert!(!is_void_growth(
+            Some(64),
+            Some(64),
+            Some(b"a,log-000000002-a,64")
+        ));
+        assert!(!is_synced(
+            Some(0),
+            Some(64),
+            Some(b"a,log-000000002-a,96,64")
+        ));
+        assert!(!only_grows(b"a,log-000000002-a,96,64", 32));
         // Half of a sync, or none at all.
         assert!(!only_grows(b"a,log-000000002-a,64", 32));
         assert!(!only_grows(b"a,log-000000002-a,64", 0) && !only_grows(b"done,64", 32));

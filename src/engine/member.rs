@@ -37,6 +37,7 @@ use mars_core::{
         is_consistent,
         is_forward,
         is_synced,
+        is_void_growth,
         is_whole,
         may_sync_at,
         parse_sync_source,
@@ -45,7 +46,10 @@ use mars_core::{
         vouches,
         Course, //
     },
-    tree::value::ReplayLink, //
+    tree::{
+        value::ReplayLink,
+        TOMBSTONE_TEXT, //
+    }, //
 };
 
 use crate::{
@@ -325,11 +329,25 @@ impl Member {
     pub(crate) fn forget_void_resize(&self) -> Result {
         let me = self.me();
         let done = self.number(format_args!("syncstatus-{me}"));
-        // Of a sync that is under way nothing counts.
+        let from = self.get(format_args!("syncfrom-{me}"));
+        let told = from.as_ref().map(Value::as_bytes);
+        if let Some(size) = self
+            .size()
+            .filter(|size| is_void_growth(done, Some(*size), told))
+        {
+            // What was complete before was consistent, too, so that it does not matter where the end of this sync is. (In this
+            // order: of more than that this disk is never complete.)
+            self.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
+            self.try_set(
+                format_args!("syncpos-{me}"),
+                format_args!("{TOMBSTONE_TEXT}"),
+            )?;
+            return self.try_set(format_args!("syncfrom-{me}"), format_args!("done,{size}"));
+        }
+        // Of any other sync that is under way nothing counts.
         let Some(size) = undecided(done, self.size()).filter(|_| self.is_synced(&me)) else {
             return Ok(());
         };
-        let from = self.get(format_args!("syncfrom-{me}"));
         if let Some((host, log)) = from.and_then(|v| parse_sync_source(v.as_bytes())) {
             // Complete, but not consistent yet.
             self.try_set(

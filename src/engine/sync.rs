@@ -37,8 +37,9 @@ use mars_core::{
         has_before,
         only_grows,
         parse_sync_source,
-        was_whole,
-        wrote_all_since, //
+        whole_part,
+        wrote_all_since,
+        SyncSource, //
     },
     sync::{
         differing,
@@ -226,17 +227,25 @@ impl Workers {
             }
             _ => {
                 let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
-                if !told.is_some_and(|v| was_whole(v, done)) {
-                    m.try_set(format_args!("syncstatus-{me}"), format_args!("0"))?;
-                }
+                let whole = told.and_then(|v| whole_part(v, done)).unwrap_or(0);
+                m.try_set(
+                    format_args!("syncstatus-{me}"),
+                    format_args!("{}", whole.min(size)),
+                )?;
                 m.history(&from)?.last().map(|v| v.this.log).ok_or(ENOENT)?
             }
         };
-        // With the size: should the resource become smaller, because a resize was cut off, then a part is still not all.
-        m.try_set(
-            format_args!("syncfrom-{me}"),
-            format_args!("{from},{newest},{size}"),
-        )?;
+        // With the size: should the resource become smaller, because a resize was cut off, then a part is still not all. But what
+        // was all before stays so.
+        let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
+        let whole = told.and_then(|v| whole_part(v, start));
+        let source = SyncSource {
+            host: from,
+            log: newest,
+            target: Some(size),
+            whole,
+        };
+        m.try_set(format_args!("syncfrom-{me}"), format_args!("{source}"))?;
         // Before the first block is written it must be durable that this disk is no longer complete.
         crate::engine::paths::sync_resource_dir(&m.name)?;
         // What was written without a log counts no more, but not before that.
@@ -244,7 +253,6 @@ impl Workers {
         inject::at!(SyncBegin)?;
         // The link first: whoever moves it says last that nothing counts.
         let link = m.replay_link(&me);
-        let start = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
         if let Some(l) = link.filter(|_| !told.is_some_and(|v| only_grows(v, start))) {
             // Whatever the disk had before is replaced.
             m.fetch.begin_replay(&l.log);

@@ -18,7 +18,7 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     split_brain::{compare, Relation},
-    succession::{is_synced, undecided},
+    succession::{is_synced, undecided, whole_part},
     tree::value::{LogPosLink, ReplayLink},
 };
 use std::{
@@ -197,6 +197,18 @@ impl View {
             number("size"),
             from.map(str::as_bytes),
         )
+    }
+
+    /// What the disk of a host had before the resource grew, while what that has brought is copied.
+    fn size_before_resize(&self, host: &Name) -> Option<u64> {
+        if self.good(host) {
+            return None;
+        }
+        let number = |key: &str| self.get(key)?.parse().ok();
+        let done = number(&format!("syncstatus-{host}"))?;
+        let size: u64 = number("size")?;
+        let from = self.get(&format!("syncfrom-{host}"))?;
+        whole_part(from.as_bytes(), done).filter(|whole| *whole < size)
     }
 
     pub fn good(&self, host: &Name) -> bool {
@@ -521,7 +533,7 @@ impl Ctx {
         if v.designated() == Some(me) && v.is_primary(&me) {
             return self.all(true).await;
         }
-        if !v.good(&me) {
+        if !v.good(&me) && (!force || v.size_before_resize(&me).is_none()) {
             return Err("the replica is incomplete or not consistent");
         }
         if v.flag(&format!("actual-{me}/is-late")) {
@@ -538,7 +550,24 @@ impl Ctx {
             }
             let key = format!("actual-{me}/is-copying");
             self.wait(|v| Ok(!v.flag(&key))).await?;
+            if self.view().size_before_resize(&me).is_some() {
+                self.switch("sync", false).await?;
+                let key = format!("actual-{me}/is-syncing");
+                self.wait(|v| Ok(!v.flag(&key))).await?;
+            }
             let v = self.view();
+            if let Some(before) = v.size_before_resize(&me) {
+                let before = before.to_string();
+                self.h.say(|| format!("goes back to the size {before}"));
+                self.set(&format!("syncstatus-{me}"), &before).await?;
+                self.barrier().await?;
+                self.delete(&format!("syncpos-{me}")).await?;
+                self.set(&format!("syncfrom-{me}"), &format!("done,{before}"))
+                    .await?;
+                self.barrier().await?;
+                self.decide("size", &before).await?;
+                return self.become_primary(force).await;
+            }
             if !v.good(&me) {
                 return Err("meanwhile the replica has become incomplete");
             }

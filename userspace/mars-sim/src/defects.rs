@@ -106,6 +106,10 @@ pub const ALL: &[(&str, &str)] = &[
         "a primary takes the size of a resize that was cut off",
     ),
     (
+        "whole-for-ever",
+        "what was complete before a resize counts also after it was given up",
+    ),
+    (
         "device-of-any-size",
         "a device is made larger than the disk is complete",
     ),

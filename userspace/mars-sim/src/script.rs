@@ -468,6 +468,9 @@ impl Maker {
             };
             let t = r.range(200, self.length);
             s.events.push((t, Action::Admin(h, Cmd::Resize)));
+            if r.chance(1, 3) {
+                self.amid_growth(s, r, t);
+            }
             if r.chance(2, 3) {
                 // The device has the new size when it is made anew.
                 let t = t + r.range(100, 4000);
@@ -478,6 +481,30 @@ impl Maker {
                 s.events.push((back, Action::Open));
             }
         }
+    }
+
+    /// A failover to a replica that does not have yet what the resource has grown by.
+    fn amid_growth(&self, s: &mut Script, r: &Rng, t: u64) {
+        let h = usize::try_from(r.below(s.cfg.hosts as u64)).unwrap_or(0);
+        let at = t + *r.pick(&[200, 600, 1200, 2500]) + r.below(600);
+        if r.chance(1, 2) {
+            s.events
+                .push((t.saturating_sub(100), Action::Admin(h, Cmd::PauseSync)));
+            if r.chance(1, 2) {
+                s.events.push((at - 100, Action::Admin(h, Cmd::ResumeSync)));
+            }
+        } else {
+            s.events.push((t, Action::Slow(h, *r.pick(&[5, 20, 60]))));
+            s.events.push((at + 1000, Action::Slow(h, 1)));
+        }
+        if r.chance(1, 2) {
+            s.events
+                .push((at, Action::Crash(0, Crash::Power, r.below(400))));
+            s.events.push((at + r.range(2000, 8000), Action::Boot(0)));
+        }
+        s.events.push((at, Action::Admin(h, Cmd::PauseFetch)));
+        s.events
+            .push((at + r.range(10, 1500), Action::Admin(h, Cmd::Force)));
     }
 
     /// A resize that a failover cuts off, and another one by the new primary.
@@ -674,6 +701,10 @@ impl Maker {
             3 => {
                 s.events.push((t, Action::SyncFault(h, rate)));
                 s.events.push((until, Action::SyncFault(h, 0)));
+                if r.chance(1, 3) {
+                    let when = t + r.below(until - t + 2000);
+                    s.events.push((when, Action::Admin(h, Cmd::Reload)));
+                }
             }
             4 => {
                 s.events.push((t, Action::DiskFault(h, rate)));

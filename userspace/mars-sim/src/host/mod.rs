@@ -34,8 +34,9 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     succession::{
-        course, device_size, is_beyond, is_consistent, is_forward, is_synced, is_whole,
-        may_sync_at, parse_sync_source, reported_end, undecided, vouches, Course, Purpose, Search,
+        course, device_size, is_beyond, is_consistent, is_forward, is_synced, is_void_growth,
+        is_whole, may_sync_at, parse_sync_source, reported_end, undecided, vouches, Course,
+        Purpose, Search,
     },
     tree::{value::ReplayLink, Tree},
 };
@@ -587,10 +588,22 @@ impl Host {
     pub async fn forget_void_resize(&self) -> Res<()> {
         let me = self.me;
         let done = self.number(&format!("syncstatus-{me}"));
+        let from = self.get(&format!("syncfrom-{me}"));
+        let told = from.as_ref().map(String::as_bytes);
+        if let Some(size) = self
+            .size()
+            .filter(|size| is_void_growth(done, Some(*size), told))
+        {
+            self.try_put(&format!("syncstatus-{me}"), &size.to_string())
+                .await?;
+            self.try_put(&format!("syncpos-{me}"), ".deleted").await?;
+            return self
+                .try_put(&format!("syncfrom-{me}"), &format!("done,{size}"))
+                .await;
+        }
         let Some(size) = undecided(done, self.size()).filter(|_| self.is_synced(&me)) else {
             return Ok(());
         };
-        let from = self.get(&format!("syncfrom-{me}"));
         if let Some((host, log)) = from.and_then(|v| parse_sync_source(v.as_bytes())) {
             self.try_put(&format!("syncfrom-{me}"), &format!("{host},{log},{size}"))
                 .await?;

@@ -17,7 +17,9 @@ use mars_core::{
     dirty::{Bits, Geometry},
     log::LogName,
     name::Name,
-    succession::{has_before, only_grows, parse_sync_source, was_whole, wrote_all_since},
+    succession::{
+        has_before, only_grows, parse_sync_source, whole_part, wrote_all_since, SyncSource,
+    },
     sync::{differing, digest_chunk, digests_len, Chunk, ChunkCost, SyncPlan},
     tree::value::ReplayLink,
 };
@@ -95,9 +97,7 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
     if told.as_ref().is_some_and(grows) && h.replay_link(&me).is_some_and(before_gap) {
         h.try_put(&format!("syncstatus-{me}"), "0").await?;
     }
-    let whole = told
-        .as_ref()
-        .is_some_and(|v| was_whole(v.as_bytes(), done()));
+    let whole = |done| told.as_ref().and_then(|v| whole_part(v.as_bytes(), done));
     let newest = match told.as_ref().and_then(|v| parse_sync_source(v.as_bytes())) {
         Some((_, log))
             if has_same_source(h, &from)
@@ -107,23 +107,26 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
             log
         }
         _ => {
-            if !whole {
-                h.try_put(&format!("syncstatus-{me}"), "0").await?;
-            }
+            let whole = whole(done()).unwrap_or(0).min(size);
+            h.try_put(&format!("syncstatus-{me}"), &whole.to_string())
+                .await?;
             let history = h.history(&from);
             history.last().map(|v| v.this.log).ok_or(Errno::NoEnt)?
         }
     };
-    h.try_put(
-        &format!("syncfrom-{me}"),
-        &format!("{from},{newest},{size}"),
-    )
-    .await?;
+    let start = done();
+    let source = SyncSource {
+        host: from,
+        log: newest,
+        target: Some(size),
+        whole: whole(start),
+    };
+    h.try_put(&format!("syncfrom-{me}"), &source.to_string())
+        .await?;
     h.sync_dir().await?;
     h.dirty.clear(h).await?;
     let link = h.replay_link(&me);
     h.sync.link.set(link);
-    let start = h.number(&format!("syncstatus-{me}")).unwrap_or(0);
     let grows = told.is_some_and(|v| only_grows(v.as_bytes(), start));
     if let Some(l) = link.filter(|_| !grows) {
         // Whatever the disk had before is replaced.

@@ -41,7 +41,9 @@ pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
         ));
         return Ok(());
     }
-    need_good_replica(ctx, &res, own)?;
+    if !ctx.opt.force || own.size_before_resize(res.size).is_none() {
+        need_good_replica(ctx, &res, own)?;
+    }
     if own.actual.late {
         return Err(Failure::refused(format!(
             "the clock of a member of '{name}' is more than 30 days ahead of this host's: what was decided there can't be known here"
@@ -57,6 +59,20 @@ pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
 
 /// Only a replica that equals some state of the primary may become one, forced or not (P1).
 fn need_good_replica(ctx: &Ctx, res: &Resource, own: &Member) -> Result<()> {
+    if let Some(before) = own.size_before_resize(res.size) {
+        return Err(Failure::refused(format!(
+            "'{}' has grown, and what it has grown by is not complete on '{}' yet: there are {} of {}",
+            res.name,
+            ctx.me,
+            human(own.syncstatus.unwrap_or(0)),
+            human(res.size.unwrap_or(0))
+        ))
+        .hint(format!(
+            "wait until the sync is complete. If the primary is lost: `marsadm pause-fetch {0}`, then `marsadm primary --force {0}` gives the resource the {1} back that it had before, without what is behind that",
+            res.name,
+            human(before)
+        )));
+    }
     if !own.is_synced(res.size) {
         return Err(Failure::refused(format!(
             "the replica of '{}' on '{}' is incomplete: {} of {} are synced",

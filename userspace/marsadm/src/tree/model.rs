@@ -9,7 +9,7 @@ use super::store::{Entry, Store, TOMBSTONE};
 use super::values::{self, LogName, Position, VersionValue};
 use mars_core::dirty::DroppedLink;
 use mars_core::lamport::LamportTime;
-use mars_core::succession::is_synced;
+use mars_core::succession::{is_synced, whole_part};
 use std::collections::BTreeMap;
 
 /// Value of the `primary` link when nobody shall be primary.
@@ -441,6 +441,15 @@ impl Member {
     pub fn is_synced(&self, size: Option<u64>) -> bool {
         let from = self.syncfrom.as_ref().map(String::as_bytes);
         is_synced(self.syncstatus, size, from)
+    }
+
+    /// While what the resource has grown by is copied: what the disk had of it before, which is a good replica by itself.
+    pub fn size_before_resize(&self, size: Option<u64>) -> Option<u64> {
+        if self.is_consistent(size) {
+            return None;
+        }
+        let whole = whole_part(self.syncfrom.as_ref()?.as_bytes(), self.syncstatus?);
+        whole.filter(|whole| size.is_some_and(|size| *whole < size))
     }
 
     /// The engine's word for what it does, empty if unknown.
