@@ -252,7 +252,7 @@ def test_failover_amid_a_resize(mars_hosts):
     wait_until(lambda: marscluster.member(b).synced > 65 << 20, 60, "the new part is copied")
     a.power_cut()
     refused = b.run("marsadm primary data --timeout 60", timeout=70, check=False)
-    assert refused.rc == 2 and "has grown" in refused.err and "64.000 MiB" in refused.err, refused
+    assert refused.rc == 2 and "has grown" in refused.stderr and "64.000 MiB" in refused.stderr, refused
     assert marscluster.member(b).synced < 96 << 20
     b.run("marsadm pause-fetch data && marsadm primary --force data --timeout 60", timeout=70)
     marscluster.wait_device(b)

@@ -326,15 +326,23 @@ pub fn switch_on(_: &str) -> bool {
 pub fn all(only: Option<&str>) -> bool {
     use std::time::{Duration, Instant};
 
+    let known = crate::known();
     let mut missed = 0;
     let mut found = 0;
     println!("{:26} {:>26} {:>7}  found by", "defect", "run", "seconds");
     for (name, what) in ALL.iter().filter(|(n, _)| only.is_none_or(|o| o == *n)) {
         let start = Instant::now();
-        let found_by = by_script(name).or_else(|| {
-            let (seed, v) = search(name, start + Duration::from_secs(120))?;
-            Some((seed.to_string(), v))
-        });
+        let until = |seconds| start + Duration::from_secs(seconds);
+        let found_by = by_script(name)
+            .or_else(|| by_variant(name, until(60)))
+            .or_else(|| {
+                let generated = |seed| {
+                    let known = known.contains(&seed);
+                    (!known).then(|| crate::script::generate(seed))
+                };
+                let (seed, v) = search(name, until(120), &generated)?;
+                Some((seed.to_string(), v))
+            });
         match found_by {
             Some((run, v)) => {
                 found += 1;
@@ -358,45 +366,69 @@ pub fn all(only: Option<&str>) -> bool {
 /// together once in a million runs is found by the script that was made of that one.
 #[cfg(feature = "defects")]
 fn by_script(name: &str) -> Option<(String, String)> {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/regressions");
-    let mut paths: Vec<_> = std::fs::read_dir(dir)
-        .ok()?
-        .flatten()
-        .map(|e| e.path())
-        .collect();
-    paths.sort();
     mars_core::defect::switch_on(name);
-    let found = paths.iter().find_map(|p| {
-        let s = crate::script::Script::parse(&std::fs::read_to_string(p).ok()?).ok()?;
+    let found = scripts().into_iter().find_map(|(file, s)| {
         let v = crate::run::run(&s, false).violation?;
-        Some((p.file_name()?.to_string_lossy().into_owned(), v))
+        Some((file, v))
     });
     mars_core::defect::switch_on("");
     found
 }
 
+/// The scripts of `regressions/`, with their names.
+#[cfg(feature = "defects")]
+fn scripts() -> Vec<(String, crate::script::Script)> {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/regressions");
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let parsed = files.filter_map(|e| {
+        let s = crate::script::Script::parse(&std::fs::read_to_string(e.path()).ok()?).ok()?;
+        Some((e.file_name().to_string_lossy().into_owned(), s))
+    });
+    let mut all: Vec<_> = parsed.collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+/// A script that is named like the bug, with other random numbers: what it was made of does not happen in the same microsecond
+/// any more when the system has changed.
+#[cfg(feature = "defects")]
+fn by_variant(name: &str, until: std::time::Instant) -> Option<(String, String)> {
+    let mut all = scripts();
+    all.retain(|(file, _)| file.starts_with(name));
+    let nth = |n: u64| all.get(usize::try_from(n).ok()?.checked_rem(all.len())?);
+    nth(0)?;
+    let variant = |n: u64| {
+        let mut s = nth(n)?.1.clone();
+        s.cfg.seed = s.cfg.seed.wrapping_add(n);
+        Some(s)
+    };
+    let (n, v) = search(name, until, &variant)?;
+    Some((format!("{}+{n}", nth(n)?.0), v))
+}
+
+/// What a number stands for, if it is to be looked at.
+#[cfg(feature = "defects")]
+type Make<'a> = &'a (dyn Fn(u64) -> Option<crate::script::Script> + Sync);
+
 /// Searches for a run that breaks a promise with the bug, and keeps all without it.
 #[cfg(feature = "defects")]
-fn search(name: &str, until: std::time::Instant) -> Option<(u64, String)> {
+fn search(name: &str, until: std::time::Instant, make: Make<'_>) -> Option<(u64, String)> {
     let mut from = 1;
     loop {
         mars_core::defect::switch_on(name);
-        let (seed, v) = failing(from, until)?;
+        let found = failing(from, until, make);
         mars_core::defect::switch_on("");
-        if crate::run::run(&crate::script::generate(seed), false)
-            .violation
-            .is_none()
-        {
-            return Some((seed, v));
+        let (n, v) = found?;
+        if crate::run::run(&make(n)?, false).violation.is_none() {
+            return Some((n, v));
         }
-        from = seed + 1;
+        from = n + 1;
     }
 }
 
-/// The first run, from a seed on, that breaks a promise.
+/// The first run, from a number on, that breaks a promise.
 #[cfg(feature = "defects")]
-fn failing(from: u64, until: std::time::Instant) -> Option<(u64, String)> {
-    use crate::{known, run, script::generate};
+fn failing(from: u64, until: std::time::Instant, make: Make<'_>) -> Option<(u64, String)> {
     use std::{
         sync::{
             atomic::{AtomicBool, AtomicU64, Ordering},
@@ -405,7 +437,6 @@ fn failing(from: u64, until: std::time::Instant) -> Option<(u64, String)> {
         time::Instant,
     };
 
-    let known = known();
     let next = AtomicU64::new(from);
     let stop = AtomicBool::new(false);
     let found = Mutex::new(None);
@@ -415,10 +446,8 @@ fn failing(from: u64, until: std::time::Instant) -> Option<(u64, String)> {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) && Instant::now() < until {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if known.contains(&seed) {
-                        continue;
-                    }
-                    if let Some(v) = run::run(&generate(seed), false).violation {
+                    let Some(s) = make(seed) else { continue };
+                    if let Some(v) = crate::run::run(&s, false).violation {
                         stop.store(true, Ordering::Relaxed);
                         if let Ok(mut f) = found.lock() {
                             f.get_or_insert((seed, v));

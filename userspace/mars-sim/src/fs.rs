@@ -151,6 +151,14 @@ impl Fs {
         }
     }
 
+    /// Value of a link that a loss of power leaves.
+    pub fn durable_link(&self, path: &str) -> Option<&str> {
+        match self.durable_names.get(path)? {
+            Node::Link(v, _) => Some(v),
+            Node::File(_) => None,
+        }
+    }
+
     /// A file's number.
     pub fn file(&self, path: &str) -> Option<u32> {
         match self.names.get(path)? {

@@ -140,8 +140,9 @@ async fn stop_one(h: &Host, thread: Option<Rc<Thread>>) {
 impl Control {
     async fn run(&mut self) {
         let h = self.h.clone();
-        self.unsaid =
-            h.switch(&format!("actual-{}/is-primary", h.me)) && !on("crash-without-last-words");
+        // What a primary says of itself after a crash hides that its logs are passed over later.
+        let silent = on("crash-without-last-words") || on("own-log-unsaid");
+        self.unsaid = h.switch(&format!("actual-{}/is-primary", h.me)) && !silent;
         loop {
             if self.unsaid {
                 self.unsaid = self.role() != Role::Primary && last_words::say(&h).await.is_err();
@@ -469,6 +470,12 @@ impl Control {
             .map_err(|_| "no-space")?;
         if !on("primary-undurable") {
             h.sync_actual_dir().await.map_err(|_| "disk-error")?;
+        }
+        let path = format!("{}/actual-{me}/is-primary", crate::world::DIR);
+        if h.machine().fs.borrow().durable_link(&path) != Some("1") {
+            h.sim.violated(format!(
+                "P5 no silent fork: a device appears, and a crash could forget that this host was primary (host {me})"
+            ));
         }
         let pipe = Pipeline::new(&h, Policy::primary());
         let h2 = h.clone();
