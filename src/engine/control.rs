@@ -358,7 +358,7 @@ impl Control {
             .m
             .get(format_args!("syncpos-{me}"))
             .map(|v| ReplayLink::parse(v.as_bytes()));
-        is_consistent(syncpos, self.m.replay_link(&me))
+        is_consistent(syncpos, self.m.replay_link(&me)) || self.m.is_void_growth()
     }
 
     /// Whether this disk has what no log has, while another host is designated: what it would replay does not go on here,
@@ -564,6 +564,8 @@ impl Control {
         if self.go_on_without_logs(work)? {
             return Ok(());
         }
+        // If the disk has all that counts, the sync has ended above.
+        let _ = m.forget_void_growth();
         if let Some(size) = m.size().filter(|_| self.is_synced()) {
             let me = m.me();
             if self.is_consistent() {
@@ -679,6 +681,17 @@ impl Control {
         // What kept a worker waiting is no state of a primary.
         m.set_trouble(None);
         self.larger = None;
+        // No sync can say any more that nothing counts.
+        let back = m.forget_void_growth();
+        if back.is_err() || !self.is_synced() || !self.is_consistent() {
+            return Err(fail(
+                "waiting",
+                format_args!("the disk is not complete any more"),
+            ));
+        }
+        let Running::Secondary(s) = &mut self.running else {
+            return Ok(());
+        };
         // As it was decided: what is heard of a resize from now on, this disk does not have.
         let size = m
             .device_size()

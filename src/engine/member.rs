@@ -308,46 +308,66 @@ impl Member {
     /// A flush of the disk that has failed is not forgotten when the disk is closed, or the module unloaded.
     pub(crate) fn note_unflushed(&self, bdev: &BlockDevice) {
         let me = self.me();
-        if self.number(format_args!("unflushed-{me}")) == Some(1) {
+        let noted = self.number(format_args!("unflushed-{me}")).unwrap_or(0);
+        if noted > 0 {
             bdev.note_unflushed();
-        } else if bdev.is_unflushed() {
-            self.set(format_args!("unflushed-{me}"), format_args!("1"));
+        }
+        let size = self.size().unwrap_or(0).max(1);
+        if bdev.is_unflushed() && size > noted {
+            self.set(format_args!("unflushed-{me}"), format_args!("{size}"));
             // If the kernel crashes and the disk goes on, so does the doubt.
             let _ = paths::sync_resource_dir(&self.name);
         }
     }
 
-    /// All that the resource has was written once more, and flushed.
-    pub(crate) fn is_flushed(&self, bdev: &BlockDevice) {
+    /// The first `size` bytes of the disk were written once more, and flushed.
+    pub(crate) fn is_flushed(&self, bdev: &BlockDevice, size: u64) {
         let me = self.me();
-        if bdev.settle_unflushed() {
+        let noted = self.number(format_args!("unflushed-{me}")).unwrap_or(0);
+        if bdev.is_unflushed() && noted <= size {
             self.set(format_args!("unflushed-{me}"), format_args!("0"));
+            bdev.settle_unflushed();
         }
+    }
+
+    /// Whether a failover has cut off a resize, and what this host has got of it: see [`is_void_growth`].
+    pub(crate) fn is_void_growth(&self) -> bool {
+        let me = self.me();
+        let from = self.get(format_args!("syncfrom-{me}"));
+        is_void_growth(
+            self.number(format_args!("syncstatus-{me}")),
+            self.size(),
+            from.as_ref().map(Value::as_bytes),
+        )
+    }
+
+    /// Goes back to what was complete before such a resize, while no sync runs. That was consistent, too, wherever the end of
+    /// the sync was.
+    pub(crate) fn forget_void_growth(&self) -> Result {
+        let me = self.me();
+        let Some(size) = self.size().filter(|_| self.is_void_growth()) else {
+            return Ok(());
+        };
+        // In this order: of more than that this disk is never complete.
+        self.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
+        self.try_set(
+            format_args!("syncpos-{me}"),
+            format_args!("{TOMBSTONE_TEXT}"),
+        )?;
+        self.try_set(format_args!("syncfrom-{me}"), format_args!("done,{size}"))?;
+        paths::sync_resource_dir(&self.name)
     }
 
     /// Takes back what the complete disk of this host says of a resize that was never decided, or that a failover has cut off.
     pub(crate) fn forget_void_resize(&self) -> Result {
         let me = self.me();
         let done = self.number(format_args!("syncstatus-{me}"));
-        let from = self.get(format_args!("syncfrom-{me}"));
-        let told = from.as_ref().map(Value::as_bytes);
-        if let Some(size) = self
-            .size()
-            .filter(|size| is_void_growth(done, Some(*size), told))
-        {
-            // What was complete before was consistent, too, so that it does not matter where the end of this sync is. (In this
-            // order: of more than that this disk is never complete.)
-            self.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
-            self.try_set(
-                format_args!("syncpos-{me}"),
-                format_args!("{TOMBSTONE_TEXT}"),
-            )?;
-            return self.try_set(format_args!("syncfrom-{me}"), format_args!("done,{size}"));
-        }
-        // Of any other sync that is under way nothing counts.
-        let Some(size) = undecided(done, self.size()).filter(|_| self.is_synced(&me)) else {
+        // Of a sync that is under way nothing counts, or what was complete before it (`forget_void_growth`).
+        let counts = self.is_synced(&me) && !self.is_void_growth();
+        let Some(size) = undecided(done, self.size()).filter(|_| counts) else {
             return Ok(());
         };
+        let from = self.get(format_args!("syncfrom-{me}"));
         if let Some((host, log)) = from.and_then(|v| parse_sync_source(v.as_bytes())) {
             // Complete, but not consistent yet.
             self.try_set(
@@ -590,7 +610,8 @@ impl Member {
         // Of a log of its own the running primary may have said less than it told the sync.
         let need = syncpos
             .and_then(|v| ReplayLink::parse(v.as_bytes()))
-            .filter(|n| n.log.creator != primary && !is_consistent(Some(Some(*n)), link));
+            .filter(|n| n.log.creator != primary && !is_consistent(Some(Some(*n)), link))
+            .filter(|_| !self.is_void_growth());
         let beyond =
             |l: Option<ReplayLink>| l.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n));
         Ok(beyond(link) || beyond(need))

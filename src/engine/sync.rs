@@ -228,10 +228,10 @@ impl Workers {
             _ => {
                 let done = m.number(format_args!("syncstatus-{me}")).unwrap_or(0);
                 let whole = told.and_then(|v| whole_part(v, done)).unwrap_or(0);
-                m.try_set(
-                    format_args!("syncstatus-{me}"),
-                    format_args!("{}", whole.min(size)),
-                )?;
+                let start = whole.min(size);
+                if start != done {
+                    m.try_set(format_args!("syncstatus-{me}"), format_args!("{start}"))?;
+                }
                 m.history(&from)?.last().map(|v| v.this.log).ok_or(ENOENT)?
             }
         };
@@ -634,7 +634,7 @@ fn finish(m: &Member, bdev: &BlockDevice, c: &mut Conn, ctx: &ThreadCtx) -> Resu
     m.try_set(format_args!("syncstatus-{me}"), format_args!("{size}"))?;
     let of_all = m.sync.job.lock().as_ref().is_some_and(|j| j.of_all);
     if of_all {
-        m.is_flushed(bdev);
+        m.is_flushed(bdev, size);
     }
     m.set_trouble(None);
     let found = m.sync.job.lock().as_ref().map(|j| j.plan.stats());

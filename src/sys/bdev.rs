@@ -190,9 +190,9 @@ impl BlockDevice {
         self.unflushed.load(Relaxed)
     }
 
-    /// All of it was written once more, and flushed: gives whether there was a doubt.
-    pub(crate) fn settle_unflushed(&self) -> bool {
-        self.unflushed.xchg(false, Relaxed)
+    /// All that may be lost was written once more, and flushed.
+    pub(crate) fn settle_unflushed(&self) {
+        self.unflushed.store(false, Relaxed);
     }
 
     /// Reads `len` bytes from `offset` of the device into `buf`, from its byte `at` on. May sleep.

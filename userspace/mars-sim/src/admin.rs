@@ -18,7 +18,7 @@ use mars_core::{
     log::{LogName, VersionLink},
     name::Name,
     split_brain::{compare, Relation},
-    succession::{is_synced, undecided, whole_part},
+    succession::{is_synced, is_void_growth, undecided, whole_part},
     tree::value::{LogPosLink, ReplayLink},
 };
 use std::{
@@ -216,6 +216,11 @@ impl View {
             .get(&format!("syncpos-{host}"))
             .and_then(|v| ReplayLink::parse(v.as_bytes()));
         let at = |l: ReplayLink| (l.log.number, l.pos);
+        let number = |key: &str| self.get(key)?.parse().ok();
+        let from = self.get(&format!("syncfrom-{host}")).map(str::as_bytes);
+        if is_void_growth(number(&format!("syncstatus-{host}")), number("size"), from) {
+            return true;
+        }
         self.synced(host)
             && match (syncpos, self.replay(host)) {
                 (Some(need), Some(have)) => at(have) >= at(need),
@@ -550,21 +555,10 @@ impl Ctx {
             }
             let key = format!("actual-{me}/is-copying");
             self.wait(|v| Ok(!v.flag(&key))).await?;
-            if self.view().size_before_resize(&me).is_some() {
-                self.switch("sync", false).await?;
-                let key = format!("actual-{me}/is-syncing");
-                self.wait(|v| Ok(!v.flag(&key))).await?;
-            }
             let v = self.view();
             if let Some(before) = v.size_before_resize(&me) {
                 let before = before.to_string();
                 self.h.say(|| format!("goes back to the size {before}"));
-                self.set(&format!("syncstatus-{me}"), &before).await?;
-                self.barrier().await?;
-                self.delete(&format!("syncpos-{me}")).await?;
-                self.set(&format!("syncfrom-{me}"), &format!("done,{before}"))
-                    .await?;
-                self.barrier().await?;
                 self.decide("size", &before).await?;
                 return self.become_primary(force).await;
             }

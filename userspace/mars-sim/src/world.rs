@@ -13,7 +13,7 @@ use crate::{
 use mars_core::{
     lamport::{LamportTime, MAX_FUTURE_SECS},
     name::Name,
-    succession::is_synced,
+    succession::{is_synced, is_void_growth},
     tree::value::ReplayLink,
 };
 use std::{
@@ -417,6 +417,10 @@ impl Sim {
             .value(i, &format!("syncpos-{name}"))
             .and_then(|v| ReplayLink::parse(v.as_bytes()));
         let reached = syncpos.is_none_or(|p| (link.log.number, link.pos) >= (p.log.number, p.pos));
+        let from = self.value(i, &format!("syncfrom-{name}"));
+        let done = self.number(i, &format!("syncstatus-{name}"));
+        let from = from.as_ref().map(String::as_bytes);
+        let reached = reached || is_void_growth(done, self.number(i, "size"), from);
         (reached && self.value(i, &format!("data-{name}")).is_some()).then_some(link)
     }
 

@@ -226,7 +226,7 @@ impl Control {
         let syncpos = h
             .get(&format!("syncpos-{}", h.me))
             .map(|v| ReplayLink::parse(v.as_bytes()));
-        is_consistent(syncpos, h.replay_link(&h.me))
+        is_consistent(syncpos, h.replay_link(&h.me)) || h.is_void_growth()
     }
 
     /// Whether this disk has what no log has, while another host is designated.
@@ -267,7 +267,8 @@ impl Control {
         let need = syncpos.and_then(|v| ReplayLink::parse(v.as_bytes()));
         need.is_some_and(|n| {
             let have = h.replay_link(&h.me);
-            !is_consistent(Some(need), have) && !h.course(&n.log).may_reach(n.pos)
+            let consistent = is_consistent(Some(need), have) || h.is_void_growth();
+            !consistent && !h.course(&n.log).may_reach(n.pos)
         })
     }
 
@@ -349,6 +350,7 @@ impl Control {
         if !work.fetch {
             stop_all(&h, s.fetch.take()).await;
         }
+        let _ = h.forget_void_growth().await;
         if let Some(size) = h.size().filter(|_| h.is_synced(&h.me)) {
             let me = h.me;
             if self.is_consistent() {
@@ -429,6 +431,11 @@ impl Control {
         stop_all(&h, s.fetch.take()).await;
         h.fetch.forget();
         self.larger = None;
+        let back = h.forget_void_growth().await;
+        let good = self.is_synced() && self.is_consistent();
+        if back.is_err() || !good && !on("primary-inconsistent") {
+            return Err("waiting");
+        }
         let size = h.device_size().ok_or("waiting")?;
         h.put(&format!("actual-{me}/state"), "recovering").await;
         h.dirty.prepare(&h, size).await.map_err(|_| "no-space")?;

@@ -553,7 +553,8 @@ impl Host {
         // Of a log of its own the running primary may have said less than it told the sync.
         let need = syncpos
             .and_then(|v| ReplayLink::parse(v.as_bytes()))
-            .filter(|n| n.log.creator != primary && !is_consistent(Some(Some(*n)), link));
+            .filter(|n| n.log.creator != primary && !is_consistent(Some(Some(*n)), link))
+            .filter(|_| !self.is_void_growth());
         let beyond =
             |l: Option<ReplayLink>| l.zip(newest).is_some_and(|(l, n)| is_beyond(&l.log, n));
         beyond(link) || beyond(need)
@@ -584,26 +585,37 @@ impl Host {
         device_size(self.number(&format!("syncstatus-{}", self.me)), self.size())
     }
 
+    /// Whether a failover has cut off a resize, and what this host has got of it.
+    pub fn is_void_growth(&self) -> bool {
+        let me = self.me;
+        let from = self.get(&format!("syncfrom-{me}"));
+        let done = self.number(&format!("syncstatus-{me}"));
+        is_void_growth(done, self.size(), from.as_ref().map(String::as_bytes))
+    }
+
+    /// Goes back to what was complete before such a resize, while no sync runs.
+    pub async fn forget_void_growth(&self) -> Res<()> {
+        let me = self.me;
+        let Some(size) = self.size().filter(|_| self.is_void_growth()) else {
+            return Ok(());
+        };
+        self.try_put(&format!("syncstatus-{me}"), &size.to_string())
+            .await?;
+        self.try_put(&format!("syncpos-{me}"), ".deleted").await?;
+        self.try_put(&format!("syncfrom-{me}"), &format!("done,{size}"))
+            .await?;
+        self.sync_dir().await
+    }
+
     /// Takes back what the complete disk of this host says of a resize that was never decided, or that a failover has cut off.
     pub async fn forget_void_resize(&self) -> Res<()> {
         let me = self.me;
         let done = self.number(&format!("syncstatus-{me}"));
-        let from = self.get(&format!("syncfrom-{me}"));
-        let told = from.as_ref().map(String::as_bytes);
-        if let Some(size) = self
-            .size()
-            .filter(|size| is_void_growth(done, Some(*size), told))
-        {
-            self.try_put(&format!("syncstatus-{me}"), &size.to_string())
-                .await?;
-            self.try_put(&format!("syncpos-{me}"), ".deleted").await?;
-            return self
-                .try_put(&format!("syncfrom-{me}"), &format!("done,{size}"))
-                .await;
-        }
-        let Some(size) = undecided(done, self.size()).filter(|_| self.is_synced(&me)) else {
+        let counts = self.is_synced(&me) && !self.is_void_growth();
+        let Some(size) = undecided(done, self.size()).filter(|_| counts) else {
             return Ok(());
         };
+        let from = self.get(&format!("syncfrom-{me}"));
         if let Some((host, log)) = from.and_then(|v| parse_sync_source(v.as_bytes())) {
             self.try_put(&format!("syncfrom-{me}"), &format!("{host},{log},{size}"))
                 .await?;
@@ -790,19 +802,23 @@ impl Host {
     /// A flush that has failed is not forgotten when the disk is closed.
     pub async fn note_unflushed(&self) {
         let key = format!("unflushed-{}", self.me);
-        if self.switch(&key) {
+        let noted = self.number(&key).unwrap_or(0);
+        if noted > 0 {
             self.unflushed.set(!on("sync-trusts-flush"));
-        } else if self.unflushed.get() {
-            self.put(&key, "1").await;
+        }
+        let size = self.size().unwrap_or(0).max(1);
+        if self.unflushed.get() && size > noted {
+            self.put(&key, &size.to_string()).await;
             let _ = self.sync_dir().await;
         }
     }
 
-    /// All that the resource has was written once more, and flushed.
-    pub async fn is_flushed(&self) {
+    /// The first `size` bytes of the disk were written once more, and flushed.
+    pub async fn is_flushed(&self, size: u64) {
         let key = format!("unflushed-{}", self.me);
-        if self.unflushed.replace(false) {
+        if self.unflushed.get() && self.number(&key).unwrap_or(0) <= size {
             self.put(&key, "0").await;
+            self.unflushed.set(false);
         }
     }
 

@@ -107,9 +107,11 @@ pub async fn start(h: &Rc<Host>) -> Res<Vec<Rc<Thread>>> {
             log
         }
         _ => {
-            let whole = whole(done()).unwrap_or(0).min(size);
-            h.try_put(&format!("syncstatus-{me}"), &whole.to_string())
-                .await?;
+            let start = whole(done()).unwrap_or(0).min(size);
+            if start != done() {
+                h.try_put(&format!("syncstatus-{me}"), &start.to_string())
+                    .await?;
+            }
             let history = h.history(&from);
             history.last().map(|v| v.this.log).ok_or(Errno::NoEnt)?
         }
@@ -358,7 +360,7 @@ async fn finish(h: &Rc<Host>, c: &mut Conn, t: &Thread) -> Res<()> {
     h.try_put(&format!("syncstatus-{me}"), &size.to_string())
         .await?;
     if h.sync.of_all.get() {
-        h.is_flushed().await;
+        h.is_flushed(size).await;
     }
     h.set_trouble(None);
     h.say(|| format!("sync is complete, consistent at {log} {pos}"));

@@ -4,14 +4,13 @@
 
 use super::primary::{become_primary, end_of, old_primary, still_good};
 use super::report_split;
-use super::switch::{opened_by, put, Switch};
+use super::switch::opened_by;
 use crate::ctx::Ctx;
 use crate::error::{Failure, Result};
 use crate::ops::Op;
 use crate::out;
 use crate::tree::model::{Member, Resource};
 use crate::tree::split::human;
-use crate::tree::store::Trigger;
 use crate::wait::{Deadline, Look};
 
 /// The steps of a forced failover.
@@ -50,33 +49,21 @@ pub fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
     if let Some(old) = old.as_deref().and_then(|h| res.member(h)) {
         loss(ctx, &res, own, old);
     }
-    if own.size_before_resize(res.size).is_some() {
-        op.step(ctx, "stop-sync")?;
-        put(ctx, &res, Switch::Sync, false)?;
-        ctx.store.trigger(Trigger::Local)?;
-        if ctx.can_wait() {
-            deadline.wait_resource(ctx, name, "end of the sync", |res| {
-                Ok(if ctx.own(res)?.actual.syncing {
-                    Look::Missing("the sync is still running".into())
-                } else {
-                    Look::Done(())
-                })
-            })?;
-        }
-    }
     op.step(ctx, "designate")?;
     let res = ctx.resource(name)?;
-    let before = ctx.own(&res)?.size_before_resize(res.size);
-    if let Some(size) = before {
-        back_to(ctx, &res, size)?;
-    }
-    let res = if before.is_some() {
-        res
-    } else {
-        still_good(ctx, name)?
-    };
-    if let Some(size) = before.or(res.size) {
-        if let Some(more) = ctx.own(&res)?.syncstatus.filter(|done| *done > size) {
+    let own = ctx.own(&res)?;
+    if let Some(size) = own.size_before_resize(res.size) {
+        out::warn(format_args!(
+            "cut off: '{name}' has {}, but what it has grown by is not complete on '{}': it gets the {} back that it had before (a file system that was enlarged since needs the rest: see resize in marsadm(8))",
+            human(res.size.unwrap_or(0)),
+            ctx.me,
+            human(size)
+        ));
+        // What this disk says of itself follows in the module, when no sync runs there any more.
+        ctx.store.decide(&res.path("size"), &size.to_string())?;
+    } else if let Some(size) = still_good(ctx, name)?.size {
+        let more = own.syncstatus.filter(|done| *done > size);
+        if let Some(more) = more.filter(|_| !own.is_growing()) {
             out::warn(format_args!(
                 "the resource has {}, but the disk of '{}' was complete of {}: a device that is made now is smaller. If what is behind counts, `marsadm resize {name} {more}` at once, and make the device anew",
                 human(size), ctx.me, human(more)
@@ -86,27 +73,6 @@ pub fn forced(ctx: &Ctx, op: &mut Op, name: &str) -> Result<()> {
         ctx.store.decide(&res.path("size"), &size.to_string())?;
     }
     become_primary(ctx, op, name, old.as_deref(), &deadline)
-}
-
-/// The own disk is a good replica of `size` bytes, from before a resize: what there is of the rest counts no more.
-fn back_to(ctx: &Ctx, res: &Resource, size: u64) -> Result<()> {
-    let me = &ctx.me;
-    out::warn(format_args!(
-        "cut off: '{}' has {}, but what it has grown by is not complete on '{me}': it gets the {} back that it had before (a file system that was enlarged since needs the rest: see resize in marsadm(8))",
-        res.name,
-        human(res.size.unwrap_or(0)),
-        human(size)
-    ));
-    // In this order: this disk is never complete of more than that. The end of a sync is of the rest only.
-    ctx.store
-        .set(&res.path(&format!("syncstatus-{me}")), &size.to_string())?;
-    ctx.store.barrier()?;
-    ctx.store.delete(&res.path(&format!("syncpos-{me}")))?;
-    ctx.store.set(
-        &res.path(&format!("syncfrom-{me}")),
-        &format!("done,{size}"),
-    )?;
-    ctx.store.barrier()
 }
 
 /// Says what a forced failover cuts off (P9).

@@ -9,7 +9,7 @@ use super::store::{Entry, Store, TOMBSTONE};
 use super::values::{self, LogName, Position, VersionValue};
 use mars_core::dirty::DroppedLink;
 use mars_core::lamport::LamportTime;
-use mars_core::succession::{is_synced, whole_part};
+use mars_core::succession::{is_synced, is_void_growth, parse_sync_source, whole_part};
 use std::collections::BTreeMap;
 
 /// Value of the `primary` link when nobody shall be primary.
@@ -430,6 +430,10 @@ impl Member {
     /// Whether the disk holds all of the primary's data of some moment: the sync is complete and replay has passed the
     /// position that it was complete at.
     pub fn is_consistent(&self, size: Option<u64>) -> bool {
+        let from = self.syncfrom.as_ref().map(String::as_bytes);
+        if is_void_growth(self.syncstatus, size, from) {
+            return true;
+        }
         self.is_synced(size)
             && match (&self.syncpos, &self.replay) {
                 (Some(needed), Some(replay)) => replay >= needed,
@@ -441,6 +445,16 @@ impl Member {
     pub fn is_synced(&self, size: Option<u64>) -> bool {
         let from = self.syncfrom.as_ref().map(String::as_bytes);
         is_synced(self.syncstatus, size, from)
+    }
+
+    /// Whether a sync is to fill what the resource has grown by.
+    pub fn is_growing(&self) -> bool {
+        let from = self.syncfrom.as_ref().map(String::as_bytes);
+        let source = from.filter(|v| parse_sync_source(v).is_some());
+        let whole = source
+            .zip(self.syncstatus)
+            .and_then(|(v, done)| whole_part(v, done));
+        whole.is_some()
     }
 
     /// While what the resource has grown by is copied: what the disk had of it before, which is a good replica by itself.
