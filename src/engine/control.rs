@@ -86,6 +86,7 @@ use crate::{
     },
     sys::{
         bdev::BlockDevice,
+        buf::Buf,
         dir,
         disk::{
             Disk,
@@ -114,6 +115,8 @@ const RETRY_MS: u64 = 5_000;
 const LACKING_MS: u64 = 2_000;
 /// So long the resource must be larger than a running primary before that counts as a resize which was cut off.
 const LARGER_MS: u64 = 15_000;
+/// So much of what no log has is written once more at a time.
+const REWRITE: usize = 1 << 20;
 /// So much is buffered at most while logging may stop soon.
 const SHORT_BUFFER: usize = 64 << 20;
 
@@ -802,6 +805,12 @@ impl Control {
                 format_args!("the dirty map can't be written: {e:?}; make room in /mars"),
             )
         };
+        rewrite_unlogged(m, bdev).map_err(|e| {
+            fail(
+                "disk-error",
+                format_args!("what no log has can't be written once more: {e:?}"),
+            )
+        })?;
         // What this disk has counts from here on, also of what a crash left in its cache.
         let flushed = inject::at!(FirstFlush).and_then(|()| bdev.flush());
         flushed.map_err(|e| {
@@ -1500,6 +1509,29 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
         return false;
     }
     m.advance(&name, pos.pos, end, false).is_ok()
+}
+
+/// A flush of the disk has failed in an earlier run, and of what was written in an open gap the disk may only show what it has
+/// lost. No log has that, so it is written once more before anything else relies on it.
+fn rewrite_unlogged(m: &Member, bdev: &BlockDevice) -> Result {
+    if !bdev.is_unflushed() || !m.dirty.is_open() {
+        return Ok(());
+    }
+    pr_warn!("{}: a flush of the disk has failed before; what was written without a log is written once more\n", m.name.as_str());
+    let size = m.device_size().ok_or(EINVAL)?;
+    let mut buf = Buf::new(REWRITE)?;
+    let step = u64::try_from(REWRITE)?;
+    let mut offset = 0u64;
+    while offset < size {
+        let len = step.min(size.saturating_sub(offset));
+        if m.dirty.is_dirty(offset, len) {
+            let n = usize::try_from(len)?;
+            bdev.read_at(&mut buf, 0, n, offset)?;
+            bdev.write_at(&buf, 0, n, offset, false)?;
+        }
+        offset = offset.saturating_add(len);
+    }
+    Ok(())
 }
 
 #[cold]

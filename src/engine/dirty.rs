@@ -251,6 +251,12 @@ impl Dirty {
         self.look(|m| m.is_used().then(|| m.bits().dirty_bytes()))?
     }
 
+    /// Whether any of these bytes may be dirty; without a map, all.
+    pub(crate) fn is_dirty(&self, offset: u64, len: u64) -> bool {
+        self.look(|m| m.bits().is_dirty(offset, len))
+            .unwrap_or(true)
+    }
+
     /// Size and grain.
     pub(crate) fn geometry(&self) -> Option<Geometry> {
         self.look(|m| m.bits().geometry())

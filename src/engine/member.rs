@@ -308,7 +308,10 @@ impl Member {
     /// A flush of the disk that has failed is not forgotten when the disk is closed, or the module unloaded.
     pub(crate) fn note_unflushed(&self, bdev: &BlockDevice) {
         let me = self.me();
-        let noted = self.number(format_args!("unflushed-{me}")).unwrap_or(0);
+        let Some(noted) = self.number(format_args!("unflushed-{me}")) else {
+            // It must be there before /mars is full.
+            return self.set(format_args!("unflushed-{me}"), format_args!("0"));
+        };
         if noted > 0 {
             bdev.note_unflushed();
         }

@@ -1063,6 +1063,9 @@ impl Ctx {
         if h.device_size() < h.size() {
             return Err("the size was decided elsewhere, and is void");
         }
+        if h.number(&format!("unflushed-{me}")).unwrap_or(0) > 0 {
+            return Err("a flush of the disk has failed");
+        }
         for m in v.members().into_iter().filter(|m| *m != me) {
             let key = format!("syncstatus-{m}");
             let done = v.get(&key).and_then(|v| v.parse().ok());

@@ -25,7 +25,7 @@ use std::{
 /// Where the links and logs of the resource are.
 pub const DIR: &str = "resource-r";
 /// So long the word of a forced failover may be on its way.
-const FORCED: Ns = 3 * SEC;
+const FORCED: Ns = 12 * SEC;
 
 /// Sizes and habits of one run, all from its seed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -532,6 +532,10 @@ impl Control {
     ) -> Result<(Option<LogFile>, Option<Place>, Vec<WriteId>), &'static str> {
         let h = &self.h;
         let open = |now| h.dirty.open_gap(h, now, end.log, end.pos, name.number);
+        h.dirty
+            .rewrite_unlogged(h)
+            .await
+            .map_err(|_| "disk-error")?;
         // What this disk has counts from here on, also of what a crash left in its cache.
         h.flush_disk().await.map_err(|_| "disk-error")?;
         if h.dirty.is_distrusted(h).await {

@@ -73,6 +73,9 @@ pub fn is_dirty(bits: &Bits, offset: u64, length: u64) -> bool {
     bits.is_dirty(offset * SCALE, length * SCALE)
 }
 
+/// Bytes that are written once more at a time.
+const CHUNK: u32 = 4096;
+
 impl Dirty {
     fn with<R>(&self, f: impl FnOnce(&mut DirtyMap) -> R) -> Res<R> {
         let mut inner = self.inner.borrow_mut();
@@ -201,6 +204,25 @@ impl Dirty {
     /// Whether nothing is logged at the moment.
     pub async fn is_open(&self, h: &Host) -> bool {
         self.look(h, DirtyMap::is_open).await.unwrap_or(false)
+    }
+
+    /// After a flush has failed: what no log has is written once more.
+    pub async fn rewrite_unlogged(&self, h: &Host) -> Res<()> {
+        if !h.unflushed.get() || !self.is_open(h).await || on("sync-trusts-flush") {
+            return Ok(());
+        }
+        let size = h.device_size().ok_or(Errno::NoEnt)?;
+        for offset in (0..size).step_by(CHUNK as usize) {
+            let len = u64::from(CHUNK).min(size - offset);
+            let dirty = self.look(h, |m| is_dirty(m.bits(), offset, len)).await;
+            if dirty.unwrap_or(true) {
+                let bytes = h
+                    .read_disk(offset, usize::try_from(len).unwrap_or(0))
+                    .await?;
+                h.write_disk(offset, bytes).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The same for a checker, also while it changes.

@@ -802,7 +802,10 @@ impl Host {
     /// A flush that has failed is not forgotten when the disk is closed.
     pub async fn note_unflushed(&self) {
         let key = format!("unflushed-{}", self.me);
-        let noted = self.number(&key).unwrap_or(0);
+        let Some(noted) = self.number(&key) else {
+            // It must be there before /mars is full.
+            return self.put(&key, "0").await;
+        };
         if noted > 0 {
             self.unflushed.set(!on("sync-trusts-flush"));
         }

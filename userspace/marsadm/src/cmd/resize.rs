@@ -43,6 +43,13 @@ fn need_still(ctx: &Ctx, res: &Resource, old: u64) -> Result<()> {
         ))
         .hint("the module takes that back within half a minute: look at `marsadm view`, and run it again"));
     }
+    if ctx.own(res)?.unflushed {
+        return Err(Failure::refused(format!(
+            "a flush of the disk of '{}' on '{}' has failed: what it shows of the new part may be lost later",
+            res.name, ctx.me
+        ))
+        .hint(format!("hand over to another member, repair or replace the disk here, and `marsadm invalidate {}` here", res.name)));
+    }
     if size == old {
         return Ok(());
     }

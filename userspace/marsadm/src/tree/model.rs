@@ -125,6 +125,8 @@ pub struct Member {
     pub syncstatus: Option<u64>,
     /// The source of its sync, or how much of it was complete.
     pub syncfrom: Option<String>,
+    /// A flush of its disk has failed: the disk may show what it does not have.
+    pub unflushed: bool,
     /// Number of the log in which it began to follow: earlier ones were never there, although its history names the last of them.
     pub began: Option<u32>,
     /// Position that replay must reach before the disk is consistent.
@@ -366,6 +368,7 @@ impl Store {
             sync_pos_bytes: actual("sync-pos").and_then(|v| v.parse().ok()),
             syncstatus: own("syncstatus").and_then(|v| v.parse().ok()),
             syncfrom: own("syncfrom"),
+            unflushed: own("unflushed").is_some_and(|v| v != "0"),
             began: own("skip-check")
                 .and_then(|v| v.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()),
             syncpos: own("syncpos").as_deref().and_then(Position::parse_replay),
