@@ -10,7 +10,7 @@ use super::{
     replay, space, sync, Host,
 };
 use crate::{
-    defects::on,
+    defects::{on, HIDDEN},
     exec::{thread, Ns, Thread, MS},
     fs::{Errno, Node, Res},
     truth::{id_of, is_written, Place, WriteId, HEADER, SECTOR},
@@ -141,7 +141,7 @@ impl Control {
     async fn run(&mut self) {
         let h = self.h.clone();
         // What a primary says of itself after a crash hides that its logs are passed over later.
-        let silent = on("crash-without-last-words") || on("own-log-unsaid");
+        let silent = on("crash-without-last-words") || HIDDEN.iter().any(|name| on(name));
         self.unsaid = h.switch(&format!("actual-{}/is-primary", h.me)) && !silent;
         loop {
             if self.unsaid {
