@@ -6,7 +6,6 @@
 //! received advances the own clock, so that what is written afterwards is newer: cause before
 //! effect, also when the real clocks of the members differ.
 
-use crate::defect::defect;
 use core::fmt;
 
 /// Nanoseconds per second.
