@@ -567,11 +567,14 @@ impl Control {
         if self.go_on_without_logs(work)? {
             return Ok(());
         }
-        // If the disk has all that counts, the sync has ended above.
-        let _ = m.forget_void_growth();
+        // While a sync runs it may still say how far it is. (The size may have changed since `work` was decided.)
+        let quiet = matches!(&self.running, Running::Secondary(s) if s.sync.is_none());
+        if quiet {
+            let _ = m.forget_void_growth();
+        }
         if let Some(size) = m.size().filter(|_| self.is_synced()) {
             let me = m.me();
-            if self.is_consistent() {
+            if self.is_consistent() && !m.is_void_growth() {
                 // All of it, whoever was the source: when the resource grows, only the rest has to be copied.
                 m.set(format_args!("syncfrom-{me}"), format_args!("done,{size}"));
             }
@@ -684,9 +687,18 @@ impl Control {
         // What kept a worker waiting is no state of a primary.
         m.set_trouble(None);
         self.larger = None;
+        // Here and in recovery there are links to write.
+        space::unlink_old(&m, true);
         // No sync can say any more that nothing counts.
-        let back = m.forget_void_growth();
-        if back.is_err() || !self.is_synced() || !self.is_consistent() {
+        m.forget_void_growth().map_err(|e| {
+            fail(
+                "no-space",
+                format_args!(
+                    "what is said of the disk can't be written: {e:?}; make room in /mars"
+                ),
+            )
+        })?;
+        if !self.is_synced() || !self.is_consistent() {
             return Err(fail(
                 "waiting",
                 format_args!("the disk is not complete any more"),
@@ -704,8 +716,6 @@ impl Control {
             format_args!("actual-{me}/state"),
             format_args!("recovering"),
         );
-        // Recovery has links to write.
-        space::unlink_old(&m, true);
         m.dirty
             .prepare(&m, size)
             .map_err(|e| fail("no-space", format_args!("there is no room for the dirty map: {e:?}; a primary needs it for the time when /mars is full")))?;
@@ -727,7 +737,7 @@ impl Control {
             Ok(Some(old)) => return Err(log_failed(&old, EEXIST)),
             Err(e) => return Err(log_failed(&name, e)),
         }
-        let log = self.first_log(&bdev, &end, name)?;
+        let log = self.first_log(&bdev, &end, name, ctx)?;
         if log.is_some() {
             let header = u64::try_from(HEADER_SIZE).unwrap_or(0);
             m.set_version(&name, header)
@@ -790,6 +800,45 @@ impl Control {
         ))
     }
 
+    /// A flush of the disk has failed in an earlier run, and of what was written in an open gap the disk may only show what it
+    /// has lost. No log has that, so it is written once more before anything else relies on it.
+    fn rewrite_unlogged(&self, bdev: &BlockDevice, ctx: &ThreadCtx) -> Result<(), Reason> {
+        let m = &self.m;
+        let unlogged = m.dirty.is_open() || m.dirty.is_distrusted();
+        if !bdev.is_unflushed() || !unlogged {
+            return Ok(());
+        }
+        pr_warn!("{}: a flush of the disk has failed before; what was written without a log is written once more\n", m.name.as_str());
+        let failed = |e: Error| {
+            fail(
+                "disk-error",
+                format_args!("what no log has can't be written once more: {e:?}"),
+            )
+        };
+        let size = m.device_size().unwrap_or(0);
+        let mut buf = Buf::new(REWRITE).map_err(no_memory)?;
+        let mut offset = 0u64;
+        while offset < size {
+            let n =
+                usize::try_from(size.saturating_sub(offset)).map_or(REWRITE, |n| n.min(REWRITE));
+            let len = n as u64;
+            if m.dirty.is_dirty(offset, len) {
+                self.need_designated()?;
+                if ctx.should_stop() || m.env.is_stopping() {
+                    return Err(fail(
+                        "waiting",
+                        format_args!("the module is being unloaded"),
+                    ));
+                }
+                bdev.read_at(&mut buf, 0, n, offset)
+                    .and_then(|()| bdev.write_at(&buf, 0, n, offset, false))
+                    .map_err(failed)?;
+            }
+            offset = offset.saturating_add(len);
+        }
+        Ok(())
+    }
+
     /// Log `name` of a new primary whose disk stands at `end`; `None`: there is no room for it, and it starts in emergency mode.
     #[inline(never)]
     fn first_log(
@@ -797,6 +846,7 @@ impl Control {
         bdev: &BlockDevice,
         end: &replay::At,
         name: LogName,
+        ctx: &ThreadCtx,
     ) -> Result<Option<KBox<LogFile>>, Reason> {
         let m = &self.m;
         let map = |e: Error| {
@@ -805,12 +855,7 @@ impl Control {
                 format_args!("the dirty map can't be written: {e:?}; make room in /mars"),
             )
         };
-        rewrite_unlogged(m, bdev).map_err(|e| {
-            fail(
-                "disk-error",
-                format_args!("what no log has can't be written once more: {e:?}"),
-            )
-        })?;
+        self.rewrite_unlogged(bdev, ctx)?;
         // What this disk has counts from here on, also of what a crash left in its cache.
         let flushed = inject::at!(FirstFlush).and_then(|()| bdev.flush());
         flushed.map_err(|e| {
@@ -1509,29 +1554,6 @@ fn publish_written(m: &Member, pos: LogPos) -> bool {
         return false;
     }
     m.advance(&name, pos.pos, end, false).is_ok()
-}
-
-/// A flush of the disk has failed in an earlier run, and of what was written in an open gap the disk may only show what it has
-/// lost. No log has that, so it is written once more before anything else relies on it.
-fn rewrite_unlogged(m: &Member, bdev: &BlockDevice) -> Result {
-    if !bdev.is_unflushed() || !m.dirty.is_open() {
-        return Ok(());
-    }
-    pr_warn!("{}: a flush of the disk has failed before; what was written without a log is written once more\n", m.name.as_str());
-    let size = m.device_size().ok_or(EINVAL)?;
-    let mut buf = Buf::new(REWRITE)?;
-    let step = u64::try_from(REWRITE)?;
-    let mut offset = 0u64;
-    while offset < size {
-        let len = step.min(size.saturating_sub(offset));
-        if m.dirty.is_dirty(offset, len) {
-            let n = usize::try_from(len)?;
-            bdev.read_at(&mut buf, 0, n, offset)?;
-            bdev.write_at(&buf, 0, n, offset, false)?;
-        }
-        offset = offset.saturating_add(len);
-    }
-    Ok(())
 }
 
 #[cold]

@@ -308,10 +308,12 @@ impl Member {
     /// A flush of the disk that has failed is not forgotten when the disk is closed, or the module unloaded.
     pub(crate) fn note_unflushed(&self, bdev: &BlockDevice) {
         let me = self.me();
-        let Some(noted) = self.number(format_args!("unflushed-{me}")) else {
+        let noted = self.number(format_args!("unflushed-{me}"));
+        if noted.is_none() && self.disk_path().is_some() {
             // It must be there before /mars is full.
-            return self.set(format_args!("unflushed-{me}"), format_args!("0"));
-        };
+            self.set(format_args!("unflushed-{me}"), format_args!("0"));
+        }
+        let noted = noted.unwrap_or(0);
         if noted > 0 {
             bdev.note_unflushed();
         }

@@ -30,7 +30,8 @@ MARS = 192 * MIB
 FILES = 40 * MIB
 BLOCKS = 4 * MIB
 FLUSH_EVERY = 7
-_ROTATE_EVERY = 1.5
+# Not too seldom: on a fast machine the logs of a second fill a quarter of /mars.
+_ROTATE_EVERY = 0.6
 
 # Parts of the disk: device mapper passes flushes on, and needs no table on the disk. There is no udev.
 _PARTS = {"mars": (0, MARS), "files": (MARS, FILES), "blocks": (MARS + FILES, BLOCKS)}
@@ -91,6 +92,8 @@ class Workload:
 
     def __init__(self, host: Host, seed: int):
         self.host, self.seed = host, seed
+        # Whether there was room for all that was written: only then what is left is a prefix of it.
+        self.logged_all = True
         host.run(
             f"{_maps(host)} && mke2fs -q -t ext4 -J size=8 -E lazy_itable_init=0,lazy_journal_init=0 /dev/mapper/mars && "
             "mkdir -p /mars && mount /dev/mapper/mars /mars && modprobe mars",
@@ -165,6 +168,7 @@ class Workload:
             go_on(_ROTATE_EVERY)
         for job in (blocks, load, writer.job):
             assert job.running, f"it has ended early: {job.wait(check=False)}"
+        self.logged_all = "EMERGENCY MODE" not in host.log()
         host.power_cut()
         recording.update()
         return recording, known

@@ -201,7 +201,18 @@ impl View {
 
     /// What the disk of a host had before the resource grew, while what that has brought is copied.
     fn size_before_resize(&self, host: &Name) -> Option<u64> {
-        if self.good(host) {
+        let link = |key: String| ReplayLink::parse(self.get(&key)?.as_bytes());
+        let at = |l: ReplayLink| (l.log.number, l.pos);
+        let need = link(format!("syncpos-{host}"));
+        let fetched = self
+            .get(&format!("actual-{host}/fetch-pos"))
+            .and_then(|v| LogPosLink::parse(v.as_bytes()));
+        let have = self
+            .replay(host)
+            .map(at)
+            .max(fetched.map(|l| (l.log.number, l.pos)));
+        let reachable = need.is_some_and(|n| have.is_some_and(|h| h >= at(n)));
+        if self.good(host) || self.synced(host) && reachable {
             return None;
         }
         let number = |key: &str| self.get(key)?.parse().ok();

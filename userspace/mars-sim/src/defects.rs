@@ -212,10 +212,6 @@ pub const ALL: &[(&str, &str)] = &[
         "a former primary's own log that no link names is passed over",
     ),
     (
-        "sync-any-history",
-        "a sync from a primary whose history has not the log at the replay link",
-    ),
-    (
         "history-goes-back",
         "a peer's word takes the own history back",
     ),
@@ -258,10 +254,6 @@ pub const ALL: &[(&str, &str)] = &[
     (
         "clear-amid-gap",
         "the dirty map is cleared although a gap was opened after the links had been looked at",
-    ),
-    (
-        "clear-undurable",
-        "the dirty map is cleared before the own link is durable",
     ),
     (
         "covers-any",

@@ -350,10 +350,12 @@ impl Control {
         if !work.fetch {
             stop_all(&h, s.fetch.take()).await;
         }
-        let _ = h.forget_void_growth().await;
+        if s.sync.is_none() {
+            let _ = h.forget_void_growth().await;
+        }
         if let Some(size) = h.size().filter(|_| h.is_synced(&h.me)) {
             let me = h.me;
-            if self.is_consistent() {
+            if self.is_consistent() && !h.is_void_growth() {
                 h.put(&format!("syncfrom-{me}"), &format!("done,{size}"))
                     .await;
             }

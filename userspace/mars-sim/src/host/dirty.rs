@@ -208,7 +208,8 @@ impl Dirty {
 
     /// After a flush has failed: what no log has is written once more.
     pub async fn rewrite_unlogged(&self, h: &Host) -> Res<()> {
-        if !h.unflushed.get() || !self.is_open(h).await || on("sync-trusts-flush") {
+        let unlogged = self.is_open(h).await || self.is_distrusted(h).await;
+        if !h.unflushed.get() || !unlogged || on("sync-trusts-flush") {
             return Ok(());
         }
         let size = h.device_size().ok_or(Errno::NoEnt)?;
@@ -387,7 +388,7 @@ impl Dirty {
                 .unwrap_or(true);
         }
         // Our own link must be durable: without the map recovery starts there.
-        if needed || (!on("clear-undurable") && h.sync_dir().await.is_err()) {
+        if needed || h.sync_dir().await.is_err() {
             return;
         }
         let _locked = self.lock.lock(&h.ex).await;

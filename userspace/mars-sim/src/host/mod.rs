@@ -802,10 +802,12 @@ impl Host {
     /// A flush that has failed is not forgotten when the disk is closed.
     pub async fn note_unflushed(&self) {
         let key = format!("unflushed-{}", self.me);
-        let Some(noted) = self.number(&key) else {
+        let noted = self.number(&key);
+        if noted.is_none() && self.get(&format!("data-{}", self.me)).is_some() {
             // It must be there before /mars is full.
-            return self.put(&key, "0").await;
-        };
+            self.put(&key, "0").await;
+        }
+        let noted = noted.unwrap_or(0);
         if noted > 0 {
             self.unflushed.set(!on("sync-trusts-flush"));
         }

@@ -61,7 +61,7 @@ pub fn primary(ctx: &Ctx, name: &str) -> Result<()> {
 fn need_good_replica(ctx: &Ctx, res: &Resource, own: &Member) -> Result<()> {
     if let Some(before) = own.size_before_resize(res.size) {
         return Err(Failure::refused(format!(
-            "'{}' has grown, and what it has grown by is not complete on '{}' yet: there are {} of {}",
+            "'{}' has grown, and what it has grown by is not complete and consistent on '{}' yet: {} of {} are synced",
             res.name,
             ctx.me,
             human(own.syncstatus.unwrap_or(0)),

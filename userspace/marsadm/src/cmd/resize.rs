@@ -43,12 +43,12 @@ fn need_still(ctx: &Ctx, res: &Resource, old: u64) -> Result<()> {
         ))
         .hint("the module takes that back within half a minute: look at `marsadm view`, and run it again"));
     }
-    if ctx.own(res)?.unflushed {
+    if ctx.own(res)?.unflushed && !ctx.opt.force {
         return Err(Failure::refused(format!(
-            "a flush of the disk of '{}' on '{}' has failed: what it shows of the new part may be lost later",
+            "a flush of the disk of '{}' on '{}', or of another one or of /mars there, has failed (see its kernel log): what the disk shows of the new part may be lost later",
             res.name, ctx.me
         ))
-        .hint(format!("hand over to another member, repair or replace the disk here, and `marsadm invalidate {}` here", res.name)));
+        .hint(format!("hand over to another member, repair what has failed here, and `marsadm invalidate {0}` here. If this is the only member, or it is certain that the disk has all that it shows: --force", res.name)));
     }
     if size == old {
         return Ok(());

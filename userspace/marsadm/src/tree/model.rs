@@ -462,7 +462,13 @@ impl Member {
 
     /// While what the resource has grown by is copied: what the disk had of it before, which is a good replica by itself.
     pub fn size_before_resize(&self, size: Option<u64>) -> Option<u64> {
-        if self.is_consistent(size) {
+        // What is here already may make all of it good, as soon as it is replayed.
+        let reaches = |need: &Position| {
+            let mut have = self.replay.iter().chain(&self.fetch_pos);
+            have.any(|have| have >= need)
+        };
+        let reachable = self.syncpos.as_ref().is_some_and(reaches);
+        if self.is_consistent(size) || self.is_synced(size) && reachable {
             return None;
         }
         let whole = whole_part(self.syncfrom.as_ref()?.as_bytes(), self.syncstatus?);
