@@ -212,14 +212,19 @@ def test_resize_amid_a_sync(mars_hosts):
     equal([a, b])
 
 
+def smaller_than_its_disks(hosts):
+    """A resource of 64 MiB, on disks whose contents differ behind that, too."""
+    marscluster.setup_cluster(hosts)
+    for host in hosts:
+        host.run(f"dd if=/dev/urandom of={host.disk('data').dev} bs=1M count=96 oflag=direct status=none", timeout=90)
+    create(hosts[0], "64M")
+    marscluster.join_resource(hosts[1])
+    return hosts
+
+
 def test_resize_that_was_interrupted(mars_hosts):
     """A primary stays one, whatever was written of a resize; and a new part that never was one is compared when it becomes one."""
-    a, b = mars_hosts(2)
-    marscluster.setup_cluster([a, b])
-    for host in (a, b):
-        host.run(f"dd if=/dev/urandom of={host.disk('data').dev} bs=1M count=96 oflag=direct status=none", timeout=90)
-    create(a, "64M")
-    marscluster.join_resource(b)
+    a, b = smaller_than_its_disks(mars_hosts(2))
     marscluster.wait_synced([a, b])
     assert a.run("MARSADM_INJECT=size marsadm resize data 96M --timeout 60", check=False).rc == 99
     assert marscluster.member(a).synced == 96 << 20
@@ -238,12 +243,7 @@ def test_resize_that_was_interrupted(mars_hosts):
 
 def test_failover_amid_a_resize(mars_hosts):
     """The primary is lost while what the resource has grown by is copied: the replica goes on with what it had before."""
-    a, b = mars_hosts(2)
-    marscluster.setup_cluster([a, b])
-    for host in (a, b):
-        host.run(f"dd if=/dev/urandom of={host.disk('data').dev} bs=1M count=96 oflag=direct status=none", timeout=90)
-    create(a, "64M")
-    marscluster.join_resource(b)
+    a, b = smaller_than_its_disks(mars_hosts(2))
     a.run(f"dd if=/dev/urandom of={DEVICE} bs=1M count=8 seek=20 oflag=direct conv=fsync status=none", timeout=90)
     marscluster.wait_synced([a, b])
     expected = a.run(f"sha256sum < {DEVICE}").out

@@ -701,7 +701,9 @@ impl Control {
         if !self.is_synced() || !self.is_consistent() {
             return Err(fail(
                 "waiting",
-                format_args!("the disk is not complete any more"),
+                format_args!(
+                    "the disk is not complete any more: it needs a sync from another member"
+                ),
             ));
         }
         let Running::Secondary(s) = &mut self.running else {
@@ -812,7 +814,7 @@ impl Control {
         let failed = |e: Error| {
             fail(
                 "disk-error",
-                format_args!("what no log has can't be written once more: {e:?}"),
+                format_args!("what no log has can't be written once more: {e:?}; repair the disk"),
             )
         };
         let size = m.device_size().unwrap_or(0);

@@ -92,8 +92,6 @@ class Workload:
 
     def __init__(self, host: Host, seed: int):
         self.host, self.seed = host, seed
-        # Whether there was room for all that was written: only then what is left is a prefix of it.
-        self.logged_all = True
         host.run(
             f"{_maps(host)} && mke2fs -q -t ext4 -J size=8 -E lazy_itable_init=0,lazy_journal_init=0 /dev/mapper/mars && "
             "mkdir -p /mars && mount /dev/mapper/mars /mars && modprobe mars",
@@ -168,7 +166,7 @@ class Workload:
             go_on(_ROTATE_EVERY)
         for job in (blocks, load, writer.job):
             assert job.running, f"it has ended early: {job.wait(check=False)}"
-        self.logged_all = "EMERGENCY MODE" not in host.log()
+        assert full or "EMERGENCY MODE" not in host.log(), "/mars was full by accident: then what is left is no prefix; rotate more often"
         host.power_cut()
         recording.update()
         return recording, known

@@ -478,7 +478,7 @@ impl Ctx {
             Cmd::Primary => self.primary(false).await,
             Cmd::Force => {
                 self.h.sim.forced.set(true);
-                self.h.sim.forced_at.set(Some(self.h.ex.now()));
+                self.h.sim.force(self.h.i);
                 self.primary(true).await
             }
             Cmd::Secondary => self.secondary(&v).await,
@@ -759,7 +759,7 @@ impl Ctx {
         let me = self.h.me;
         if force {
             // Also if it is said already: that may have been by a clock which was wrong.
-            self.h.sim.forced_at.set(Some(self.h.ex.now()));
+            self.h.sim.force(self.h.i);
             self.decide("primary", me.as_str()).await?;
         } else if self.view().designated() != Some(me) {
             self.set("primary", me.as_str()).await?;

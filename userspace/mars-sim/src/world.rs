@@ -25,7 +25,7 @@ use std::{
 /// Where the links and logs of the resource are.
 pub const DIR: &str = "resource-r";
 /// So long the word of a forced failover may be on its way.
-const FORCED: Ns = 12 * SEC;
+const FORCED: Ns = 3 * SEC;
 
 /// Sizes and habits of one run, all from its seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,6 +203,8 @@ pub struct Sim {
     pub forced: Cell<bool>,
     /// When that was last.
     pub forced_at: Cell<Option<Ns>>,
+    /// Where, until it is primary.
+    forced_by: Cell<Option<usize>>,
     /// Whom an administrator has tried in vain to make primary at the end.
     pub tried: RefCell<Vec<usize>>,
     /// Whom an administrator has designated last.
@@ -244,6 +246,7 @@ impl Sim {
             over: Cell::new(false),
             forced: Cell::new(false),
             forced_at: Cell::new(None),
+            forced_by: Cell::new(None),
             tried: RefCell::default(),
             designated: Cell::new(None),
             cfg: cfg.clone(),
@@ -324,6 +327,16 @@ impl Sim {
                 ));
             }
         }
+        if self.forced_by.get() == Some(host.i) {
+            self.forced_by.set(None);
+        }
+    }
+
+    /// A failover is forced on a machine. A slow one, or one whose module has yet to start, says so later.
+    pub fn force(&self, i: usize) {
+        let later = FORCED * self.machines[i].slow.get().saturating_sub(1);
+        self.forced_at.set(Some(self.ex.now() + later));
+        self.forced_by.set(Some(i));
     }
 
     /// Starts the module on a machine.
@@ -334,6 +347,9 @@ impl Sim {
         }
         m.boots.set(m.boots.get() + 1);
         self.say(i, || "boot".into());
+        if self.forced_by.get() == Some(i) {
+            self.force(i);
+        }
         let h = Host::new(self.clone(), i);
         *m.host.borrow_mut() = Some(h.clone());
         crate::host::cluster::start(&h);
